@@ -1,0 +1,50 @@
+"""`python evaluate.py run=RUN`: measures a split with a run's checkpoint."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cnnlab.assembly.blueprint import check_config
+from cnnlab.assembly.material import held_out_loader, load_network, read_split, read_training_data
+from cnnlab.assembly.run_directory import RunDirectory
+from cnnlab.assembly.saved import load_saved_config, resolved
+from cnnlab.components import Trust
+from cnnlab.data.normalization import Normalization
+from cnnlab.engine.checkpoint import Checkpoints
+from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.execution import make_deterministic
+from cnnlab.runtime.checks import one_of
+from cnnlab.runtime.errors import ConfigError
+
+
+def run_evaluation(config: DictConfig) -> None:
+    """Prints loss and accuracy and writes them beside the run's config. Raises `ConfigError`."""
+    if config._get_node("run")._is_missing():  # type: ignore[union-attr]
+        raise ConfigError("run: expected a run's directory, as in run=runs/digits/…, received none")
+    request = resolved(config)
+    path, split = Path(str(request["run"])), one_of("split", request["split"], ("val", "test"))
+    directory = RunDirectory.open(path, "run")
+    saved = resolved(load_saved_config(path / "config.yaml"))
+    trust = Trust(False, tuple(request["trust"]), f"python evaluate.py run={path}")
+    blueprint = check_config({**saved, "device": request["device"]}, trust)
+    checkpoint = Checkpoints(path / "checkpoints").resolve(str(request["checkpoint"]))
+    if split == "val" and blueprint.data.validation_count == 0:
+        raise ConfigError("split: the run has no validation split: expected test, received 'val'")
+    blueprint.source.check()
+    make_deterministic(blueprint.deterministic)
+    pictures = read_training_data(blueprint).val if split == "val" else read_split(blueprint, "test")
+    measured = checkpoint.meta["normalization"]
+    normalization = Normalization(tuple(measured["mean_C"]), tuple(measured["sd_C"]))
+    values = evaluate(
+        load_network(blueprint, checkpoint),
+        blueprint.loss.to(blueprint.device),
+        held_out_loader(blueprint, pictures, normalization),
+        blueprint.execution,
+    )
+    name = f"evaluation-{split}-{checkpoint.folder.name}.json"
+    result = {"split": split, "checkpoint": checkpoint.folder.name, "pictures": len(pictures), **values}
+    directory.write_json(name, result)
+    print(
+        f"{split}: accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f} on {len(pictures):,} pictures "
+        f"(step {checkpoint.step})\nwritten to {path / name}"
+    )

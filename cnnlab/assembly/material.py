@@ -1,0 +1,95 @@
+"""A blueprint's splits, loaders and networks: what training and evaluation both need."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.data.normalization import Normalization
+from cnnlab.data.resident import ResidentLoader
+from cnnlab.data.source import Pictures
+from cnnlab.data.splits import carve
+from cnnlab.engine.checkpoint import Checkpoint
+from cnnlab.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training pictures, those held out for validation, and what was measured of the former."""
+
+    train: Pictures
+    val: Pictures
+    normalization: Normalization
+    digest: str  # of the whole file's pictures and labels, before any split
+
+
+def read_training_data(blueprint: Blueprint) -> TrainingData:
+    """Reads, carves and measures the training split. Raises `ConfigError` for labels outside the classes."""
+    everything = read_split(blueprint, "train")
+    settings = blueprint.data
+    kept, carved = carve(everything.y_N, settings.validation_count, settings.validation_from, settings.split_seed)
+    train = everything.select(kept[: settings.limit])
+    normalization = Normalization.fit(settings.normalize, train.x_NCHW)
+    return TrainingData(train, everything.select(carved), normalization, everything.digest())
+
+
+def read_split(blueprint: Blueprint, split: str) -> Pictures:
+    """All pictures of the source's `train` or `test` split, checked against what it described."""
+    pictures = blueprint.source.read(split)
+    spec = blueprint.spec
+    if len(pictures) != spec.counts[split] or tuple(pictures.x_NCHW.shape[1:]) != spec.input_shape:
+        raise ConfigError(
+            f"data: expected {spec.counts[split]:,} pictures of {spec.input_shape} in the {split} split, found "
+            f"{len(pictures):,} of {tuple(pictures.x_NCHW.shape[1:])}"
+        )
+    largest, smallest = int(pictures.y_N.max()), int(pictures.y_N.min())
+    if smallest < 0 or largest >= spec.classes:
+        raise ConfigError(
+            f"data: the {split} split has labels from {smallest} to {largest}: expected 0 to {spec.classes - 1} for "
+            f"{spec.classes} classes"
+        )
+    return pictures
+
+
+def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> ResidentLoader:
+    return ResidentLoader(
+        pictures,
+        normalization,
+        blueprint.data.batch_size,
+        device=blueprint.device,
+        shuffle=True,
+        drop_last=blueprint.data.drop_last,
+        seed=blueprint.seed,
+    )
+
+
+def held_out_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> ResidentLoader:
+    return ResidentLoader(
+        pictures, normalization, blueprint.data.eval_batch_size, device=blueprint.device, shuffle=False
+    )
+
+
+def load_network(blueprint: Blueprint, checkpoint: Checkpoint) -> nn.Module:
+    """The network as validation saw it at the checkpoint. Raises `ConfigError` for another network's weights."""
+    with torch.random.fork_rng():
+        network = blueprint.network.build()
+    load_weights(network, checkpoint)
+    return blueprint.execution.place(network, blueprint.device)
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint, *, trained: bool = False) -> None:
+    """Puts a checkpoint's weights (the averaged ones, unless `trained`) in. Raises `ConfigError`, at most 5 keys."""
+    saved = checkpoint.weights if trained else checkpoint.inference_weights
+    own = network.state_dict()
+    differences = [f"{key} is not in the network" for key in saved if key not in own]
+    differences += [f"{key} is not in the checkpoint" for key in own if key not in saved]
+    differences += [
+        f"{key} is {list(saved[key].shape)} in the checkpoint and {list(own[key].shape)} in the network"
+        for key in own
+        if key in saved and own[key].shape != saved[key].shape
+    ]
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ConfigError(f"checkpoint: {checkpoint.folder} holds another network: {'; '.join(differences[:5])}{more}")
+    network.load_state_dict(saved)

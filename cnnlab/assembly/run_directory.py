@@ -1,0 +1,89 @@
+"""A run's directory: made exclusively, locked while a process works in it."""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from cnnlab.runtime.errors import ConfigError, first_line
+
+RUNS = Path("runs")
+
+
+class RunDirectory:
+    """`runs/NAME/DATE_TIME_xxxx`; two processes never work in one. Raises `ConfigError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: TextIO | None = None
+
+    @classmethod
+    def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
+        """Makes the directory `wanted`, or one of a name of its own under `runs/NAME`."""
+        path = wanted or RUNS / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=False)
+        except FileExistsError:
+            raise ConfigError(
+                f"run_dir: {path.absolute()} exists: expected a new directory, or resume={path} to go on in it"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
+            ) from error
+        directory = cls(path)
+        directory.lock()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path, key: str) -> "RunDirectory":
+        """An existing run's directory; `key` is where in the config it was named."""
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(
+                f"{key}: expected a run's directory with a config.yaml, received {str(path)!r}"
+                + ("" if path.exists() else f"; {path.absolute()} does not exist")
+            )
+        return cls(path)
+
+    def lock(self) -> None:
+        """Holds the run until this process ends. Raises `ConfigError` that names the holder."""
+        path = self.path / ".lock"
+        self._lock = path.open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = path.read_text().strip() or "another process"
+            raise ConfigError(
+                f"resume: {self.path} is in use by {holder}: expected a run that no process works in"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def release(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces a file at once: it is the old one or the new one."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text)
+        temporary.replace(self.path / name)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file, empty where there is none."""
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        content = json.loads(path.read_text())
+        assert isinstance(content, dict)
+        return content

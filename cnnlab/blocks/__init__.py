@@ -1,0 +1,46 @@
+"""The blocks that YAML can name: plain `nn.Module`s with plain constructor values."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.blocks.containers import Residual, Sequence
+from cnnlab.blocks.conv import Conv
+from cnnlab.blocks.dropout import Dropout, Dropout2d
+from cnnlab.blocks.linear import Linear
+from cnnlab.blocks.normalization import BatchNorm, GroupNorm, LayerNorm
+from cnnlab.blocks.pooling import (
+    AdaptiveAvgPool,
+    AdaptiveMaxPool,
+    AvgPool,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    MaxPool,
+)
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "conv": Conv,
+    "batch_norm": BatchNorm,
+    "group_norm": GroupNorm,
+    "layer_norm": LayerNorm,
+    "relu": nn.ReLU,
+    "leaky_relu": LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "softmax": Softmax,
+    "max_pool": MaxPool,
+    "avg_pool": AvgPool,
+    "global_avg_pool": GlobalAvgPool,
+    "global_max_pool": GlobalMaxPool,
+    "adaptive_avg_pool": AdaptiveAvgPool,
+    "adaptive_max_pool": AdaptiveMaxPool,
+    "dropout": Dropout,
+    "dropout2d": Dropout2d,
+    "flatten": nn.Flatten,
+    "linear": Linear,
+    "residual": Residual,
+    "sequence": Sequence,
+}

@@ -1,0 +1,69 @@
+"""Convolution."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnnlab.runtime.checks import int_or_pair, integer, number, one_of
+from cnnlab.runtime.errors import ArgumentError
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "constant")
+
+
+class Conv(nn.Conv2d):
+    """`out_channels` filters that slide over a picture: (N, in_channels, H, W) → (N, out_channels, H', W').
+
+    H' = ⌊(H + 2·padding − dilation·(kernel_size − 1) − 1) / stride⌋ + 1, and the same for W' (`torch.nn.Conv2d`).
+    `padding` is a whole number, a pair, `same` (H' = H, stride 1 only) or `valid` (none). `padding_value` is the
+    constant that fills the border when `padding_mode` is `constant`.
+
+    Raises `ArgumentError` for a value out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        padding_value: float = 0.0,
+    ) -> None:
+        integer("out_channels", out_channels, 1)
+        strides = int_or_pair("stride", stride, 1)
+        if isinstance(padding, str):
+            one_of("padding", padding, ("same", "valid"))
+        else:
+            padding = int_or_pair("padding", padding, 0)
+        if padding == "same" and strides != (1, 1):
+            raise ArgumentError("padding", f"expected 'valid' or numbers beside stride {stride!r}, received 'same'")
+        one_of("padding_mode", padding_mode, PADDING_MODES)
+        self.padding_value = number("padding_value", padding_value)
+        if padding_value != 0 and padding_mode != "constant":
+            raise ArgumentError(
+                "padding_value",
+                f"expected padding_mode=constant beside it, received padding_mode={padding_mode}",
+            )
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % integer("groups", groups, 1):
+                raise ArgumentError("groups", f"{name} {channels} cannot be divided into {groups} groups")
+        super().__init__(
+            integer("in_channels", in_channels, 1),
+            out_channels,
+            int_or_pair("kernel_size", kernel_size, 1),
+            strides,
+            padding,
+            int_or_pair("dilation", dilation, 1),
+            groups,
+            bias,
+            "zeros" if padding_mode == "constant" else padding_mode,  # type: ignore[arg-type]
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if self.padding_value == 0:
+            return super().forward(x_NCHW)
+        x_NCHW = F.pad(x_NCHW, self._reversed_padding_repeated_twice, value=self.padding_value)
+        return F.conv2d(x_NCHW, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)

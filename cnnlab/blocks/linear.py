@@ -1,0 +1,12 @@
+"""The fully connected layer."""
+
+from torch import nn
+
+from cnnlab.runtime.checks import integer
+
+
+class Linear(nn.Linear):
+    """Every output sees every input: (N, in_features) → (N, out_features). Raises `ArgumentError`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(integer("in_features", in_features, 1), integer("out_features", out_features, 1), bias)

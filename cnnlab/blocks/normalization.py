@@ -1,0 +1,66 @@
+"""Normalisation: over the batch, over groups of channels, over one picture."""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cnnlab.runtime.checks import integer, number
+from cnnlab.runtime.errors import ArgumentError
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation of (N, C), (N, C, L) or (N, C, H, W) per channel, so that one name serves everywhere.
+
+    y = (x − mean) / √(var + eps) · weight + bias; biased variance in training, running averages in evaluation
+    (arXiv 1502.03167). Raises `ArgumentError`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        if momentum is not None:
+            number("momentum", momentum, 0, 1)
+        super().__init__(
+            integer("num_features", num_features, 1),
+            number("eps", eps, 0, open_minimum=True),
+            momentum,
+            affine,
+            track_running_stats,
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.dim() in (2, 3, 4), f"batch_norm takes 2 to 4 dimensions, received {input.dim()}"
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalises each of `num_groups` groups of channels of one picture (arXiv 1803.08494); keeps the shape."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        if num_channels % integer("num_groups", num_groups, 1):
+            raise ArgumentError(
+                "num_groups",
+                f"expected a divisor of the {num_channels} channels, received {num_groups}",
+            )
+        super().__init__(num_groups, num_channels, number("eps", eps, 0, open_minimum=True), affine)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalises over the trailing dimensions `normalized_shape`, by default all but the batch's (arXiv 1607.06450)."""
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            normalized_shape,
+            number("eps", eps, 0, open_minimum=True),
+            elementwise_affine,
+            bias,
+        )

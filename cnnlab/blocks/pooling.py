@@ -1,0 +1,86 @@
+"""Pooling: downsampling by the largest or the mean value of each window."""
+
+from torch import Tensor, nn
+
+from cnnlab.runtime.checks import int_or_pair
+from cnnlab.runtime.errors import ArgumentError
+
+Size = int | tuple[int, int]
+
+
+def _window(
+    kernel_size: Size, stride: Size | None, padding: Size
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    kernel = int_or_pair("kernel_size", kernel_size, 1)
+    paddings = int_or_pair("padding", padding, 0)
+    if any(border > size // 2 for border, size in zip(paddings, kernel, strict=True)):
+        raise ArgumentError(
+            "padding", f"expected at most half of the kernel_size {kernel_size!r}, received {padding!r}"
+        )
+    return kernel, kernel if stride is None else int_or_pair("stride", stride, 1), paddings
+
+
+class MaxPool(nn.MaxPool2d):
+    """The largest value of each window: (N, C, H, W) → (N, C, H', W').
+
+    H' = ⌊(H + 2·padding − dilation·(kernel_size − 1) − 1) / stride⌋ + 1; `stride` is `kernel_size` where it is
+    not given. Raises `ArgumentError`.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(
+            *_window(kernel_size, stride, padding),
+            dilation=int_or_pair("dilation", dilation, 1),
+            ceil_mode=ceil_mode,
+        )
+
+
+class AvgPool(nn.AvgPool2d):
+    """The mean of each window: (N, C, H, W) → (N, C, H', W'), sizes as in `MaxPool`. Raises `ArgumentError`."""
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__(
+            *_window(kernel_size, stride, padding), ceil_mode=ceil_mode, count_include_pad=count_include_pad
+        )
+
+
+class AdaptiveAvgPool(nn.AdaptiveAvgPool2d):
+    """Means over as many windows as give `output_size`: (N, C, H, W) → (N, C, *output_size)."""
+
+    def __init__(self, output_size: Size) -> None:
+        super().__init__(int_or_pair("output_size", output_size, 1))
+
+
+class AdaptiveMaxPool(nn.AdaptiveMaxPool2d):
+    """Maxima over as many windows as give `output_size`: (N, C, H, W) → (N, C, *output_size)."""
+
+    def __init__(self, output_size: Size) -> None:
+        super().__init__(int_or_pair("output_size", output_size, 1))
+
+
+class GlobalAvgPool(nn.Module):
+    """The mean of each channel: (N, C, H, W) → (N, C)."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.mean(dim=(2, 3))
+
+
+class GlobalMaxPool(nn.Module):
+    """The largest value of each channel: (N, C, H, W) → (N, C)."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.amax(dim=(2, 3))

@@ -1,0 +1,294 @@
+"""A spec from the config becomes a class and its arguments, with every complaint collected.
+
+A spec is a name (`relu`) or a mapping with `type` and arguments (`{type: conv, out_channels: 20}`). A name
+without a dot is looked up in the table of its kind; `torch.nn.Hardswish` is taken from the kind's own torch
+namespaces; any other dotted path is the user's own class. Nothing here is ever called before it was found to be
+of the right kind.
+"""
+
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnlab.runtime.errors import Complaints, ConfigError, did_you_mean, first_line, listing
+
+Factory = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one group of the config may name: its table, and which torch classes go by their dotted names."""
+
+    noun: str
+    table: Mapping[str, Factory]
+    base: type | None = None  # None: only the table's own names are taken
+    namespaces: tuple[str, ...] = ()
+
+    def name_of(self, factory: Factory) -> str:
+        """The table's name of a factory, or its own."""
+        names = [name for name, known in self.table.items() if known is factory]
+        return names[0] if names else factory.__name__
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Which of the user's own classes may be imported.
+
+    A command line and the YAML it composes are trusted like code (`everything`); a saved config is data: only
+    the dotted names that this command repeats are imported.
+    """
+
+    everything: bool = True
+    names: tuple[str, ...] = ()
+    command: str = "python train.py resume=RUN"
+
+    def check(self, key: str, name: str) -> None:
+        if not self.everything and name not in self.names:
+            repeated = ",".join([*self.names, name])
+            raise ConfigError(
+                f"{key}: the saved config names the class {name!r}, which is not part of cnnlab; "
+                f"if you know its code, repeat it: {self.command} 'trust=[{repeated}]'"
+            )
+
+
+@dataclass
+class Component:
+    """A factory and the arguments that the config gave it; `key` is where in the config it stands."""
+
+    key: str
+    type: str
+    factory: Factory
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.factory).parameters
+
+    def build(self, **provided: Any) -> Any:
+        """Calls the factory. Raises `ConfigError` with the component's key for any value it does not take."""
+        try:
+            return self.factory(**{**self.arguments, **provided})
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+            complaints = Complaints()
+            complaints.add_error(self.key, error)
+            raise ConfigError(complaints.messages[0]) from error
+
+
+def split_spec(spec: Any, key: str) -> tuple[str, dict[str, Any]]:
+    """A spec's type and its arguments. Raises `ConfigError` where it is neither a name nor has a `type`."""
+    if isinstance(spec, str) and spec:
+        return spec, {}
+    if isinstance(spec, Mapping):
+        arguments = {str(name): value for name, value in spec.items()}
+        name = arguments.pop("type", None)
+        if isinstance(name, str) and name:
+            return name, arguments
+        raise ConfigError(f"{key}: expected a mapping with a 'type', received {shorten(dict(spec))}")
+    raise ConfigError(f"{key}: expected a name or a mapping with a 'type', received {spec!r}")
+
+
+def find_factory(name: str, key: str, kind: Kind, trust: Trust) -> Factory:
+    """The class or function that `name` stands for. Raises `ConfigError` with the nearest legal name."""
+    if name in kind.table:
+        return kind.table[name]
+    if "." not in name or kind.base is None:
+        dotted = f", or a dotted name such as {[*kind.namespaces, 'my.package'][0]}.Name" if kind.base else ""
+        raise ConfigError(
+            f"{key}: there is no {kind.noun} {name!r};{did_you_mean(name, kind.table)} "
+            f"expected one of {listing(sorted(kind.table))}{dotted}"
+        )
+    module_name, _, attribute = name.rpartition(".")
+    if module_name not in kind.namespaces:
+        trust.check(key, name)
+    factory = _import(module_name, attribute, name, key)
+    if not (isinstance(factory, type) and issubclass(factory, kind.base)):
+        raise ConfigError(
+            f"{key}: {name} is no {kind.noun}: expected a subclass of {kind.base.__module__}.{kind.base.__qualname__}"
+        )
+    if inspect.isabstract(factory):
+        raise ConfigError(f"{key}: {name} is abstract: expected a {kind.noun} that can be built")
+    return factory
+
+
+def _import(module_name: str, attribute: str, name: str, key: str) -> Any:
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"{key}: cannot import {name!r}: {type(error).__name__}: {first_line(error)}") from error
+    if not hasattr(module, attribute):
+        public = [option for option in dir(module) if not option.startswith("_")]
+        raise ConfigError(
+            f"{key}: module {module_name!r} has no {attribute!r};{did_you_mean(attribute, public)}".rstrip(";")
+        )
+    return getattr(module, attribute)
+
+
+def bind(
+    spec: Any,
+    key: str,
+    kind: Kind,
+    complaints: Complaints,
+    *,
+    provided: Collection[str] = (),
+    constants: Mapping[str, Any] | None = None,
+    trust: Trust | None = None,
+) -> Component | None:
+    """Binds a spec to the signature of what it names; adds every complaint and returns None where there are any.
+
+    `provided` names the parameters that the caller fills later: the config need not give them. `constants` are
+    words that stand for a number, such as `classes`.
+    """
+    try:
+        name, arguments = split_spec(spec, key)
+        factory = find_factory(name, key, kind, trust or Trust())
+    except ConfigError as error:
+        complaints.add("", str(error))
+        return None
+    before = len(complaints.messages)
+    bound = bind_arguments(factory, arguments, key, name, complaints, provided=provided, constants=constants)
+    if len(complaints.messages) > before:
+        return None
+    return Component(key, name, factory, bound)
+
+
+def bind_arguments(
+    factory: Factory,
+    arguments: Mapping[str, Any],
+    key: str,
+    name: str,
+    complaints: Complaints,
+    *,
+    provided: Collection[str] = (),
+    constants: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The arguments as the factory takes them, constants put in; complains of unknown, missing and ill-typed."""
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = [
+        parameter
+        for parameter in parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    legal = [parameter.name for parameter in named]
+    hints = _type_hints(factory)
+    bound: dict[str, Any] = {}
+    for argument, given in arguments.items():
+        place = f"{key}.{argument}" if key else argument
+        if argument not in legal and not takes_any:
+            complaints.add(
+                place,
+                f"{name} has no argument {argument!r};{did_you_mean(argument, legal)} "
+                f"it takes {listing(option for option in legal if option not in _HIDDEN)}",
+            )
+            continue
+        value = _substitute(given, constants or {})
+        problem = type_problem(value, hints.get(argument, Any))
+        if problem:
+            complaints.add(place, f"expected {problem}, received {given!r}{_constant_hint(given, constants)}")
+            continue
+        bound[argument] = value
+    for parameter in named:
+        required = parameter.default is parameter.empty
+        if required and parameter.name not in arguments and parameter.name not in provided:
+            place = f"{key}.{parameter.name}" if key else parameter.name
+            complaints.add(place, f"{name} needs it, and it is missing")
+    return bound
+
+
+_HIDDEN = ("device", "dtype")
+
+
+def _substitute(value: Any, constants: Mapping[str, Any]) -> Any:
+    """Constants in, lists to tuples (torch compares and unpacks sizes as tuples)."""
+    if isinstance(value, str):
+        return constants.get(value, value)
+    if isinstance(value, list | tuple):
+        return tuple(_substitute(item, constants) for item in value)
+    return value
+
+
+def _constant_hint(value: Any, constants: Mapping[str, Any] | None) -> str:
+    hint = did_you_mean(value, constants or {}) if isinstance(value, str) else ""
+    return f";{hint}" if hint else ""
+
+
+def _type_hints(factory: Factory) -> dict[str, Any]:
+    target = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(target)
+    except Exception:  # third-party annotations that cannot be evaluated check nothing
+        return {}
+
+
+def type_problem(value: Any, hint: Any) -> str | None:
+    """What was expected, where `value` clearly is not of the annotated type; None where it is, or is unknowable.
+
+    An int does for a float, a bool for neither; a number must be finite.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    return None if _conforms(value, hint) else _describe(hint)
+
+
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a word"),
+    bool: ((bool,), "true or false"),
+    type(None): ((type(None),), "null"),
+    None: ((type(None),), "null"),
+}
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    if hint in _PLAIN:
+        legal, _ = _PLAIN[hint]
+        return isinstance(value, legal) and (hint is bool or not isinstance(value, bool))
+    origin = typing.get_origin(hint)
+    parts = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_conforms(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        return isinstance(value, tuple) and _items_conform(value, parts)
+    if origin in (list, typing.Sequence):
+        return isinstance(value, tuple | list)
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if isinstance(hint, type) and hint.__module__.startswith("torch"):
+        return not isinstance(value, bool | int | float | str | type(None))
+    return True
+
+
+def _items_conform(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        return all(_conforms(item, parts[0]) for item in value)
+    return len(value) == len(parts) and all(_conforms(item, part) for item, part in zip(value, parts, strict=True))
+
+
+def _describe(hint: Any) -> str:
+    if hint in _PLAIN:
+        return _PLAIN[hint][1]
+    origin = typing.get_origin(hint)
+    parts = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_describe(part) for part in parts))
+    if origin is typing.Literal:
+        return f"one of {listing(parts)}"
+    if origin is tuple:
+        return f"a list of {len(parts)}" if Ellipsis not in parts else "a list"
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return "a mapping"
+    return getattr(hint, "__name__", str(hint))
+
+
+def shorten(value: Any, length: int = 80) -> str:
+    """`repr` of a value, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,18 @@
+"""Where pictures come from and how they reach the training step.
+
+A source knows its sizes without reading pictures (`describe`), can say that its files are missing before anything
+else happens (`check`), and reads one split at a time.
+"""
+
+from collections.abc import Callable
+
+from cnnlab.data.digits import Digits
+from cnnlab.data.mnist import KMNIST, MNIST, FashionMNIST
+from cnnlab.data.source import Source
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": Digits,
+    "mnist": MNIST,
+    "fashion_mnist": FashionMNIST,
+    "kmnist": KMNIST,
+}

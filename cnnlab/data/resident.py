@@ -1,0 +1,87 @@
+"""The resident loader: the whole split lies on the device as uint8, a batch is a few tensor operations."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnlab.data.normalization import Normalization
+from cnnlab.data.source import Pictures
+from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.randomness import derive
+
+
+class ResidentLoader:
+    """Batches of one split, in an order that is a pure function of (seed, epoch).
+
+    `batch_size` is over all ranks; every rank draws the same order and takes every `world_size`-th picture of each
+    batch. `drop_last` leaves out the pictures that fill no whole batch. Position within the epoch is an integer
+    (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest of the current epoch; then
+    `set_epoch` starts another.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        normalization: Normalization,
+        batch_size: int,
+        *,
+        device: torch.device,
+        shuffle: bool,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.x_NCHW = pictures.x_NCHW.to(device)
+        self.y_N = pictures.y_N.to(device)
+        self.index_N = pictures.index_N.to(device)
+        self.shift_C11, self.scale_C11 = normalization.tensors(device)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.y_N), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in an epoch, over all ranks."""
+        return len(self) * self.batch_size if self.drop_last else len(self.y_N)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch (counted from 0)."""
+        self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def order(self, epoch: int) -> Tensor:
+        """(pictures,) int64 rows in the order of that epoch, the same on every device."""
+        if not self.shuffle:
+            return torch.arange(len(self.y_N))
+        generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
+        return torch.randperm(len(self.y_N), generator=generator)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self.order(self.epoch).to(self.x_NCHW.device)
+        while self.position < len(self):
+            start = self.position * self.batch_size
+            rows = order[start : start + self.batch_size][self.rank :: self.world_size]
+            self.position += 1  # before the batch is handed out: a checkpoint after its step counts it
+            yield self._batch(rows)
+
+    def _batch(self, rows: Tensor) -> Batch:
+        x_NCHW = torch.addcmul(self.shift_C11, self.x_NCHW[rows].float(), self.scale_C11)
+        return Batch(x_NCHW, self.y_N[rows], self.index_N[rows])

@@ -1,0 +1,79 @@
+"""The keys under `data` that are not the source's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cnnlab.data.normalization import NORMALIZATIONS
+from cnnlab.data.source import DataSpec
+from cnnlab.data.splits import check_validation
+from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.errors import ArgumentError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How a source's pictures become batches. Raises `ArgumentError`.
+
+    `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first pictures of the training
+    split, after validation was carved.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    drop_last: bool
+    limit: int | None
+    split_seed: int
+    validation: Mapping[str, Any]
+    normalize: str
+
+    def __post_init__(self) -> None:
+        integer("batch_size", self.batch_size, 1)
+        integer("eval_batch_size", self.eval_batch_size, 1)
+        integer("split_seed", self.split_seed, 0)
+        if self.limit is not None:
+            integer("limit", self.limit, 1)
+        one_of("normalize", self.normalize, NORMALIZATIONS)
+        for name in self.validation:
+            if name not in ("count", "from"):
+                raise ArgumentError(
+                    f"validation.{name}",
+                    f"there is no such key;{did_you_mean(name, ('count', 'from'))} expected count and from",
+                )
+
+    @property
+    def validation_count(self) -> int:
+        return int(self.validation.get("count", 0))
+
+    @property
+    def validation_from(self) -> str:
+        return str(self.validation.get("from", "random"))
+
+    def train_count(self, spec: DataSpec) -> int:
+        """How many pictures train. Raises `ArgumentError` where that leaves no whole batch."""
+        try:
+            check_validation(self.validation.get("count", 0), self.validation_from, spec.counts["train"])
+        except ArgumentError as error:
+            raise ArgumentError(f"validation.{error.argument}", error.message) from error
+        available = spec.counts["train"] - self.validation_count
+        if self.limit is not None and self.limit > available:
+            raise ArgumentError(
+                "limit",
+                f"expected at most {available} ({spec.counts['train']} training pictures − "
+                f"{self.validation_count} for validation), received {self.limit}",
+            )
+        count = available if self.limit is None else self.limit
+        if self.drop_last and self.batch_size > count:
+            raise ArgumentError(
+                "batch_size",
+                f"expected at most the {count} training pictures, received {self.batch_size}; "
+                f"with drop_last=true an epoch would have no step",
+            )
+        return count
+
+    def steps_per_epoch(self, spec: DataSpec) -> int:
+        whole, rest = divmod(self.train_count(spec), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+
+SETTINGS = tuple(field.name for field in fields(DataSettings))

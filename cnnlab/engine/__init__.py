@@ -1,0 +1,1 @@
+"""The training step, the trainer around it, evaluation, checkpoints."""

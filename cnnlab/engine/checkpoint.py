@@ -1,0 +1,294 @@
+"""Checkpoints: whole or absent, and never believed unread.
+
+A checkpoint is a folder `step-00000430` with weights in safetensors, the rest of the state in a file that loads with
+`weights_only=True`, and a manifest with the size and SHA-256 of each. It is written beside its place, made durable and
+renamed into it, so a kill at any instant leaves the old ones or the new one. `torch.load` notices few damaged bits and
+safetensors none: nothing is read before its hash agrees.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cnnlab.runtime.errors import ConfigError, TrainingError, listing
+
+WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+STATE = "state.pt"
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1 << 20
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `weights` and `ema` are read at once; `state()` is read when asked for."""
+
+    folder: Path
+    step: int
+    meta: dict[str, Any]
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the weights: optimizer, schedule, generators, counters."""
+        state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        assert isinstance(state, dict)
+        return state
+
+    @property
+    def inference_weights(self) -> dict[str, Tensor]:
+        """What validation saw: the averaged weights where there are any."""
+        return self.weights if self.ema is None else self.ema
+
+
+class Checkpoints:
+    """The `checkpoints` folder of a run. Keeps the newest two and the best."""
+
+    def __init__(self, folder: Path, notify: Callable[[str], None] = lambda text: None) -> None:
+        self.folder = folder
+        self.notify = notify
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, ascending; order is by step, never by a file's time."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        *,
+        ema: Mapping[str, Tensor] | None = None,
+        best: bool = False,
+    ) -> None:
+        """Writes one checkpoint durably. Raises `TrainingError` where the disk refuses; older ones stay whole."""
+        temporary = self.folder / f".writing-{step:08d}-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+            temporary.mkdir()
+            tied = {WEIGHTS: _write_weights(temporary / WEIGHTS, weights)}
+            if ema is not None:
+                tied[EMA_WEIGHTS] = _write_weights(temporary / EMA_WEIGHTS, ema)
+            torch.save(dict(state), temporary / STATE)
+            _write_manifest(temporary, {"format": 1, "step": step, "tied": tied, "meta": dict(meta)})
+            _sync_folder(temporary)
+            target = self.path(step)
+            if target.exists():  # a run that was taken up earlier than this step comes by again
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _sync_folder(self.folder)
+            self._name("last", target.name)
+            if best:
+                self._name("best", target.name)
+            self._prune()
+        except (
+            OSError,
+            RuntimeError,
+            safetensors.SafetensorError,
+        ) as error:  # torch says RuntimeError to a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise TrainingError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}; "
+                f"the older checkpoints are untouched"
+            ) from error
+
+    def named(self, name: str) -> int | None:
+        """The step that `best` or `last` names; None where it names none."""
+        try:
+            match = _NAME.fullmatch((self.folder / name).read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            return None
+        return int(match[1]) if match else None
+
+    def resolve(self, which: str) -> Checkpoint:
+        """The verified checkpoint `best`, `last` or of a step. Raises `ConfigError` with what there is."""
+        steps = self.steps()
+        step = self.named(which) if which in ("best", "last") else int(which) if which.isdecimal() else None
+        if step is None or step not in steps:
+            raise ConfigError(
+                f"checkpoint: expected best, last or one of the steps {listing(steps)} in {self.folder}, "
+                f"received {which!r}"
+            )
+        try:
+            return read_checkpoint(self.path(step))
+        except DamagedCheckpointError as error:
+            raise ConfigError(
+                f"checkpoint: {error}; expected another of {listing(steps)}, received {which!r}"
+            ) from error
+
+    def newest_whole(self) -> Checkpoint | None:
+        """The newest checkpoint that is what was written; damaged ones are set aside, and that is said."""
+        for step in reversed(self.steps()):
+            try:
+                return read_checkpoint(self.path(step))
+            except DamagedCheckpointError as error:
+                aside = self._set_aside(self.path(step))
+                self.notify(f"{error}: set aside as {aside.name}, going on from an older one")
+        return None
+
+    def _set_aside(self, folder: Path) -> Path:
+        number = 0
+        while (aside := folder.with_name(f"damaged-{number}-{folder.name}")).exists():
+            number += 1
+        return folder.rename(aside)
+
+    def _name(self, name: str, target: str) -> None:
+        """`best` and `last` are files that hold a folder's name, replaced at once."""
+        temporary = self.folder / f".writing-{name}"
+        with temporary.open("w") as file:
+            file.write(target + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / name)
+        _sync_folder(self.folder)
+
+    def _prune(self) -> None:
+        keep = {*self.steps()[-2:], self.named("best")}
+        for step in self.steps():
+            if step not in keep:
+                # renamed first: a kill half-way leaves no checkpoint with half its files
+                shutil.rmtree(self.path(step).rename(self.folder / f".removing-{step:08d}"))
+
+    def _clear_leftovers(self) -> None:
+        """What a kill left of an earlier write or removal."""
+        for pattern in (".writing-*", ".removing-*"):
+            for entry in self.folder.glob(pattern):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Verifies every file against the manifest and reads the weights. Raises `DamagedCheckpointError`."""
+    manifest = _read_manifest(folder)
+    expected = manifest["files"]
+    for name, entry in expected.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise DamagedCheckpointError(f"{path} is not the file of {entry['bytes']} bytes that was written")
+        if _sha256(path) != entry["sha256"]:
+            raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+    _check_archive(folder / STATE)
+    tied = manifest["tied"]
+    return Checkpoint(
+        folder,
+        manifest["step"],
+        manifest["meta"],
+        _read_weights(folder / WEIGHTS, tied.get(WEIGHTS, {})),
+        _read_weights(folder / EMA_WEIGHTS, tied.get(EMA_WEIGHTS, {})) if EMA_WEIGHTS in expected else None,
+    )
+
+
+def _untied(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and {other name: name} for tensors that go by several; safetensors refuses those."""
+    first: dict[tuple[object, ...], str] = {}
+    unique: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in weights.items():
+        identity = (tensor.data_ptr(), *tensor.shape)
+        if tensor.numel() and identity in first:
+            tied[name] = first[identity]
+        else:
+            first[identity] = name
+            unique[name] = tensor
+    return unique, tied
+
+
+def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    unique, tied = _untied(weights)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unique.items()}
+    safetensors.torch.save_file(tensors, path)
+    return tied
+
+
+def _read_weights(path: Path, tied: Mapping[str, str]) -> dict[str, Tensor]:
+    weights = safetensors.torch.load_file(path)
+    return {**weights, **{name: weights[other] for name, other in tied.items()}}
+
+
+def _write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _sync_file(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    with (folder / MANIFEST).open("w") as file:
+        file.write(_sealed({**body, "files": files}))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sealed(body: Mapping[str, Any]) -> str:
+    """The manifest's text, its own hash in it: one flipped bit anywhere is noticed."""
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"manifest": body, "sha256": seal}, sort_keys=True, indent=1) + "\n"
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink() or path.stat().st_size > LARGEST_MANIFEST:
+            raise DamagedCheckpointError(f"{path} is no manifest")
+        text = path.read_bytes().decode()
+        body = json.loads(text)["manifest"]
+        whole = _sealed(body) == text
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path} is missing or damaged") from error
+    if not whole:
+        raise DamagedCheckpointError(f"{path} is damaged: its text is not what was written")
+    named = set(body["files"])
+    if not {WEIGHTS, STATE} <= named <= {WEIGHTS, EMA_WEIGHTS, STATE}:
+        raise DamagedCheckpointError(f"{path} names other files than a checkpoint has: {listing(sorted(named))}")
+    assert isinstance(body, dict)
+    return body
+
+
+def _check_archive(path: Path) -> None:
+    """`torch.save` stores without compression: a compressed or overlapping archive did not come from it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise DamagedCheckpointError(f"{path} is no archive of torch's") from error
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise DamagedCheckpointError(f"{path} would take more memory than it has bytes")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""The optimizer: parameter groups by name, and a state that is keyed by name."""
+
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlab.components import Component
+from cnnlab.runtime.checks import number
+from cnnlab.runtime.errors import ArgumentError, Complaints, did_you_mean
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+GROUP_OPTIONS = ("lr", "weight_decay")
+_NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
+
+
+def check_optimizer(
+    component: Component, groups: Any, names: list[str], complaints: Complaints
+) -> dict[str, dict[str, float]]:
+    """Complains of values out of range and of group patterns that match nothing; returns the groups."""
+    if component.factory is torch.optim.LBFGS:
+        complaints.add(
+            f"{component.key}.type",
+            "LBFGS evaluates the loss several times per update, which this training step does not; "
+            "expected a first-order optimizer such as sgd, adam or adamw",
+        )
+    _check_ranges(component.key, component.arguments, complaints)
+    if component.arguments.get("nesterov") and not component.arguments.get("momentum"):
+        complaints.add(f"{component.key}.nesterov", "expected momentum > 0 beside it, received none")
+    for index, beta in enumerate(component.arguments.get("betas", ())):
+        if not 0 <= beta < 1:
+            complaints.add(f"{component.key}.betas[{index}]", f"expected a number in [0, 1), received {beta!r}")
+    if not isinstance(groups, Mapping):
+        complaints.add(
+            f"{component.key}.groups",
+            f"expected a mapping of name pattern → lr, weight_decay, received {groups!r}",
+        )
+        return {}
+    for pattern, options in groups.items():
+        key = f"{component.key}.groups.{pattern}"
+        if not isinstance(options, Mapping) or not options:
+            complaints.add(key, f"expected a mapping with lr or weight_decay, received {options!r}")
+            continue
+        for option in options:
+            if option not in GROUP_OPTIONS:
+                complaints.add(
+                    f"{key}.{option}",
+                    f"expected lr or weight_decay, received {option!r};{did_you_mean(option, GROUP_OPTIONS)}",
+                )
+        _check_ranges(key, options, complaints)
+        if names and not fnmatch.filter(names, str(pattern)):
+            complaints.add(
+                key,
+                f"no parameter's name matches it;{did_you_mean(pattern, names)} the first names are "
+                f"{', '.join(names[:4])}",
+            )
+    return {str(pattern): dict(options) for pattern, options in groups.items() if isinstance(options, Mapping)}
+
+
+def _check_ranges(key: str, arguments: Mapping[str, Any], complaints: Complaints) -> None:
+    for name in _NOT_NEGATIVE:
+        if arguments.get(name) is not None:
+            try:
+                number(name, arguments[name], 0)
+            except ArgumentError as error:
+                complaints.add_error(key, error)
+
+
+def build_optimizer(
+    component: Component, network: nn.Module, groups: Mapping[str, Mapping[str, float]]
+) -> torch.optim.Optimizer:
+    """The optimizer over all parameters that train.
+
+    A parameter takes the options of the first pattern that its name matches. Weight decay leaves out biases and norms
+    (all that has fewer than two dimensions) unless a pattern says otherwise: decaying them has no effect on the
+    function's complexity that is wanted (arXiv 1812.01187).
+    """
+    takes_decay = "weight_decay" in inspect.signature(component.factory).parameters
+    parameter_groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        pattern = next((pattern for pattern in groups if fnmatch.fnmatchcase(name, pattern)), None)
+        options = dict(groups[pattern]) if pattern is not None else {}
+        if takes_decay and parameter.dim() < 2:
+            options.setdefault("weight_decay", 0.0)
+        group = parameter_groups.setdefault(tuple(sorted(options.items())), {"params": [], "names": [], **options})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    optimizer = component.build(params=list(parameter_groups.values()))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`{"state": {name: …}, "groups": […]}`: by name, so that it survives another order of the parameters."""
+    state = optimizer.state_dict()
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    return {
+        "state": {names[index]: values for index, values in state["state"].items()},
+        "groups": [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]],
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Puts back what `optimizer_state` returned, to the parameters of the same names."""
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    index_of = {name: index for index, name in enumerate(names)}
+    assert [group["names"] for group in saved["groups"]] == [group["names"] for group in optimizer.param_groups]
+    params = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    optimizer.load_state_dict(
+        {
+            "state": {index_of[name]: values for name, values in saved["state"].items()},
+            "param_groups": [{**group, "params": own} for group, own in zip(saved["groups"], params, strict=True)],
+        }
+    )

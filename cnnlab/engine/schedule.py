@@ -1,0 +1,115 @@
+"""How the learning rate goes: pure functions of (step, total_steps), stepped once per update.
+
+Each entry of `SCHEDULES` makes a function of the step that gives a factor of `optimizer.lr`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from cnnlab.runtime.checks import number
+
+Factor = Callable[[int], float]
+
+
+def constant() -> Factor:
+    """The optimizer's lr, throughout."""
+    return lambda step: 1.0
+
+
+def step(step_size: float, gamma: float = 0.1, *, steps_per_epoch: int) -> Factor:
+    """lr·gammaⁿ after n times `step_size` epochs (`torch.optim.lr_scheduler.StepLR`, to the update)."""
+    number("step_size", step_size, 0, open_minimum=True)
+    number("gamma", gamma, 0, open_minimum=True)
+    width = step_size * steps_per_epoch
+    return lambda step: gamma ** math.floor(step / width)
+
+
+def cosine(warmup: float = 0.0, min_factor: float = 0.0, *, total_steps: int) -> Factor:
+    """Linear warm-up over the share `warmup` of all steps, then half a cosine to `min_factor` (arXiv 1608.03983).
+
+    The first warm-up step has 1/n of the lr, the n-th all of it.
+    """
+    number("warmup", warmup, 0, 1, open_maximum=True)
+    number("min_factor", min_factor, 0, 1)
+    rising = round(warmup * total_steps)
+    falling = max(1, total_steps - rising)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        progress = min(1.0, (step - rising) / falling)
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return factor
+
+
+def one_cycle(
+    pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4, *, total_steps: int
+) -> Factor:
+    """Up by a cosine to lr at `pct_start`, then down (arXiv 1708.07120; `torch.optim.lr_scheduler.OneCycleLR`).
+
+    Starts at lr/div_factor and ends at lr/div_factor/final_div_factor.
+    """
+    number("pct_start", pct_start, 0, 1)
+    number("div_factor", div_factor, 1)
+    number("final_div_factor", final_div_factor, 1)
+    start, end = 1 / div_factor, 1 / (div_factor * final_div_factor)
+    peak = pct_start * total_steps - 1
+    last = total_steps - 1
+
+    def factor(step: int) -> float:
+        if step <= peak:
+            return _anneal(start, 1.0, step / peak if peak > 0 else 1.0)
+        return _anneal(1.0, end, min(1.0, (step - peak) / (last - peak)) if last > peak else 1.0)
+
+    return factor
+
+
+def _anneal(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+SCHEDULES: dict[str, Callable[..., Factor]] = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+}
+
+
+class Stepper(Protocol):
+    """What the trainer needs of a schedule; torch's own schedulers have it too."""
+
+    def step(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Schedule:
+    """Sets every group's lr to its own base lr times the factor of the step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Factor) -> None:
+        self.optimizer = optimizer
+        self.factor = factor
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.steps = 0
+        self._apply()
+
+    def step(self) -> None:
+        self.steps += 1
+        self._apply()
+
+    def _apply(self) -> None:
+        factor = self.factor(self.steps)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self._apply()

@@ -1,0 +1,357 @@
+"""The loop around the training step: when to record, validate, save and stop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.engine.checkpoint import Checkpoints
+from cnnlab.engine.ema import EMA
+from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.execution import Execution
+from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
+from cnnlab.engine.records import Metrics, Notice, Record
+from cnnlab.engine.schedule import Stepper
+from cnnlab.engine.step import train_step
+from cnnlab.engine.tally import Tally
+from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.checks import integer, number
+from cnnlab.runtime.errors import ArgumentError, TrainingError, listing
+from cnnlab.runtime.randomness import capture_generators, restore_generators
+
+
+class Loader(Protocol):
+    """Batches of a split that can be taken up in the middle of an epoch."""
+
+    epoch: int
+    position: int
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The keys under `trainer` that say how long, how often and how far. Raises `ArgumentError`.
+
+    A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
+    that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
+    better `monitor`.
+    """
+
+    epochs: int | None
+    max_steps: int | None
+    max_time: float | None
+    accumulate: int
+    clip_norm: float | None
+    ema: float | None
+    log_every: int
+    validate_every_epochs: int | None
+    validate_every_steps: int | None
+    checkpoint_every: int | None
+    monitor: str | None
+    monitor_test: bool
+    patience: int | None
+    min_delta: float
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "validate_every_epochs",
+            "validate_every_steps",
+            "checkpoint_every",
+            "patience",
+        ):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), 1)
+        if self.max_steps is not None:
+            integer("max_steps", self.max_steps, 0)
+        if self.max_time is not None:
+            number("max_time", self.max_time, 0, open_minimum=True)
+        if self.epochs is None and self.max_steps is None and self.max_time is None:
+            raise ArgumentError("epochs", "expected epochs, max_steps or max_time, received none of them")
+        integer("accumulate", self.accumulate, 1)
+        integer("log_every", self.log_every, 1)
+        number("min_delta", self.min_delta, 0)
+        if self.clip_norm is not None:
+            number("clip_norm", self.clip_norm, 0, open_minimum=True)
+        if self.ema is not None:
+            number("ema", self.ema, 0, 1, open_maximum=True)
+        if self.monitor is not None:
+            splits = ("val", "test") if self.monitor_test else ("val",)
+            legal = [f"{metric}/{split}" for split in splits for metric in ("accuracy", "loss")]
+            if self.monitor not in legal:
+                raise ArgumentError("monitor", f"expected one of {listing(legal)}, received {self.monitor!r}")
+        if self.patience is not None and self.monitor is None:
+            raise ArgumentError("patience", "expected a monitor beside it, received monitor=null")
+
+    def total_steps(self, steps_per_epoch: int) -> int | None:
+        """Updates in the whole run, where epochs or max_steps say it; None where only time does."""
+        limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
+        limits += [] if self.max_steps is None else [self.max_steps]
+        return min(limits) if limits else None
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All of it is in every checkpoint.
+
+    `seconds` are of training alone, `pictures` those seen in them. `best` is the monitored value at `best_step`,
+    `best_values` all that was measured there; without a monitor the latest measurement stands in.
+    """
+
+    step: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    best_epoch: int | None = None
+    best_values: dict[str, float] = field(default_factory=dict)
+    without_improvement: int = 0
+
+
+@dataclass
+class Learner:
+    """What learns, and what makes it learn."""
+
+    network: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: Stepper
+    execution: Execution
+    scaler: torch.amp.GradScaler
+    ema: EMA | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that validation sees: the averaged one where there is one."""
+        return self.network if self.ema is None else self.ema.network
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights."""
+        return {
+            "optimizer": optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+
+
+class Trainer:
+    """Trains until the settings, early stopping or an interruption say so.
+
+    `interrupted` is asked at every step; a checkpoint is written before the loop ends. `log` takes the records.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        train: Loader,
+        held_out: Mapping[str, Loader],
+        settings: TrainerSettings,
+        checkpoints: Checkpoints,
+        log: Callable[[Record], None],
+        *,
+        meta: Mapping[str, Any],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.learner = learner
+        self.train = train
+        self.held_out = held_out
+        self.settings = settings
+        self.checkpoints = checkpoints
+        self.log = log
+        self.meta = meta
+        self.interrupted = interrupted
+        self.progress = Progress()
+        self.tally = Tally()
+        self.total_steps = settings.total_steps(len(train))
+
+    def fit(self) -> str:
+        """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
+        self.learner.network.train()
+        self._recorded = (self.progress.pictures, self.progress.seconds)
+        self._clock = time.perf_counter()
+        status = "completed" if self._finished() else None
+        while status is None:
+            for batch in self.train:
+                self._step(batch)
+                status = self._after_step()
+                if status:
+                    break
+            else:
+                self.train.set_epoch(self.train.epoch + 1)
+        return status
+
+    def _step(self, batch: Batch) -> None:
+        learner, progress = self.learner, self.progress
+        record = due(progress.step + 1, self.settings.log_every)
+        lr = learner.optimizer.param_groups[0]["lr"]
+        result = train_step(
+            learner.network,
+            learner.loss,
+            learner.optimizer,
+            batch,
+            execution=learner.execution,
+            scaler=learner.scaler,
+            accumulate=self.settings.accumulate,
+            clip_norm=self.settings.clip_norm,
+            measure_norm=record,
+        )
+        learner.schedule.step()
+        if learner.ema:
+            learner.ema.update(learner.network)
+        progress.step += 1
+        progress.pictures += len(batch)
+        self.tally.add(result.loss, result.correct, batch.index_N)
+        if batch.x_NCHW.device.type == "cpu" and not math.isfinite(result.loss):
+            self._settle()  # on CPU the loss costs nothing to read, so the step is named at once
+        now = time.perf_counter()
+        progress.seconds += now - self._clock
+        self._clock = now
+        if record:
+            self._record(lr, result.gradient_norm)
+
+    def _after_step(self) -> str | None:
+        """Validates and saves where either is due; returns the status the run ends with, or None.
+
+        The clock of training stands still meanwhile. An interruption saves and leaves; it does not validate.
+        """
+        step, settings = self.progress.step, self.settings
+        interrupted = self.interrupted()
+        validate = (
+            due(step, settings.validate_every_steps)
+            or (self.train.position == len(self.train) and due(self.epoch, settings.validate_every_epochs))
+            or self._finished()
+        )
+        improved = self._validate() if validate else False
+        finished = self._finished()
+        if validate or finished or interrupted or due(step, settings.checkpoint_every):
+            self._save(improved)
+        self._clock = time.perf_counter()
+        return "completed" if finished else "interrupted" if interrupted else None
+
+    def _finished(self) -> bool:
+        progress, settings = self.progress, self.settings
+        return (
+            (self.total_steps is not None and progress.step >= self.total_steps)
+            or (settings.max_time is not None and progress.seconds >= settings.max_time)
+            or (settings.patience is not None and progress.without_improvement >= settings.patience)
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the last step belonged to, counted from 1."""
+        return self.train.epoch + 1
+
+    def _record(self, lr: float, gradient_norm: Tensor | None) -> None:
+        self._settle()
+        pictures, seconds = self._recorded
+        values = self.tally.read()
+        self.tally.reset()
+        values["lr"] = lr
+        if gradient_norm is not None:
+            values["gradient_norm"] = float(gradient_norm)
+        if self.learner.scaler.is_enabled():
+            values["loss_scale"] = self.learner.scaler.get_scale()
+        spent = max(self.progress.seconds - seconds, 1e-9)
+        values["images_per_second"] = (self.progress.pictures - pictures) / spent
+        values["seconds"] = self.progress.seconds
+        self._recorded = (self.progress.pictures, self.progress.seconds)
+        self._log("train", values)
+
+    def _validate(self) -> bool:
+        """Records every held-out split; returns whether the monitored value is better than ever."""
+        progress = self.progress
+        values: dict[str, float] = {}
+        for split, loader in self.held_out.items():
+            loader.set_epoch(0)
+            learner = self.learner
+            measured = evaluate(learner.evaluated, learner.loss, loader, learner.execution)
+            self._log(split, measured)
+            values.update({f"{metric}/{split}": value for metric, value in measured.items()})
+        if self.settings.monitor is None:
+            progress.best_step, progress.best_epoch, progress.best_values = progress.step, self.epoch, values
+            return True
+        value = values[self.settings.monitor]
+        sign = 1 if self.settings.monitor.startswith("accuracy") else -1
+        improved = math.isfinite(value) and (
+            progress.best is None or sign * (value - progress.best) > self.settings.min_delta
+        )
+        if improved:
+            progress.best, progress.best_step, progress.best_epoch = value, progress.step, self.epoch
+            progress.best_values, progress.without_improvement = values, 0
+            return True
+        progress.without_improvement += 1
+        if progress.without_improvement == self.settings.patience:
+            self.log(Notice(f"{self.settings.monitor} has not improved for {self.settings.patience} validations"))
+        return False
+
+    def _log(self, split: str, values: dict[str, float]) -> None:
+        self.log(Metrics(self.progress.step, self.epoch, split, values))
+
+    def _settle(self) -> None:
+        """Waits for the device. Raises `TrainingError` for a loss that is no finite number."""
+        bad = self.tally.settle()
+        if bad is None or self.learner.scaler.is_enabled():  # fp16's scaler skips such a step and halves its scale
+            return
+        ago, pictures = bad
+        shown = f"{listing(pictures[:8])}{', …' if len(pictures) > 8 else ''}"
+        raise TrainingError(
+            f"the loss of step {self.progress.step - ago} is not a finite number; its training pictures are {shown}. "
+            f"The last checkpoint holds finite weights. Try a smaller optimizer.lr or trainer.clip_norm=1"
+        )
+
+    def _save(self, best: bool) -> None:
+        self._settle()
+        learner = self.learner
+        norms = torch._foreach_norm([p.detach() for p in learner.network.parameters()])
+        if norms and not bool(torch.stack(norms).isfinite().all()):
+            raise TrainingError(
+                f"the weights after step {self.progress.step} are not finite: no checkpoint is written. "
+                f"Try a smaller optimizer.lr or trainer.clip_norm=1"
+            )
+        self.checkpoints.save(
+            self.progress.step,
+            learner.network.state_dict(),
+            self.state_dict(),
+            self.meta,
+            ema=learner.ema.network.state_dict() if learner.ema else None,
+            best=best,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, but the weights."""
+        return {
+            "learner": self.learner.state_dict(),
+            "progress": asdict(self.progress),
+            "train": self.train.state_dict(),
+            "tally": self.tally.state_dict(),
+            "generators": capture_generators(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self.progress = Progress(**state["progress"])
+        self.train.load_state_dict(state["train"])
+        self.tally.load_state_dict(state["tally"])
+        restore_generators(state["generators"])
+
+
+def due(count: int, every: int | None) -> bool:
+    """The one cadence: at every `every`-th count; never for None."""
+    return every is not None and count % every == 0

@@ -1,0 +1,83 @@
+"""The terminal: a progress bar with the latest figures, or plain lines where there is no terminal."""
+
+import time
+
+import rich.console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cnnlab.engine.records import Finished, Metrics, Notice, Record, Started
+from cnnlab.runtime.checks import number
+
+
+class Console:
+    """Shows loss, accuracy, images/s and the time left; one line for each measurement of a held-out split.
+
+    Without a terminal, training figures come as a line at most every `interval` seconds.
+    """
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self.interval = number("interval", interval, 0)
+        self.console = rich.console.Console(highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.epochs: int | None = None
+        self.total_steps: int | None = None
+        self.printed = time.monotonic()
+
+    def log(self, record: Record) -> None:
+        if isinstance(record, Started):
+            self._start(record)
+        elif isinstance(record, Metrics):
+            self._measure(record)
+        elif isinstance(record, Notice):
+            self.console.print(record.text, style="yellow", markup=False)
+        elif isinstance(record, Finished):
+            self.close()
+
+    def _start(self, record: Started) -> None:
+        self.epochs, self.total_steps = record.epochs, record.total_steps
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                expand=True,
+            )
+            self.task = self.progress.add_task(
+                self._epoch(1), total=record.total_steps, completed=record.step, figures="starting"
+            )
+            self.progress.start()
+
+    def _measure(self, record: Metrics) -> None:
+        if record.split != "train":
+            self._line(record)
+        elif self.progress:
+            values = record.values
+            self.progress.update(
+                self.task,
+                completed=record.step,
+                description=self._epoch(record.epoch),
+                figures=f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  "
+                f"{values['images_per_second']:,.0f} images/s",
+            )
+        elif time.monotonic() - self.printed >= self.interval:
+            self._line(record)
+
+    def _line(self, record: Metrics) -> None:
+        steps = f"/{self.total_steps}" if self.total_steps else ""
+        rate = record.values.get("images_per_second")
+        self.console.print(
+            f"{self._epoch(record.epoch)}  step {record.step}{steps}  {record.split:<5}  "
+            f"loss {record.values['loss']:.4f}  accuracy {record.values['accuracy']:.4f}"
+            + (f"  {rate:,.0f} images/s" if rate else "")
+        )
+        self.printed = time.monotonic()
+
+    def _epoch(self, epoch: int) -> str:
+        return f"epoch {epoch}/{self.epochs}" if self.epochs else f"epoch {epoch}"
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.stop()
+            self.progress = None

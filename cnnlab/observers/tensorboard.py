@@ -1,0 +1,74 @@
+"""TensorBoard: curves, hyper-parameters and the layer table in one event file."""
+
+from typing import TYPE_CHECKING, Any
+
+from cnnlab.engine.records import Finished, Metrics, Record, Started
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LAYOUT = {
+    "curves": {
+        "loss": ["Multiline", ["loss/train", "loss/val"]],
+        "accuracy": ["Multiline", ["accuracy/train", "accuracy/val"]],
+    }
+}
+SHARED = ("loss", "accuracy")  # measured on several splits: the tag says which
+OUTCOMES = ("accuracy/val", "loss/val", "accuracy/test", "loss/test")
+
+
+class TensorBoard:
+    """Writes `loss/train`, `loss/val`, `lr`, … with train and validation overlaid under Custom Scalars."""
+
+    def __init__(self) -> None:
+        self.writer: SummaryWriter | None = None
+
+    def log(self, record: Record) -> None:
+        if isinstance(record, Started):
+            self._start(record)
+        elif isinstance(record, Metrics) and self.writer:
+            for name, value in record.values.items():
+                if name != "seconds":
+                    tag = f"{name}/{record.split}" if name in SHARED else name
+                    self.writer.add_scalar(tag, value, record.step)
+            self.writer.flush()  # out of this process: a kill loses no point
+        elif isinstance(record, Finished) and self.writer:
+            _, _, end = self._hparams(record.metrics)
+            self._write(end)
+
+    def _start(self, record: Started) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # always a purge_step: without one on the first run, readers show the points of a resumed run twice
+        purge_step = record.step + 1 if record.step else 0
+        self.writer = SummaryWriter(str(record.directory), purge_step=purge_step)
+        self.hyperparameters = {name: _plain(value) for name, value in record.hyperparameters.items()}
+        if record.step:
+            return
+        self.writer.add_custom_scalars(LAYOUT)
+        self.writer.add_text("model", f"```\n{record.model_table}\n```", 0)
+        experiment, start, _ = self._hparams(dict.fromkeys(OUTCOMES, 0.0))
+        self._write(experiment)
+        self._write(start)
+        self.writer.flush()
+
+    def _hparams(self, metrics: dict[str, float]) -> tuple[Any, Any, Any]:
+        from torch.utils.tensorboard.summary import hparams
+
+        first, second, third = hparams(self.hyperparameters, metrics)
+        return first, second, third
+
+    def _write(self, summary: Any) -> None:
+        """Into the run's own event file: `add_hparams` would make a second run beside it."""
+        assert self.writer
+        assert self.writer.file_writer is not None
+        self.writer.file_writer.add_summary(summary)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+
+
+def _plain(value: Any) -> Any:
+    """TensorBoard takes numbers and words; its reader shows a bool that was written as one as a number."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
