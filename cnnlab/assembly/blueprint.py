@@ -141,7 +141,8 @@ class _Checker:
         optimizer, groups = self._optimizer(network)
         settings, execution, deterministic = self._trainer(data)
         total = settings.total_steps(steps) if settings and steps else None
-        schedule, schedule_steps = self._schedule(total, steps)
+        length_known = settings is not None and steps is not None
+        schedule, schedule_steps = self._schedule(total, steps, length_known)
         observers = self._observers()
         device = self._device()
         if self.complaints.messages:
@@ -346,7 +347,9 @@ class _Checker:
                 f"trainer.monitor=null or a count",
             )
 
-    def _schedule(self, total: int | None, steps: int | None) -> tuple[Component | None, int | None]:
+    def _schedule(
+        self, total: int | None, steps: int | None, length_known: bool
+    ) -> tuple[Component | None, int | None]:
         section = self.config["schedule"]
         section = dict(section) if isinstance(section, Mapping) else {"type": section}
         own = section.pop("total_steps", None)
@@ -372,7 +375,9 @@ class _Checker:
                 "another, such as cosine or step",
             )
             return None, length
-        if "total_steps" in component.parameters and length is None and self.config.get("trainer"):
+        if "total_steps" in component.parameters and length is None:
+            if not length_known:  # the complaint about what says it stands elsewhere
+                return None, None
             self.complaints.add(
                 "schedule.total_steps",
                 f"{component.type} needs the run's length, which max_time alone does not give: expected "

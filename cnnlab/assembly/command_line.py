@@ -1,14 +1,15 @@
 """The two commands. Hydra composes; errors are caught here, once, and told in sentences."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -17,7 +18,12 @@ from cnnlab.assembly.compose import CONFIGS, allow_constructor_arguments, compos
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
 
 USER_MISTAKE, FAILURE = 2, 1
+USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class _JobFailedError(BaseException):
+    """Carries a job's error past Hydra, which would print a line of its own about any `Exception`."""
 
 
 def train() -> None:
@@ -33,18 +39,10 @@ def evaluate() -> None:
 def _train_job(composed: DictConfig) -> None:
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
-    sweep = job.mode is RunMode.MULTIRUN
-    if sweep:
-        print(f"\njob {job.job.num}: {' '.join(overrides)}", flush=True)
-    try:
-        config = compose_job(composed, overrides)
-        from cnnlab.assembly.training import run_training
+    config = compose_job(composed, overrides)
+    from cnnlab.assembly.training import run_training
 
-        run_training(config, overrides, f"{job.sweep.dir}/{job.job.num:03d}" if sweep else None)
-    except (ConfigError, TrainingError) as error:
-        if sweep:  # the launcher raises the first of all failures only when every job is done
-            print(f"job {job.job.num} failed: {error}", file=sys.stderr, flush=True)
-        raise
+    run_training(config, overrides, f"{job.sweep.dir}/{job.job.num:03d}" if _sweeping() else None)
 
 
 def _evaluate_job(composed: DictConfig) -> None:
@@ -53,16 +51,30 @@ def _evaluate_job(composed: DictConfig) -> None:
     run_evaluation(composed)
 
 
+def _sweeping() -> bool:
+    return HydraConfig.get().mode is RunMode.MULTIRUN
+
+
 def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
-    """Runs a Hydra application; exits 2 for a user's mistake, 1 for a failure, as the job says otherwise."""
+    """Runs a Hydra application; exits 2 for a user's mistake, 1 for a failure, 128 + n after signal n."""
     show_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of print and exit
+    failures: list[Exception] = []
 
     def task(composed: DictConfig) -> None:
+        if _sweeping():
+            number = HydraConfig.get().job.num
+            print(f"\njob {number}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
         if not show_traceback:  # not for the children of a job
             del os.environ[FULL_ERROR]
         try:
             job(composed)
+        except Exception as error:
+            failures.append(error)
+            if not _sweeping():
+                raise _JobFailedError from error
+            print(f"job {HydraConfig.get().job.num} failed: ", end="", file=sys.stderr)
+            _tell(error, show_traceback)  # and on to the next job
         finally:
             os.environ[FULL_ERROR] = "1"
 
@@ -70,18 +82,25 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
     application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     try:
         application()
-    except (CompactHydraException, HydraException, OmegaConfBaseException) as error:
-        _exit(USER_MISTAKE, explain(error), show_traceback)
-    except ConfigError as error:
-        _exit(USER_MISTAKE, str(error), show_traceback)
-    except TrainingError as error:
-        _exit(FAILURE, str(error), show_traceback)
+    except _JobFailedError:
+        _tell(failures[0], show_traceback)
+    except (HydraException, OmegaConfBaseException) as error:
+        failures.append(error)
+        _tell(error, show_traceback)
     except Interrupted as interruption:
         sys.exit(interruption.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        if not show_traceback:
+            os.environ.pop(FULL_ERROR, None)
+    if failures:
+        sys.exit(USER_MISTAKE if isinstance(failures[0], USER_MISTAKES) else FAILURE)
 
 
-def _exit(code: int, message: str, show_traceback: bool) -> NoReturn:
-    if show_traceback:
-        traceback.print_exc()
-    print(f"error: {message}" if "\n" not in message else f"errors:\n{message}", file=sys.stderr)
-    sys.exit(code)
+def _tell(error: Exception, show_traceback: bool) -> None:
+    """A sentence for what a person can mend; a traceback for what only we can, or where it is asked for."""
+    if show_traceback or not isinstance(error, (*USER_MISTAKES, TrainingError)):
+        traceback.print_exception(error)
+    composing = isinstance(error, HydraException | OmegaConfBaseException)
+    print(f"error: {explain(error) if composing else error}", file=sys.stderr, flush=True)

@@ -30,9 +30,16 @@ _COMPONENT = re.compile(
 )
 
 
+# and these are whole components: a mapping may bring arguments that the old one has not
+_WHOLE_COMPONENT = re.compile(r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+)=\s*\{")
+
+
 def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
     """`optimizer.amsgrad=true` becomes `++optimizer.amsgrad=true`, which Hydra accepts; legality is checked later."""
-    return [f"++{argument}" if _COMPONENT.match(argument) else argument for argument in arguments]
+    return [
+        f"++{argument}" if _COMPONENT.match(argument) or _WHOLE_COMPONENT.match(argument) else argument
+        for argument in arguments
+    ]
 
 
 def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -78,6 +85,8 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
                 raise _no_such_key(parent, path)
             del parent[name]
             continue
+        if name not in parent and override.is_force_add() and _WHOLE_COMPONENT.match(f"{'.'.join(path)}={{"):
+            raise _no_such_key(parent, path, f"; '+{'.'.join(path)}=…' adds one")
         value = OmegaConf.create({"value": override.value()})["value"]
         parent[name] = _merged(parent._get_node(name), value)
 
@@ -110,11 +119,11 @@ def _merged(old: Any, new: Any) -> Any:
     return OmegaConf.merge(old, new)
 
 
-def _no_such_key(parent: DictConfig, path: list[str]) -> ConfigError:
+def _no_such_key(parent: DictConfig, path: list[str], hint: str = "") -> ConfigError:
     names = [str(name) for name in parent]
     return ConfigError(
         f"{'.'.join(path)}: there is no {path[-1]!r} here;{did_you_mean(path[-1], names)} "
-        f"expected one of {listing(names)}"
+        f"expected one of {listing(names)}{hint}"
     )
 
 

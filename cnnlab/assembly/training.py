@@ -51,6 +51,8 @@ CHANGEABLE = (
     "data.root",
     "device",
 )
+# what says nothing about what was learned
+NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
 
 
 def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> None:
@@ -59,7 +61,7 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
         _resume(Path(str(config.resume)), overrides, list(config.trust))
         return
     blueprint = check_config(resolved(config), Trust())
-    _show_network(blueprint)
+    print(_table_text(blueprint))
     if blueprint.settings.max_steps == 0:
         return
     blueprint.source.check()
@@ -79,7 +81,7 @@ def _resume(path: Path, overrides: Sequence[str], trusted: list[str]) -> None:
     apply_overrides(config, changes)
     blueprint = check_config(resolved(config), Trust(False, tuple(trusted), f"python train.py resume={path}"))
     _check_lengthening(blueprint, before, resolved(config))
-    _show_network(blueprint)
+    print(_table_text(blueprint))
     blueprint.source.check()
     directory.lock()
     with _failures_in_summary(directory):
@@ -137,13 +139,10 @@ def _write_config(directory: RunDirectory, config: DictConfig, overrides: list[s
     directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
 
 
-def _show_network(blueprint: Blueprint) -> None:
-    Console(highlight=False).print(render_table(blueprint.network.rows, blueprint.network.input_shape))
-
-
 def _table_text(blueprint: Blueprint) -> str:
+    """The layer table at its own width, whatever the terminal's: a remark is never cut."""
     text = io.StringIO()
-    Console(file=text, width=120).print(render_table(blueprint.network.rows, blueprint.network.input_shape))
+    Console(file=text, width=240).print(render_table(blueprint.network.rows, blueprint.network.input_shape))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
 
 
@@ -203,7 +202,7 @@ def _run(
                     trainer.progress.step,
                     trainer.total_steps,
                     blueprint.settings.epochs,
-                    _flatten(config),
+                    _flatten({key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}),
                     table,
                 )
             )
@@ -357,7 +356,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" not in ("run_dir", "resume", "trust"):
+        else:
             flat[f"{prefix}{key}"] = value
     return flat
 

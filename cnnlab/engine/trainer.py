@@ -313,7 +313,7 @@ class Trainer:
         shown = f"{listing(pictures[:8])}{', …' if len(pictures) > 8 else ''}"
         raise TrainingError(
             f"the loss of step {self.progress.step - ago} is not a finite number; its training pictures are {shown}. "
-            f"The last checkpoint holds finite weights. Try a smaller optimizer.lr or trainer.clip_norm=1"
+            f"No checkpoint holds weights that it touched. Try a smaller optimizer.lr or trainer.clip_norm=1"
         )
 
     def _save(self, best: bool) -> None:

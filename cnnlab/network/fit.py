@@ -1,10 +1,18 @@
 """Does a layer fit what reaches it? The answer is given with the arithmetic, before any weight exists."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.blocks.conv import Conv
+from cnnlab.blocks.dropout import Dropout, Dropout2d
+from cnnlab.blocks.linear import Linear
+from cnnlab.blocks.normalization import BatchNorm
+from cnnlab.blocks.pooling import AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
 from cnnlab.runtime.errors import ConfigError, first_line
 
 Shape = tuple[int, ...]
@@ -14,7 +22,30 @@ PICTURES = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
     nn.Dropout2d,
+    GlobalAvgPool,
+    GlobalMaxPool,
 )
+SAME_SHAPE = (
+    nn.Identity,
+    BatchNorm,
+    Dropout,
+    Dropout2d,
+    LeakyReLU,
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Tanh,
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a layer does with the shape that reaches it; `macs` are multiply-accumulates for one picture."""
+
+    input_shape: Shape
+    output_shape: Shape
+    macs: int
 
 
 def format_shape(shape: Shape) -> str:
@@ -55,6 +86,11 @@ def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
             f"{key}: in_channels={module.in_channels}, but {shape[0]} channels reach it "
             f"({format_shape(shape)}); leave in_channels out and it is inferred"
         )
+    if isinstance(module, BatchNorm) and module.num_features != shape[0]:
+        raise ConfigError(
+            f"{key}: num_features={module.num_features}, but {shape[0]} channels reach it "
+            f"({format_shape(shape)}); leave num_features out and it is inferred"
+        )
     if isinstance(module, WINDOWED):
         _check_window(module, key, shape)
 
@@ -88,28 +124,70 @@ def _check_window(module: nn.Module, key: str, shape: Shape) -> None:
 
 
 def dropped(module: nn.Module, shape: Shape) -> tuple[int, int]:
-    """How many rows and columns at the bottom and right no window of the layer covers."""
+    """How many of the picture's rows and columns, at the bottom and right, lie behind the last window."""
     if not isinstance(module, WINDOWED) or getattr(module, "ceil_mode", False):
         return 0, 0
     kernel, stride, padding, dilation = window(module)
     rests = [
-        (size + border - d * (k - 1) - 1) % s
+        max(0, (size + border - d * (k - 1) - 1) % s - border // 2)  # the border's own rows are no loss
         for size, border, d, k, s in zip(shape[1:], padding, dilation, kernel, stride, strict=True)
     ]
     return rests[0], rests[1]
 
 
-def trace(module: nn.Module, key: str, shape: Shape) -> Shape:
-    """The shape that a layer on the meta device gives for one picture. Raises `ConfigError`."""
+def measure(module: nn.Module, key: str, shape: Shape) -> Fit:
+    """What a layer on the meta device gives for one picture of the shape. Raises `ConfigError`.
+
+    The usual layers go by rule: tracing one convolution on the meta device imports a second's worth of torch.
+    """
+    output_shape, macs = _by_rule(module, shape) or _traced(module, key, shape)
+    return Fit(shape, output_shape, macs)
+
+
+def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
+    kind = type(module)  # a subclass may compute something else
+    if kind in SAME_SHAPE or (isinstance(module, Softmax) and module.dim == 1):
+        return shape, 0
+    if isinstance(module, nn.Flatten) and kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return (math.prod(shape),), 0
+    if kind in (GlobalAvgPool, GlobalMaxPool):
+        return shape[:1], 0
+    if isinstance(module, nn.Linear) and kind in (nn.Linear, Linear):
+        return (*shape[:-1], module.out_features), math.prod(shape) * module.out_features
+    if isinstance(module, nn.Conv2d) and kind in (nn.Conv2d, Conv) and module.padding_mode == "zeros":
+        height, width = _window_output(module, shape)
+        macs_per_unit = math.prod(module.kernel_size) * module.in_channels // module.groups
+        return (module.out_channels, height, width), macs_per_unit * module.out_channels * height * width
+    if kind in (MaxPool, AvgPool, nn.MaxPool2d, nn.AvgPool2d) and not module.ceil_mode:
+        return (shape[0], *_window_output(module, shape)), 0
+    return None
+
+
+def _window_output(module: nn.Module, shape: Shape) -> tuple[int, int]:
+    """⌊(W + 2P − D(K − 1) − 1) / S⌋ + 1 for height and width."""
+    height, width = (
+        (size + border - d * (k - 1) - 1) // s + 1
+        for size, k, s, border, d in zip(shape[1:], *window(module), strict=True)
+    )
+    return height, width
+
+
+def _traced(module: nn.Module, key: str, shape: Shape) -> tuple[Shape, int]:
+    """MACs are half of `torch.utils.flop_counter`'s FLOPs, which leave out biases."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    pictures = 2
+    counter = FlopCounterMode(display=False)
     try:
-        output = module(torch.empty(2, *shape))
+        with counter:
+            output = module(torch.empty(pictures, *shape))
     except Exception as error:
         raise ConfigError(
             f"{key}: {type(module).__name__} does not fit its input {format_shape(shape)}: {first_line(error)}"
         ) from error
-    if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != 2:
+    if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != pictures:
         raise ConfigError(
             f"{key}: expected one tensor with the batch in front from {type(module).__name__}, received "
             f"{format_shape(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__}"
         )
-    return tuple(output.shape[1:])
+    return tuple(output.shape[1:]), counter.get_total_flops() // (2 * pictures)

@@ -20,8 +20,9 @@ from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
 from cnnlab.components import Component, Kind, Trust, bind
-from cnnlab.network.fit import Shape, check_fit, format_shape, trace
-from cnnlab.network.table import LayerRow, tabulate
+from cnnlab.network.fit import Fit, Shape, check_fit, format_shape, measure
+from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
+from cnnlab.network.table import LayerRow, make_row
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
 BLOCK = Kind("block", BLOCKS, nn.Module, ("torch.nn",))
@@ -48,6 +49,8 @@ class Layer:
     initialize: Initializer | None = None
     parts: dict[str, "list[Layer]"] = field(default_factory=dict)
     inferred: dict[str, Any] = field(default_factory=dict)
+    skeleton: nn.Module | None = None  # on the meta device
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def plan_network(
         return None
     try:
         with torch.device("meta"), torch.no_grad():
-            skeleton, output_shape = _fit(layers, input_shape)
-            rows = tabulate(skeleton, input_shape, _rows(layers))
+            _, output_shape = _fit(layers, input_shape)
+            rows = _rows(layers)
     except ConfigError as error:
         complaints.add("", str(error))
         return None
@@ -282,7 +285,12 @@ def _fit_one(layer: Layer, shape: Shape) -> tuple[nn.Module, Shape]:
     assert isinstance(module, nn.Module)
     module.eval()
     check_fit(module, component.key, shape)
-    return module, trace(module, component.key, shape)
+    layer.skeleton = module
+    if isinstance(module, Sequence | Residual):
+        layer.fit = Fit(shape, part_shapes["body"], 0)  # its parts count their own MACs
+    else:
+        layer.fit = measure(module, component.key, shape)
+    return module, layer.fit.output_shape
 
 
 def _infer(component: Component, shape: Shape) -> dict[str, Any]:
@@ -340,13 +348,18 @@ def _construct(layers: list[Layer], initialize: Initializer) -> nn.Sequential:
     return column
 
 
-def _rows(layers: list[Layer], prefix: str = "", depth: int = 0) -> list[tuple[str, str, int]]:
-    """(module path, block's type, depth) of every layer, nested ones under their container."""
-    rows = []
+def _rows(
+    layers: list[Layer], prefix: str = "", depth: int = 0, field: ReceptiveField | None = START
+) -> list[LayerRow]:
+    """The rows of fitted layers, nested ones under their container."""
+    rows: list[LayerRow] = []
     for layer in layers:
-        path = f"{prefix}{layer.name}"
-        rows.append((path, layer.component.type, depth))
+        assert layer.skeleton is not None
+        assert layer.fit is not None
+        path, before = f"{prefix}{layer.name}", field
+        field = receptive_field(layer.skeleton, before)
+        rows.append(make_row(path, layer.component.type, depth, layer.skeleton, layer.fit, field))
         for parameter, nested in layer.parts.items():
-            inner = path if layer.component.factory is Sequence else f"{path}.{parameter}"
-            rows.extend(_rows(nested, f"{inner}.", depth + 1))
+            inner = path if isinstance(layer.skeleton, Sequence) else f"{path}.{parameter}"
+            rows.extend(_rows(nested, f"{inner}.", depth + 1, before))
     return rows

@@ -1,18 +1,15 @@
 """The layer table: what each layer gives, what it costs, how far it sees."""
 
-import warnings
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from cnnlab.blocks.containers import Residual, Sequence
-from cnnlab.network.fit import Shape, dropped, format_shape, window
-from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
+from cnnlab.network.fit import Fit, Shape, dropped, format_shape, window
+from cnnlab.network.receptive_field import START, ReceptiveField
 
 
 @dataclass(frozen=True)
@@ -29,69 +26,19 @@ class LayerRow:
     remark: str = ""
 
 
-def tabulate(skeleton: nn.Sequential, input_shape: Shape, layers: list[tuple[str, str, int]]) -> list[LayerRow]:
-    """The rows of a network on the meta device; `layers` are (module path, block's type, depth)."""
-    modules = dict(skeleton.named_modules())
-    shapes: dict[str, tuple[Shape, Shape]] = {}
-    handles = [
-        modules[path].register_forward_hook(
-            lambda module, inputs, output, path=path: shapes.__setitem__(
-                path, (tuple(inputs[0].shape[1:]), tuple(output.shape[1:]))
-            )
-        )
-        for path, _, _ in layers
-    ]
-    macs = _count_macs(skeleton, torch.empty(2, *input_shape))
-    for handle in handles:
-        handle.remove()
-    fields = _fields(skeleton)
-    rows = []
-    for path, block, depth in layers:
-        module = modules[path]
-        container = isinstance(module, Sequence | Residual)
-        rows.append(
-            LayerRow(
-                path,
-                block + _window_note(module),
-                depth,
-                shapes[path][1],
-                0 if container else sum(parameter.numel() for parameter in module.parameters()),
-                0 if container else macs.get(path, 0),
-                str(fields.get(path) or "–"),
-                _remark(module, shapes[path][0]),
-            )
-        )
-    return rows
-
-
-def _count_macs(skeleton: nn.Sequential, x_NCHW: Tensor) -> dict[str, int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing it probes for triton
-        from torch.utils.flop_counter import FlopCounterMode
-    counter = FlopCounterMode(display=False)
-    with counter:
-        skeleton(x_NCHW)
-    name = type(skeleton).__name__
-    counts = counter.get_flop_counts()
-    return {
-        path.removeprefix(f"{name}."): sum(flops.values()) // (2 * x_NCHW.shape[0]) for path, flops in counts.items()
-    }
-
-
-def _fields(module: nn.Module, prefix: str = "", start: ReceptiveField | None = START) -> dict[str, Any]:
-    """The receptive field behind each named module."""
-    fields: dict[str, Any] = {}
-    field = start
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        parts = list(child.named_children()) if isinstance(child, Residual) else []
-        for part, column in parts:
-            fields.update(_fields(column, f"{path}.{part}.", field))
-        if isinstance(child, Sequence):
-            fields.update(_fields(child, f"{path}.", field))
-        field = receptive_field(child, field)
-        fields[path] = field
-    return fields
+def make_row(path: str, block: str, depth: int, module: nn.Module, fit: Fit, field: ReceptiveField | None) -> LayerRow:
+    """The row of one fitted layer; `field` is the receptive field of a unit behind it."""
+    container = isinstance(module, Sequence | Residual)
+    return LayerRow(
+        path,
+        block + _window_note(module),
+        depth,
+        fit.output_shape,
+        0 if container else sum(parameter.numel() for parameter in module.parameters()),
+        fit.macs,
+        str(field or "–"),
+        _remark(module, fit.input_shape),
+    )
 
 
 def _window_note(module: nn.Module) -> str:

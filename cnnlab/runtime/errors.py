@@ -51,8 +51,11 @@ class Complaints:
 
     def raise_if_any(self) -> None:
         """Raises one `ConfigError` with every message on a line of its own, first complaint first."""
-        if self.messages:
-            raise ConfigError("\n".join(dict.fromkeys(self.messages)))
+        messages = list(dict.fromkeys(self.messages))
+        if len(messages) == 1:
+            raise ConfigError(messages[0])
+        if messages:
+            raise ConfigError("\n  ".join([f"{len(messages)} mistakes in the config:", *messages]))
 
 
 def first_line(error: BaseException) -> str:

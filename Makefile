@@ -1,0 +1,44 @@
+# cnnlab: `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test quick check format tensorboard clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with the exact versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "cnnlab needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+train: $(READY) ## train the default: a CNN on the UCI digits (ARGS='data=mnist trainer.epochs=2' for more)
+	$(BIN)/python train.py $(ARGS)
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+quick: $(READY) ## run the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+check: $(READY) ## lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: $(READY) ## show the curves of all runs on this machine only (http://localhost:6006)
+	$(BIN)/tensorboard --logdir runs --host 127.0.0.1
+
+clean: ## remove .venv and caches, not the runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,79 @@
+"""Every YAML under configs/ is composed and built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from cnnlab.assembly.blueprint import Blueprint, check_config
+from cnnlab.assembly.compose import CONFIGS
+from cnnlab.assembly.saved import resolved
+from cnnlab.components import Trust
+
+GROUPS = [folder for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()]
+CHOICES = [
+    (group.name, path.relative_to(group).with_suffix("").as_posix())
+    for group in GROUPS
+    for path in sorted(group.rglob("*.yaml"))
+]
+# what a choice needs beside it to make a whole config
+COMPANIONS = {
+    ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],
+    ("model", "lenet"): ["data=mnist"],
+    ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
+}
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    with open_dict(config):
+        config.pop("hydra", None)
+    return resolved(config)
+
+
+def built(*overrides: str) -> tuple[Blueprint, torch.nn.Module, torch.optim.Optimizer]:
+    blueprint = check_config(composed(*overrides), Trust())
+    network = blueprint.network.build()
+    optimizer = blueprint.build_optimizer(network)
+    blueprint.build_schedule(optimizer)
+    return blueprint, network, optimizer
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
+def test_every_choice_builds_a_network_that_takes_the_data(group: str, choice: str) -> None:
+    blueprint, network, _ = built(f"{group}={choice}", *COMPANIONS.get((group, choice), []))
+    output_NK = network.eval()(torch.zeros(2, *blueprint.spec.input_shape))
+    assert output_NK.shape == (2, blueprint.spec.classes)
+
+
+def test_every_yaml_belongs_to_a_group_or_a_command() -> None:
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == {"train.yaml", "evaluate.yaml"}
+    assert {group.name for group in GROUPS} == {
+        "data",
+        "experiment",
+        "loss",
+        "model",
+        "observers",
+        "optimizer",
+        "schedule",
+        "trainer",
+    }
+
+
+def test_no_yaml_names_a_target_to_call() -> None:
+    assert not [path for path in CONFIGS.rglob("*.yaml") if "_target_" in path.read_text()]
+
+
+def test_the_default_is_digits_and_cnn() -> None:
+    config = composed()
+    assert config["data"]["type"] == "digits"
+    assert list(config["model"]["blocks"])[:3] == ["conv1", "norm1", "relu1"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(CONFIGS).rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_begins_by_saying_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith("#")

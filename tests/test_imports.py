@@ -1,0 +1,66 @@
+"""Imports point down only: assembly → rooms → blocks and components → runtime."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cnnlab"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LEVELS = {
+    "runtime": 0,
+    "blocks": 1,
+    "components": 1,
+    "network": 2,
+    "data": 2,
+    "losses": 2,
+    "engine": 2,
+    "observers": 2,
+    "assembly": 3,
+}
+SIBLINGS_ALLOWED = {("observers", "cnnlab.engine.records")}
+ONLY_ASSEMBLY = ("hydra", "omegaconf")
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively: the rooms could not be told"
+            yield node.module or ""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_lies_below_its_room(path: Path) -> None:
+    own = room(path)
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] != "cnnlab" or len(parts) == 1 or parts[1] == own:
+            continue
+        below = LEVELS[parts[1]] < LEVELS[own]
+        assert below or (own, name) in SIBLINGS_ALLOWED, f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_assembly_knows_hydra(path: Path) -> None:
+    if room(path) == "assembly":
+        return
+    assert not {name.split(".")[0] for name in imported_modules(path)} & set(ONLY_ASSEMBLY)
+
+
+def test_every_room_has_a_level() -> None:
+    assert {room(path) for path in FILES} - {"__init__"} == set(LEVELS)
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_an_entry_script_only_starts_things(script: str) -> None:
+    text = (PACKAGE.parent / script).read_text()
+    defined = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert len(text.splitlines()) <= 40
+    assert not defined

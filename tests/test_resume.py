@@ -1,0 +1,172 @@
+"""A run that was stopped, in a fresh process, ends as one that was not: every bit of it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cnnlab.engine.checkpoint import read_checkpoint
+
+REPOSITORY = Path(__file__).parents[1]
+STEPS = 114
+# dropout and batch norm are in the default network; an epoch has 19 steps, so 7 falls in the middle of it
+SETTINGS = (
+    "seed=3",
+    "trainer.epochs=6",
+    "trainer.accumulate=2",
+    "trainer.ema=0.99",
+    "trainer.clip_norm=2",
+    "trainer.checkpoint_every=7",
+    "trainer.log_every=5",
+)
+MEASURED_TIME = ("seconds", "images_per_second")
+
+pytestmark = pytest.mark.slow
+
+
+def start(*overrides: str, **options: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def run_to_end(*overrides: str) -> str:
+    process = start(*overrides)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def stop_behind(run: Path, step: int, number: signal.Signals) -> int:
+    """Starts a run, sends the signal once the checkpoint of `step` is there; returns the exit status."""
+    process = start(*SETTINGS, f"run_dir={run}")
+    try:
+        deadline = time.monotonic() + 240
+        while not (run / "checkpoints" / f"step-{step:08d}").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        return process.returncode
+    finally:
+        process.kill()
+
+
+def last_step(run: Path) -> int:
+    return int((run / "checkpoints" / "last").read_text().strip().removeprefix("step-"))
+
+
+def metric_log(run: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key not in MEASURED_TIME} for entry in entries]
+
+
+def differences(left: Any, right: Any, place: str = "") -> list[str]:
+    """Where two nested states differ, measured time left out."""
+    if isinstance(left, torch.Tensor):
+        return [] if torch.equal(left, right) else [place]
+    if isinstance(left, dict):
+        missing = [f"{place}.{key}" for key in left.keys() ^ right.keys()]
+        shared = [key for key in left if key in right and key not in MEASURED_TIME]
+        return missing + [found for key in shared for found in differences(left[key], right[key], f"{place}.{key}")]
+    if isinstance(left, list | tuple):
+        pairs = zip(left, right, strict=True)
+        return [found for i, pair in enumerate(pairs) for found in differences(*pair, f"{place}[{i}]")]
+    return [] if left == right else [place]
+
+
+def assert_same_end(run: Path, reference: Path) -> None:
+    ours = read_checkpoint(run / "checkpoints" / f"step-{STEPS:08d}")
+    theirs = read_checkpoint(reference / "checkpoints" / f"step-{STEPS:08d}")
+    assert not differences(ours.weights, theirs.weights)
+    assert ours.ema is not None
+    assert not differences(ours.ema, theirs.ema)
+    assert not differences(ours.state(), theirs.state())
+    assert metric_log(run) == metric_log(reference)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run_to_end(*SETTINGS, f"run_dir={run}")
+    return run
+
+
+def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert stop_behind(run, 28, signal.SIGKILL) == -signal.SIGKILL
+    assert 28 <= last_step(run) < STEPS
+    run_to_end(f"resume={run}")
+    assert_same_end(run, uninterrupted)
+
+
+def test_several_kills_in_one_run_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop_behind(run, 21, signal.SIGKILL)
+    for pause in (0.1, 0.3):
+        process = start(f"resume={run}")
+        reached = last_step(run)
+        while last_step(run) == reached and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+    run_to_end(f"resume={run}")
+    assert_same_end(run, uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_with_its_status(
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    run = tmp_path / "run"
+    assert stop_behind(run, 28, number) == status
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    run_to_end(f"resume={run}")
+    assert_same_end(run, uninterrupted)
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_one_taken(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop_behind(run, 28, signal.SIGKILL)
+    newest = run / "checkpoints" / f"step-{last_step(run):08d}" / "state.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert "set aside" in run_to_end(f"resume={run}")
+    assert_same_end(run, uninterrupted)
+
+
+def test_a_resumed_run_has_no_doubled_points_in_tensorboard(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop_behind(run, 28, signal.SIGKILL)
+    run_to_end(f"resume={run}")
+    events = EventAccumulator(str(run))
+    events.Reload()
+    expected = [entry["step"] for entry in metric_log(run) if entry["split"] == "train"]
+    assert [event.step for event in events.Scalars("loss/train")] == expected
+
+
+def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(*SETTINGS, f"run_dir={run}")
+    try:
+        while not (run / "checkpoints").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
+        second = subprocess.run(
+            [sys.executable, str(REPOSITORY / "train.py"), f"resume={run}"], capture_output=True, text=True
+        )
+        assert second.returncode == 2
+        assert f"process {process.pid}" in second.stderr
+    finally:
+        process.kill()
+        process.communicate()
