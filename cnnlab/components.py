@@ -11,7 +11,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,6 +169,8 @@ def bind_arguments(
     """The arguments as the factory takes them, constants put in; complains of unknown, missing and ill-typed."""
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if getattr(factory.__init__, "__module__", "") == "torch.nn.modules.module":
+        takes_any = False  # a module without a constructor of its own inherits one that takes nothing
     named = [
         parameter
         for parameter in parameters.values()
@@ -180,11 +182,9 @@ def bind_arguments(
     for argument, given in arguments.items():
         place = f"{key}.{argument}" if key else argument
         if argument not in legal and not takes_any:
-            complaints.add(
-                place,
-                f"{name} has no argument {argument!r};{did_you_mean(argument, legal)} "
-                f"it takes {listing(option for option in legal if option not in _HIDDEN)}",
-            )
+            options = [option for option in legal if option not in _HIDDEN]
+            takes = f"it takes {listing(options)}" if options else "it takes none"
+            complaints.add(place, f"{name} has no argument {argument!r};{did_you_mean(argument, legal)} {takes}")
             continue
         value = _substitute(given, constants or {})
         problem = type_problem(value, hints.get(argument, Any))
@@ -230,9 +230,13 @@ def type_problem(value: Any, hint: Any) -> str | None:
 
     An int does for a float, a bool for neither; a number must be finite.
     """
-    if isinstance(value, float) and not math.isfinite(value):
+    if any(isinstance(item, float) and not math.isfinite(item) for item in _leaves(value)):
         return "a finite number"
     return None if _conforms(value, hint) else _describe(hint)
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
 
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -254,11 +258,11 @@ def _conforms(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_conforms(value, part) for part in parts)
     if origin is typing.Literal:
-        return value in parts
+        return any(type(value) is type(part) and value == part for part in parts)
     if origin is tuple:
         return isinstance(value, tuple) and _items_conform(value, parts)
-    if origin in (list, typing.Sequence):
-        return isinstance(value, tuple | list)
+    if origin in (list, Sequence):
+        return isinstance(value, tuple | list) and all(_conforms(item, parts[0]) for item in value)
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return isinstance(value, Mapping)
     if isinstance(hint, type) and hint.__module__.startswith("torch"):
@@ -285,6 +289,8 @@ def _describe(hint: Any) -> str:
         return f"a list of {len(parts)}" if Ellipsis not in parts else "a list"
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return "a mapping"
+    if isinstance(hint, type) and hint.__name__ in ("Module", "Sequential"):
+        return "a mapping of layer name → block"
     return getattr(hint, "__name__", str(hint))
 
 

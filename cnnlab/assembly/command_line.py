@@ -78,6 +78,7 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
         finally:
             os.environ[FULL_ERROR] = "1"
 
+    sys.path.append(os.getcwd())  # the user's own classes lie where the command is given
     sys.argv[1:] = allow_constructor_arguments(sys.argv[1:])
     application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     try:

@@ -1,7 +1,10 @@
 """One run, from a composed config to `summary.json`."""
 
 import io
+import os
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,6 +179,8 @@ def _run(
         "class_names": blueprint.spec.class_names,
     }
     notices = _compare_environments(checkpoint, environment)
+    if blueprint.deterministic and blueprint.device.type == "cuda":
+        notices.append("trainer.deterministic=true: the same bits each time, at the cost of slower kernels")
     directory.write_json("environment.json", environment)
 
     make_deterministic(blueprint.deterministic)
@@ -201,7 +206,7 @@ def _run(
                     directory.path,
                     trainer.progress.step,
                     trainer.total_steps,
-                    blueprint.settings.epochs,
+                    trainer.total_epochs,
                     _flatten({key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}),
                     table,
                 )
@@ -367,7 +372,16 @@ def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory) -> None:
     if test:
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
     print(f"{summary['status']}: {path}")
+    python = _program("python", Path(sys.executable))
     if summary["status"] == "interrupted":
-        print(f"  go on      python train.py resume={path}")
-    print(f"  curves     tensorboard --logdir {path.parent}")
-    print(f"  evaluate   python evaluate.py run={path}")
+        print(f"  go on      {python} train.py resume={path}")
+    print(
+        f"  curves     {_program('tensorboard', Path(sys.executable).with_name('tensorboard'))} --logdir {path.parent}"
+    )
+    print(f"  evaluate   {python} evaluate.py run={path}")
+
+
+def _program(name: str, ours: Path) -> str:
+    """How to call this environment's program here: by its name, or by its path where the name is another's."""
+    found = shutil.which(name)
+    return name if found and Path(found).absolute() == ours.absolute() else os.path.relpath(ours)

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from cnnlab.runtime.checks import number
+from cnnlab.runtime.checks import integer, number
+from cnnlab.runtime.errors import ArgumentError
 
 
 class LeakyReLU(nn.LeakyReLU):
@@ -13,7 +14,12 @@ class LeakyReLU(nn.LeakyReLU):
 
 
 class Softmax(nn.Softmax):
-    """exp(x_k) / Σ_j exp(x_j) over `dim`, by default the classes of (N, K) or the channels of (N, C, H, W)."""
+    """exp(x_k) / Σ_j exp(x_j) over `dim`, by default the classes of (N, K) or the channels of (N, C, H, W).
+
+    Raises `ArgumentError`.
+    """
 
     def __init__(self, dim: int = 1) -> None:
+        if integer("dim", dim, -8) == 0:
+            raise ArgumentError("dim", "expected a dimension of the picture (1 is the classes), received 0, the batch")
         super().__init__(dim)

@@ -4,15 +4,14 @@ from torch import Tensor, nn
 
 
 class Sequence(nn.Module):
-    """Runs its body, a column of named blocks: the shape is whatever the last of them gives.
+    """Runs a column of named blocks: the shape is whatever the last of them gives.
 
-    In YAML `blocks` is the body, and `repeat: n` builds it n times, one after the other, each with weights of
-    its own.
+    In YAML, `repeat: n` builds the column n times, one after the other, each with weights of its own.
     """
 
-    def __init__(self, body: nn.Sequential) -> None:
+    def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
-        for name, block in body.named_children():
+        for name, block in blocks.named_children():
             self.add_module(name, block)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,16 +21,16 @@ class Sequence(nn.Module):
 
 
 class Residual(nn.Module):
-    """body(x) + projection(x) (arXiv 1512.03385), both of one shape.
+    """blocks(x) + projection(x) (arXiv 1512.03385), both of one shape.
 
-    Without a projection the input itself is added. Where the body changes the size, the network puts a 1×1
+    Without a projection the input itself is added. Where the blocks change the size, the network puts a 1×1
     convolution and a batch norm there, unless the config gives a `projection` of its own.
     """
 
-    def __init__(self, body: nn.Module, projection: nn.Module | None = None) -> None:
+    def __init__(self, blocks: nn.Module, projection: nn.Module | None = None) -> None:
         super().__init__()
-        self.body = body
+        self.blocks = blocks
         self.projection = projection if projection is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + self.projection(x)
+        return self.blocks(x) + self.projection(x)

@@ -47,11 +47,13 @@ class Conv(nn.Conv2d):
                 "padding_value",
                 f"expected padding_mode=constant beside it, received padding_mode={padding_mode}",
             )
+        integer("in_channels", in_channels, 1)
+        integer("groups", groups, 1)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % integer("groups", groups, 1):
+            if channels % groups:
                 raise ArgumentError("groups", f"{name} {channels} cannot be divided into {groups} groups")
         super().__init__(
-            integer("in_channels", in_channels, 1),
+            in_channels,
             out_channels,
             int_or_pair("kernel_size", kernel_size, 1),
             strides,

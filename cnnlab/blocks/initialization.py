@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 from torch.nn import init
 
+from cnnlab.blocks.normalization import NORMS
 from cnnlab.runtime.checks import number, one_of
 
 Initializer = Callable[[nn.Module], None]
@@ -65,6 +66,8 @@ def zeros() -> Initializer:
 
 def _weights(fill: Callable[..., object], bias_std: float = 0.0) -> Initializer:
     def initialize(module: nn.Module) -> None:
+        if isinstance(module, NORMS):
+            return
         own = dict(module.named_parameters(recurse=False))
         weights = [parameter for parameter in own.values() if parameter.dim() >= 2]
         for weight in weights:

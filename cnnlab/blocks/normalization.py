@@ -6,6 +6,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import ArgumentError
 
+# their weights scale what was normalised: they start at one, and are not decayed
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
 
 class BatchNorm(_BatchNorm):
     """Batch normalisation of (N, C), (N, C, L) or (N, C, H, W) per channel, so that one name serves everywhere.

@@ -58,8 +58,15 @@ class MNIST(Source):
             ) from error
 
     def read(self, split: str) -> Pictures:
-        dataset = self._dataset_class()(self.root, train=split == "train")
-        return Pictures.of(dataset.data[:, None], dataset.targets)
+        try:
+            dataset = self._dataset_class()(self.root, train=split == "train")
+            return Pictures.of(dataset.data[:, None], dataset.targets)
+        except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
+            folder = (self.root / type(self).__name__ / "raw").resolve()
+            raise ConfigError(
+                f"data.root: the {split} files in {folder} are damaged ({first_line(error)}): delete them, and they "
+                f"are downloaded again"
+            ) from error
 
     def _dataset_class(self) -> Any:
         import torchvision.datasets  # a second, and only the data sets of torchvision need it

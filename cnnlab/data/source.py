@@ -40,7 +40,9 @@ class Pictures:
 
     @classmethod
     def of(cls, x_NCHW: Tensor, y_N: Tensor) -> "Pictures":
-        """Pictures in the order of their file."""
+        """Pictures in the order of their file. Raises `ValueError` unless each has one label."""
+        if len(x_NCHW) != len(y_N):
+            raise ValueError(f"{len(x_NCHW):,} pictures and {len(y_N):,} labels")
         return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)))
 
     def digest(self) -> str:

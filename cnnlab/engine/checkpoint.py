@@ -9,6 +9,7 @@ safetensors none: nothing is read before its hash agrees.
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -21,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cnnlab.runtime.errors import ConfigError, TrainingError, listing
+from cnnlab.runtime.errors import ConfigError, TrainingError, first_line, listing
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -41,13 +42,20 @@ class Checkpoint:
 
     folder: Path
     step: int
+    best_step: int | None
     meta: dict[str, Any]
     weights: dict[str, Tensor]
     ema: dict[str, Tensor] | None
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights: optimizer, schedule, generators, counters."""
-        state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise ConfigError(
+                f"checkpoint: {self.folder / STATE} holds more than tensors and plain values: it is not from cnnlab "
+                f"and was not read"  # torch's own words advise to load it all the same
+            ) from error
         assert isinstance(state, dict)
         return state
 
@@ -82,9 +90,12 @@ class Checkpoints:
         meta: Mapping[str, Any],
         *,
         ema: Mapping[str, Tensor] | None = None,
-        best: bool = False,
+        best_step: int | None = None,
     ) -> None:
-        """Writes one checkpoint durably. Raises `TrainingError` where the disk refuses; older ones stay whole."""
+        """Writes one checkpoint durably; `best_step` is the best so far, maybe this one.
+
+        Raises `TrainingError` where the disk refuses; older checkpoints stay whole.
+        """
         temporary = self.folder / f".writing-{step:08d}-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +105,9 @@ class Checkpoints:
             if ema is not None:
                 tied[EMA_WEIGHTS] = _write_weights(temporary / EMA_WEIGHTS, ema)
             torch.save(dict(state), temporary / STATE)
-            _write_manifest(temporary, {"format": 1, "step": step, "tied": tied, "meta": dict(meta)})
+            _write_manifest(
+                temporary, {"format": 1, "step": step, "best_step": best_step, "tied": tied, "meta": dict(meta)}
+            )
             _sync_folder(temporary)
             target = self.path(step)
             if target.exists():  # a run that was taken up earlier than this step comes by again
@@ -102,8 +115,7 @@ class Checkpoints:
             temporary.rename(target)
             _sync_folder(self.folder)
             self._name("last", target.name)
-            if best:
-                self._name("best", target.name)
+            self._name_best(best_step)
             self._prune()
         except (
             OSError,
@@ -141,13 +153,19 @@ class Checkpoints:
             ) from error
 
     def newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint that is what was written; damaged ones are set aside, and that is said."""
+        """The newest checkpoint that is what was written; damaged ones are set aside, and that is said.
+
+        `best` names again what was best at that checkpoint, whatever a kill or later steps left there.
+        """
         for step in reversed(self.steps()):
             try:
-                return read_checkpoint(self.path(step))
+                checkpoint = read_checkpoint(self.path(step))
             except DamagedCheckpointError as error:
                 aside = self._set_aside(self.path(step))
                 self.notify(f"{error}: set aside as {aside.name}, going on from an older one")
+                continue
+            self._name_best(checkpoint.best_step)
+            return checkpoint
         return None
 
     def _set_aside(self, folder: Path) -> Path:
@@ -166,12 +184,26 @@ class Checkpoints:
         temporary.replace(self.folder / name)
         _sync_folder(self.folder)
 
+    def _name_best(self, step: int | None) -> None:
+        if step is not None and self.path(step).is_dir():
+            self._name("best", self.path(step).name)
+
     def _prune(self) -> None:
-        keep = {*self.steps()[-2:], self.named("best")}
+        """Keeps the newest two, and what was best at each of them: either may have to be gone on from."""
+        newest = self.steps()[-2:]
+        keep = {*newest, self.named("best"), *(self._best_at(step) for step in newest)}
         for step in self.steps():
             if step not in keep:
                 # renamed first: a kill half-way leaves no checkpoint with half its files
                 shutil.rmtree(self.path(step).rename(self.folder / f".removing-{step:08d}"))
+
+    def _best_at(self, step: int) -> int | None:
+        try:
+            best_step = _read_manifest(self.path(step))["best_step"]
+        except DamagedCheckpointError:
+            return None
+        assert best_step is None or isinstance(best_step, int)
+        return best_step
 
     def _clear_leftovers(self) -> None:
         """What a kill left of an earlier write or removal."""
@@ -183,36 +215,49 @@ class Checkpoints:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Verifies every file against the manifest and reads the weights. Raises `DamagedCheckpointError`."""
     manifest = _read_manifest(folder)
-    expected = manifest["files"]
-    for name, entry in expected.items():
+    try:
+        _verify_files(folder, manifest["files"])
+        tied = manifest["tied"]
+        has_ema = EMA_WEIGHTS in manifest["files"]
+        return Checkpoint(
+            folder,
+            manifest["step"],
+            manifest["best_step"],
+            manifest["meta"],
+            _read_weights(folder / WEIGHTS, tied[WEIGHTS]),
+            _read_weights(folder / EMA_WEIGHTS, tied[EMA_WEIGHTS]) if has_ema else None,
+        )
+    except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise DamagedCheckpointError(f"{folder} is no checkpoint of cnnlab's: {first_line(error)}") from error
+
+
+def _verify_files(folder: Path, files: Mapping[str, Any]) -> None:
+    if not {WEIGHTS, STATE} <= set(files) <= {WEIGHTS, EMA_WEIGHTS, STATE}:
+        raise DamagedCheckpointError(f"{folder} has other files than a checkpoint: {listing(sorted(files))}")
+    for name, entry in files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise DamagedCheckpointError(f"{path} is not the file of {entry['bytes']} bytes that was written")
         if _sha256(path) != entry["sha256"]:
             raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
     _check_archive(folder / STATE)
-    tied = manifest["tied"]
-    return Checkpoint(
-        folder,
-        manifest["step"],
-        manifest["meta"],
-        _read_weights(folder / WEIGHTS, tied.get(WEIGHTS, {})),
-        _read_weights(folder / EMA_WEIGHTS, tied.get(EMA_WEIGHTS, {})) if EMA_WEIGHTS in expected else None,
-    )
 
 
 def _untied(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each tensor once, and {other name: name} for tensors that go by several; safetensors refuses those."""
     first: dict[tuple[object, ...], str] = {}
+    storages: set[int] = set()
     unique: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     for name, tensor in weights.items():
-        identity = (tensor.data_ptr(), *tensor.shape)
+        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        storage = tensor.untyped_storage().data_ptr()
         if tensor.numel() and identity in first:
             tied[name] = first[identity]
-        else:
-            first[identity] = name
-            unique[name] = tensor
+            continue
+        first[identity] = name
+        unique[name] = tensor.clone() if storage in storages else tensor  # another view of the same memory
+        storages.add(storage)
     return unique, tied
 
 
@@ -257,10 +302,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path} is missing or damaged") from error
     if not whole:
         raise DamagedCheckpointError(f"{path} is damaged: its text is not what was written")
-    named = set(body["files"])
-    if not {WEIGHTS, STATE} <= named <= {WEIGHTS, EMA_WEIGHTS, STATE}:
-        raise DamagedCheckpointError(f"{path} names other files than a checkpoint has: {listing(sorted(named))}")
-    assert isinstance(body, dict)
+    if not isinstance(body, dict) or not isinstance(body.get("files"), dict):
+        raise DamagedCheckpointError(f"{path} is no manifest of a checkpoint")
     return body
 
 

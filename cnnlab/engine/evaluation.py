@@ -1,6 +1,7 @@
 """Loss and accuracy of a network over a whole split."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,24 @@ def evaluate(
     batches: Iterable[Batch],
     execution: Execution,
 ) -> dict[str, float]:
-    """`{"loss", "accuracy"}` in evaluation mode; the network is left in the mode in which it was."""
-    was_training = network.training
-    network.eval()
+    """`{"loss", "accuracy"}` in evaluation mode; every module is left in the mode in which it was."""
     tally = Tally()
-    for batch in batches:
-        with execution.autocast(batch.x_NCHW.device):
-            output_NK = network(execution.arrange(batch.x_NCHW))
-            cost = loss(output_NK, batch.target)
-        tally.add(cost, count_correct(output_NK, batch.target), batch.index_N)
-    network.train(was_training)
+    with in_evaluation_mode(network):
+        for batch in batches:
+            with execution.autocast(batch.x_NCHW.device):
+                output_NK = network(execution.arrange(batch.x_NCHW))
+                cost = loss(output_NK, batch.target)
+            tally.add(cost, count_correct(output_NK, batch.target), batch.index_N)
     return tally.read()
+
+
+@contextmanager
+def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Each module goes back to its own mode: one that is frozen in evaluation mode stays so."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

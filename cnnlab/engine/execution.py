@@ -1,5 +1,6 @@
 """How the arithmetic is carried out: precision and memory layout."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -44,6 +45,8 @@ class Execution:
 
 def make_deterministic(wanted: bool) -> None:
     """Asks torch for the same bits each time; on CUDA that costs speed, on CPU next to nothing."""
+    if wanted:  # cuBLAS reads it when CUDA starts; torch refuses its matrix products without
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cnnlab.blocks.normalization import NORMS
 from cnnlab.components import Component
 from cnnlab.runtime.checks import number
-from cnnlab.runtime.errors import ArgumentError, Complaints, did_you_mean
+from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -78,10 +79,16 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over all parameters that train.
 
-    A parameter takes the options of the first pattern that its name matches. Weight decay leaves out biases and norms
-    (all that has fewer than two dimensions) unless a pattern says otherwise: decaying them has no effect on the
+    A parameter takes the options of the first pattern that its name matches. Weight decay leaves out norms and
+    biases (all that has fewer than two dimensions) unless a pattern says otherwise: decaying them has no effect on the
     function's complexity that is wanted (arXiv 1812.01187).
     """
+    norms = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
     takes_decay = "weight_decay" in inspect.signature(component.factory).parameters
     parameter_groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
@@ -89,7 +96,7 @@ def build_optimizer(
             continue
         pattern = next((pattern for pattern in groups if fnmatch.fnmatchcase(name, pattern)), None)
         options = dict(groups[pattern]) if pattern is not None else {}
-        if takes_decay and parameter.dim() < 2:
+        if takes_decay and (parameter.dim() < 2 or id(parameter) in norms):
             options.setdefault("weight_decay", 0.0)
         group = parameter_groups.setdefault(tuple(sorted(options.items())), {"params": [], "names": [], **options})
         group["params"].append(parameter)
@@ -110,14 +117,20 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Puts back what `optimizer_state` returned, to the parameters of the same names."""
+    """Puts back what `optimizer_state` returned, to the parameters of the same names, in whatever order they are.
+
+    Raises `ConfigError` where the saved groups hold other parameters.
+    """
     names = [name for group in optimizer.param_groups for name in group["names"]]
     index_of = {name: index for index, name in enumerate(names)}
-    assert [group["names"] for group in saved["groups"]] == [group["names"] for group in optimizer.param_groups]
-    params = [group["params"] for group in optimizer.state_dict()["param_groups"]]
-    optimizer.load_state_dict(
-        {
-            "state": {index_of[name]: values for name, values in saved["state"].items()},
-            "param_groups": [{**group, "params": own} for group, own in zip(saved["groups"], params, strict=True)],
-        }
-    )
+    by_names = {frozenset(group["names"]): group for group in saved["groups"]}
+    groups = []
+    for group, plain in zip(optimizer.param_groups, optimizer.state_dict()["param_groups"], strict=True):
+        match = by_names.get(frozenset(group["names"]))
+        if match is None:
+            raise ConfigError(
+                f"optimizer: the saved state has other groups of parameters: none of them is {listing(group['names'])}"
+            )
+        groups.append({**match, "names": group["names"], "params": plain["params"]})
+    state = {index_of[name]: values for name, values in saved["state"].items()}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -24,7 +24,7 @@ def step(step_size: float, gamma: float = 0.1, *, steps_per_epoch: int) -> Facto
     number("step_size", step_size, 0, open_minimum=True)
     number("gamma", gamma, 0, open_minimum=True)
     width = step_size * steps_per_epoch
-    return lambda step: gamma ** math.floor(step / width)
+    return lambda step: gamma ** math.floor(step / width + 1e-9)  # 55 / (1.1 · 50) is below 1 in floats
 
 
 def cosine(warmup: float = 0.0, min_factor: float = 0.0, *, total_steps: int) -> Factor:

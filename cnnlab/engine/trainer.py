@@ -183,7 +183,6 @@ class Trainer:
 
     def fit(self) -> str:
         """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
-        self.learner.network.train()
         self._recorded = (self.progress.pictures, self.progress.seconds)
         self._clock = time.perf_counter()
         status = "completed" if self._finished() else None
@@ -238,10 +237,11 @@ class Trainer:
             or (self.train.position == len(self.train) and due(self.epoch, settings.validate_every_epochs))
             or self._finished()
         )
-        improved = self._validate() if validate else False
+        if validate:
+            self._validate()
         finished = self._finished()
         if validate or finished or interrupted or due(step, settings.checkpoint_every):
-            self._save(improved)
+            self._save()
         self._clock = time.perf_counter()
         return "completed" if finished else "interrupted" if interrupted else None
 
@@ -257,6 +257,11 @@ class Trainer:
     def epoch(self) -> int:
         """The epoch that the last step belonged to, counted from 1."""
         return self.train.epoch + 1
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs that the run will have begun at its end, where its length is known."""
+        return None if self.total_steps is None else -(-self.total_steps // len(self.train))
 
     def _record(self, lr: float, gradient_norm: Tensor | None) -> None:
         self._settle()
@@ -274,8 +279,8 @@ class Trainer:
         self._recorded = (self.progress.pictures, self.progress.seconds)
         self._log("train", values)
 
-    def _validate(self) -> bool:
-        """Records every held-out split; returns whether the monitored value is better than ever."""
+    def _validate(self) -> None:
+        """Records every held-out split, and whether the monitored value is better than ever."""
         progress = self.progress
         values: dict[str, float] = {}
         for split, loader in self.held_out.items():
@@ -286,7 +291,7 @@ class Trainer:
             values.update({f"{metric}/{split}": value for metric, value in measured.items()})
         if self.settings.monitor is None:
             progress.best_step, progress.best_epoch, progress.best_values = progress.step, self.epoch, values
-            return True
+            return
         value = values[self.settings.monitor]
         sign = 1 if self.settings.monitor.startswith("accuracy") else -1
         improved = math.isfinite(value) and (
@@ -295,11 +300,10 @@ class Trainer:
         if improved:
             progress.best, progress.best_step, progress.best_epoch = value, progress.step, self.epoch
             progress.best_values, progress.without_improvement = values, 0
-            return True
+            return
         progress.without_improvement += 1
         if progress.without_improvement == self.settings.patience:
             self.log(Notice(f"{self.settings.monitor} has not improved for {self.settings.patience} validations"))
-        return False
 
     def _log(self, split: str, values: dict[str, float]) -> None:
         self.log(Metrics(self.progress.step, self.epoch, split, values))
@@ -316,7 +320,7 @@ class Trainer:
             f"No checkpoint holds weights that it touched. Try a smaller optimizer.lr or trainer.clip_norm=1"
         )
 
-    def _save(self, best: bool) -> None:
+    def _save(self) -> None:
         self._settle()
         learner = self.learner
         norms = torch._foreach_norm([p.detach() for p in learner.network.parameters()])
@@ -331,7 +335,7 @@ class Trainer:
             self.state_dict(),
             self.meta,
             ema=learner.ema.network.state_dict() if learner.ema else None,
-            best=best,
+            best_step=self.progress.best_step,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -91,8 +91,18 @@ def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
             f"{key}: num_features={module.num_features}, but {shape[0]} channels reach it "
             f"({format_shape(shape)}); leave num_features out and it is inferred"
         )
+    if isinstance(module, nn.Softmax) and module.dim is not None:
+        _check_dimension(module.dim, key, shape)
     if isinstance(module, WINDOWED):
         _check_window(module, key, shape)
+
+
+def _check_dimension(dim: int, key: str, shape: Shape) -> None:
+    last = len(shape)
+    if not (1 <= dim <= last or -last <= dim <= -1):
+        raise ConfigError(
+            f"{key}.dim: expected 1 to {last} (or −{last} to −1) for an input of {format_shape(shape)}, received {dim}"
+        )
 
 
 def _check_linear(module: nn.Linear, key: str, shape: Shape) -> None:
@@ -111,16 +121,27 @@ def _check_linear(module: nn.Linear, key: str, shape: Shape) -> None:
 def _check_window(module: nn.Module, key: str, shape: Shape) -> None:
     kernel, stride, padding, dilation = window(module)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    sizes = list(shape[1:])
-    if all(size + border >= span for size, border, span in zip(sizes, padding, spans, strict=True)):
+    smallest = [_smallest(module, *sizes) for sizes in zip(spans, stride, padding, strict=True)]
+    sizes = shape[1:]
+    axis = next((i for i in (0, 1) if sizes[i] < smallest[i]), None)
+    if axis is None:
         return
-    axis = next(i for i in (0, 1) if sizes[i] + padding[i] < spans[i])
-    smallest = [max(1, span - border) for span, border in zip(spans, padding, strict=True)]
+    name = "height" if axis == 0 else "width"
+    if sizes[axis] + padding[axis] < spans[axis]:
+        arithmetic = f"{name} ({sizes[axis]} + {padding[axis]} − {spans[axis]}) / {stride[axis]} + 1 < 1"
+    else:
+        arithmetic = f"its padding mirrors {padding[axis] // 2} of {sizes[axis]} ({name})"
     raise ConfigError(
-        f"{key}: kernel {format_shape(kernel)} does not fit its input {format_shape(shape)}: "
-        f"{'height' if axis == 0 else 'width'} ({sizes[axis]} + {padding[axis]} − {spans[axis]}) / "
-        f"{stride[axis]} + 1 < 1; the smallest legal input is {format_shape((shape[0], *smallest))}"
+        f"{key}: kernel {format_shape(kernel)} does not fit its input {format_shape(shape)}: {arithmetic}; "
+        f"the smallest legal input is {format_shape((shape[0], *smallest))}"
     )
+
+
+def _smallest(module: nn.Module, span: int, stride: int, padding: int) -> int:
+    """The smallest height or width that gives one row or column; `padding` is that of both sides together."""
+    overhang = stride - 1 if getattr(module, "ceil_mode", False) else 0
+    mirrored = {"reflect": padding // 2 + 1, "circular": padding // 2}.get(getattr(module, "padding_mode", ""), 1)
+    return max(1, span - padding - overhang, mirrored)
 
 
 def dropped(module: nn.Module, shape: Shape) -> tuple[int, int]:
@@ -146,7 +167,7 @@ def measure(module: nn.Module, key: str, shape: Shape) -> Fit:
 
 def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
     kind = type(module)  # a subclass may compute something else
-    if kind in SAME_SHAPE or (isinstance(module, Softmax) and module.dim == 1):
+    if kind in SAME_SHAPE or (isinstance(module, Softmax)):
         return shape, 0
     if isinstance(module, nn.Flatten) and kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return (math.prod(shape),), 0

@@ -71,9 +71,9 @@ def receptive_field(module: nn.Module, field: ReceptiveField | None) -> Receptiv
             field = receptive_field(child, field)
         return field
     if isinstance(module, Residual):
-        body = receptive_field(module.body, field)
+        column = receptive_field(module.blocks, field)
         skip = receptive_field(module.projection, field)
-        return None if body is None or skip is None else max(body, skip, key=lambda f: (f.whole, f.size))
+        return None if column is None or skip is None else max(column, skip, key=lambda f: (f.whole, f.size))
     if field is None or field.whole or isinstance(module, LOCAL):
         return field
     if isinstance(module, WINDOWED):

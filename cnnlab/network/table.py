@@ -7,7 +7,6 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.network.fit import Fit, Shape, dropped, format_shape, window
 from cnnlab.network.receptive_field import START, ReceptiveField
 
@@ -26,15 +25,23 @@ class LayerRow:
     remark: str = ""
 
 
-def make_row(path: str, block: str, depth: int, module: nn.Module, fit: Fit, field: ReceptiveField | None) -> LayerRow:
-    """The row of one fitted layer; `field` is the receptive field of a unit behind it."""
-    container = isinstance(module, Sequence | Residual)
+def make_row(
+    path: str,
+    block: str,
+    depth: int,
+    module: nn.Module,
+    fit: Fit,
+    field: ReceptiveField | None,
+    parts: Rows[nn.Module] = (),
+) -> LayerRow:
+    """The row of one fitted layer; `field` is the receptive field behind it, `parts` have rows of their own."""
+    inner = {id(p) for part in parts for p in part.parameters()}
     return LayerRow(
         path,
         block + _window_note(module),
         depth,
         fit.output_shape,
-        0 if container else sum(parameter.numel() for parameter in module.parameters()),
+        sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in inner),
         fit.macs,
         str(field or "–"),
         _remark(module, fit.input_shape),

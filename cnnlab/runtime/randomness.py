@@ -5,6 +5,7 @@ needs no state. What draws from a generator (dropout, a user's own block) is cap
 """
 
 import hashlib
+import json
 import random
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 def derive(seed: int, *purpose: str | int) -> int:
     """A seed in [0, 2⁶³) for one purpose, such as `derive(seed, "order", epoch)`; SHA-256 keeps them apart."""
-    text = "/".join(str(part) for part in (seed, *purpose))
+    text = json.dumps([seed, *purpose])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 

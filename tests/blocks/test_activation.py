@@ -1,0 +1,46 @@
+"""The activations by their names in the config, against their formulas."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cnnlab.blocks import BLOCKS
+from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.runtime.errors import ArgumentError
+
+FORMULAS: dict[str, Callable[[float], float]] = {
+    "relu": lambda x: max(0.0, x),
+    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
+    "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "tanh": lambda x: (math.exp(2 * x) - 1) / (math.exp(2 * x) + 1),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_an_activation_follows_its_formula(name: str) -> None:
+    points = [-3.0, -0.5, 0.0, 0.25, 2.0]
+    expected = torch.tensor([FORMULAS[name](x) for x in points])
+    torch.testing.assert_close(BLOCKS[name]()(torch.tensor(points)), expected)
+
+
+def test_leaky_relu_takes_its_slope() -> None:
+    assert LeakyReLU(0.5)(torch.tensor([-4.0, 4.0])).tolist() == [-2.0, 4.0]
+
+
+def test_leaky_relu_refuses_a_slope_that_is_no_number() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        LeakyReLU(math.nan)
+    assert caught.value.argument == "negative_slope"
+
+
+def test_softmax_of_features_is_over_the_classes() -> None:
+    # exp(0) : exp(log 3) = 1 : 3
+    torch.testing.assert_close(Softmax()(torch.tensor([[0.0, math.log(3)]])), torch.tensor([[0.25, 0.75]]))
+
+
+def test_softmax_of_pictures_is_over_the_channels() -> None:
+    torch.testing.assert_close(Softmax()(torch.randn(2, 3, 4, 5)).sum(1), torch.ones(2, 4, 5))

@@ -1,0 +1,150 @@
+"""The convolution, against torch's own and against hand arithmetic."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cnnlab.blocks.conv import Conv
+from cnnlab.runtime.errors import ArgumentError
+
+LAPLACE = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])  # sums to zero
+
+SETTINGS: list[dict[str, Any]] = [
+    {"kernel_size": 3},
+    {"kernel_size": (3, 2)},
+    {"kernel_size": 3, "stride": 2},
+    {"kernel_size": 3, "stride": (1, 3)},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "padding": (2, 0)},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": (5, 3), "padding": "same", "dilation": (1, 2)},
+    {"kernel_size": 3, "padding": "valid", "stride": 2},
+    {"kernel_size": 3, "dilation": 2},
+    {"kernel_size": 2, "dilation": (1, 3)},
+    {"kernel_size": 3, "groups": 2},
+    {"kernel_size": 3, "groups": 4, "padding": 1},
+    {"kernel_size": 3, "bias": False},
+    {"kernel_size": 3, "padding": 2, "padding_mode": "zeros"},
+    {"kernel_size": 3, "padding": 2, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": (0, 2), "padding_mode": "replicate"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "circular", "stride": 2},
+    {"kernel_size": 5, "padding": "same", "padding_mode": "reflect"},
+]
+
+
+def with_kernel(kernel: torch.Tensor, **settings: Any) -> Conv:
+    """One filter over one channel with the given weights and no bias."""
+    conv = Conv(1, 1, tuple(kernel.shape), bias=False, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        conv.weight.copy_(kernel)
+    return conv
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_equals_torch(settings: dict[str, Any]) -> None:
+    conv, reference = Conv(4, 8, **settings), nn.Conv2d(4, 8, **settings)
+    conv.load_state_dict(reference.state_dict())
+    x_NCHW = torch.randn(2, 4, 9, 8)
+    torch.testing.assert_close(conv(x_NCHW), reference(x_NCHW))
+
+
+def test_a_unit_is_the_sum_of_weight_times_pixel_plus_bias() -> None:
+    conv = Conv(1, 1, 2)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        conv.bias.fill_(10.0)  # type: ignore[union-attr]
+    x_NCHW = torch.tensor([[[[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]]]])
+    # 1·1 + 2·0 + 3·0 + 4·1 + 10 = 15 and 1·0 + 2·2 + 3·1 + 4·1 + 10 = 21
+    assert conv(x_NCHW).tolist() == [[[[15.0, 21.0]]]]
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "stride", "expected"),
+    [
+        (7, 3, 0, 1, 5),  # (7 − 3 + 0) / 1 + 1
+        (7, 3, 0, 2, 3),  # (7 − 3 + 0) / 2 + 1
+        (7, 3, 0, 3, 2),  # (7 − 3 + 0) / 3 + 1 = 2.33, rounded down
+        (28, 5, 2, 1, 28),  # (28 − 5 + 4) / 1 + 1
+        (32, 3, 1, 2, 16),  # (32 − 3 + 2) / 2 + 1 = 16.5, rounded down
+    ],
+)
+def test_output_size_formula(size: int, kernel: int, padding: int, stride: int, expected: int) -> None:
+    conv = Conv(1, 1, kernel, stride=stride, padding=padding)
+    assert conv(torch.zeros(1, 1, size, size)).shape == (1, 1, expected, expected)
+
+
+def test_a_constant_picture_padded_with_its_own_value_gives_nothing_under_a_zero_sum_kernel() -> None:
+    conv = with_kernel(LAPLACE, padding=1, padding_mode="constant", padding_value=3.0)
+    assert conv(torch.full((1, 1, 5, 6), 3.0)).eq(0).all()
+
+
+def test_zero_padding_makes_a_border_in_a_constant_picture() -> None:
+    response_HW = with_kernel(LAPLACE, padding=1)(torch.full((1, 1, 5, 6), 3.0))[0, 0]
+    assert response_HW[1:-1, 1:-1].eq(0).all()
+    assert response_HW[0, 0] == -6.0  # a corner misses two neighbours of 3
+    assert response_HW[0, 1:-1].eq(-3.0).all()  # an edge misses one
+    assert response_HW[1:-1, -1].eq(-3.0).all()
+
+
+@pytest.mark.parametrize(
+    ("padding", "borders"),  # borders as F.pad takes them: left, right, top, bottom
+    [(1, (1, 1, 1, 1)), ((2, 0), (0, 0, 2, 2)), ("same", (1, 1, 1, 1)), ("valid", (0, 0, 0, 0))],
+)
+def test_constant_padding_surrounds_the_picture_with_the_value(padding: Any, borders: tuple[int, ...]) -> None:
+    conv = Conv(2, 3, 3, padding=padding, padding_mode="constant", padding_value=-0.5)
+    x_NCHW = torch.randn(2, 2, 6, 5)
+    expected = F.conv2d(F.pad(x_NCHW, borders, value=-0.5), conv.weight, conv.bias)
+    torch.testing.assert_close(conv(x_NCHW), expected)
+
+
+def test_constant_padding_keeps_stride_dilation_and_groups() -> None:
+    settings: dict[str, Any] = {"stride": 2, "dilation": 2, "groups": 2}
+    conv = Conv(2, 4, 3, padding=2, padding_mode="constant", padding_value=1.5, **settings)
+    x_NCHW = torch.randn(2, 2, 8, 8)
+    expected = F.conv2d(F.pad(x_NCHW, (2, 2, 2, 2), value=1.5), conv.weight, conv.bias, **settings)
+    torch.testing.assert_close(conv(x_NCHW), expected)
+
+
+def test_constant_padding_of_zero_is_zero_padding() -> None:
+    conv = with_kernel(LAPLACE, padding=1, padding_mode="constant", padding_value=0.0)
+    x_NCHW = torch.randn(1, 1, 5, 5)
+    torch.testing.assert_close(conv(x_NCHW), F.conv2d(x_NCHW, conv.weight, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument", "said"),
+    [
+        ({"in_channels": 0}, "in_channels", "received 0"),
+        ({"out_channels": 0}, "out_channels", "received 0"),
+        ({"out_channels": 2.0}, "out_channels", "received 2.0"),
+        ({"out_channels": True}, "out_channels", "received True"),
+        ({"kernel_size": 0}, "kernel_size", "received 0"),
+        ({"kernel_size": (3,)}, "kernel_size", "pair"),
+        ({"kernel_size": (3, 0)}, "kernel_size", "received 0"),
+        ({"kernel_size": "three"}, "kernel_size", "received 'three'"),
+        ({"stride": 0}, "stride", "received 0"),
+        ({"stride": (1, 2, 3)}, "stride", "pair"),
+        ({"padding": -1}, "padding", "received -1"),
+        ({"padding": (0, -1)}, "padding", "received -1"),
+        ({"padding": "sane"}, "padding", "did you mean 'same'?"),
+        ({"padding": "same", "stride": 2}, "padding", "stride 2"),
+        ({"padding": "same", "stride": (1, 2)}, "padding", "'same'"),
+        ({"dilation": 0}, "dilation", "received 0"),
+        ({"groups": 0}, "groups", "received 0"),
+        ({"in_channels": 3, "groups": 2}, "groups", "in_channels 3"),
+        ({"out_channels": 3, "groups": 2}, "groups", "out_channels 3"),
+        ({"padding_mode": "reflekt"}, "padding_mode", "did you mean 'reflect'?"),
+        ({"padding_mode": "constant", "padding_value": float("nan")}, "padding_value", "finite"),
+        ({"padding_value": 1.0}, "padding_value", "padding_mode=constant"),
+        ({"padding_value": 1.0, "padding_mode": "reflect"}, "padding_value", "padding_mode=reflect"),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_names_its_argument(settings: dict[str, Any], argument: str, said: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Conv(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **settings})
+    assert caught.value.argument == argument
+    assert said in caught.value.message

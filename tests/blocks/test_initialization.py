@@ -1,0 +1,132 @@
+"""How weights start: their spread against the formula of each scheme."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnlab.blocks.initialization import INITIALIZERS
+from cnnlab.runtime.errors import ArgumentError
+
+IN, OUT = 1000, 500  # 500,000 weights: their standard deviation is known to 0.1 %
+
+
+def initialized(name: str, **settings: Any) -> nn.Linear:
+    torch.manual_seed(0)
+    linear = nn.Linear(IN, OUT)
+    nn.init.ones_(linear.bias)
+    INITIALIZERS[name](**settings)(linear)
+    return linear
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "variance"),
+    [
+        ("he", {}, 2 / IN),
+        ("he", {"distribution": "uniform"}, 2 / IN),
+        ("he", {"mode": "fan_out"}, 2 / OUT),
+        ("he", {"nonlinearity": "linear"}, 1 / IN),
+        ("he", {"nonlinearity": "tanh"}, (5 / 3) ** 2 / IN),
+        ("he", {"nonlinearity": "leaky_relu", "negative_slope": 0.5}, 2 / (1 + 0.5**2) / IN),
+        ("xavier", {}, 2 / (IN + OUT)),
+        ("xavier", {"distribution": "normal"}, 2 / (IN + OUT)),
+        ("xavier", {"gain": 3.0}, 9 * 2 / (IN + OUT)),
+        ("normal", {}, 1.0),
+        ("normal", {"std": 0.02}, 0.02**2),
+    ],
+    ids=str,
+)
+def test_the_variance_of_the_weights(name: str, settings: dict[str, Any], variance: float) -> None:
+    assert initialized(name, **settings).weight.std().item() == pytest.approx(math.sqrt(variance), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"), [("he", math.sqrt(3) * math.sqrt(2 / IN)), ("xavier", math.sqrt(3) * math.sqrt(2 / (IN + OUT)))]
+)
+def test_a_uniform_distribution_ends_at_root_three_standard_deviations(name: str, bound: float) -> None:
+    largest = initialized(name, distribution="uniform").weight.abs().max().item()
+    assert 0.999 * bound < largest <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["he", "xavier"])
+def test_a_normal_distribution_has_tails(name: str) -> None:
+    weight = initialized(name, distribution="normal").weight
+    assert weight.abs().max() > 4 * weight.std()
+
+
+def test_normal_takes_its_mean() -> None:
+    assert initialized("normal", mean=2.0, std=0.1).weight.mean().item() == pytest.approx(2.0, abs=0.001)
+
+
+def test_normal_takes_the_spread_of_the_biases() -> None:
+    bias = initialized("normal", std=0.0, bias_std=3.0).bias
+    assert bias.std().item() == pytest.approx(3.0, rel=5 / math.sqrt(2 * OUT))
+
+
+@pytest.mark.parametrize("name", ["he", "xavier", "normal", "orthogonal", "zeros"])
+def test_biases_start_at_zero(name: str) -> None:
+    assert initialized(name).bias.eq(0).all()
+
+
+def test_the_rows_of_orthogonal_weights_are_orthonormal_up_to_the_gain() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(20, 10)
+    INITIALIZERS["orthogonal"](gain=2.0)(linear)
+    torch.testing.assert_close(linear.weight @ linear.weight.T, 4 * torch.eye(10))
+
+
+def test_zeros_makes_every_weight_zero() -> None:
+    assert initialized("zeros").weight.eq(0).all()
+
+
+def test_default_leaves_what_the_constructor_drew() -> None:
+    linear = nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in linear.state_dict().items()}
+    INITIALIZERS["default"]()(linear)
+    torch.testing.assert_close(linear.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_fan_of_a_convolution_counts_its_window() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 128, 5)
+    INITIALIZERS["he"]()(conv)
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 5 * 5)), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["he", "xavier", "normal", "orthogonal", "zeros"])
+def test_a_batch_norm_keeps_its_ones_and_zeros(name: str) -> None:
+    norm = nn.BatchNorm2d(4)
+    INITIALIZERS[name]()(norm)
+    assert norm.weight.eq(1).all()
+    assert norm.bias.eq(0).all()
+
+
+def test_recurrent_weights_and_biases_are_reached() -> None:
+    recurrent = nn.LSTM(3, 4)
+    INITIALIZERS["zeros"]()(recurrent)
+    values: list[Tensor] = list(recurrent.parameters())
+    assert all(value.eq(0).all() for value in values)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "argument"),
+    [
+        ("he", {"distribution": "gauss"}, "distribution"),
+        ("he", {"mode": "fan"}, "mode"),
+        ("he", {"nonlinearity": "gelu"}, "nonlinearity"),
+        ("he", {"negative_slope": math.nan}, "negative_slope"),
+        ("xavier", {"distribution": "gauss"}, "distribution"),
+        ("xavier", {"gain": 0}, "gain"),
+        ("normal", {"mean": math.inf}, "mean"),
+        ("normal", {"std": -1}, "std"),
+        ("normal", {"bias_std": -1}, "bias_std"),
+        ("orthogonal", {"gain": -1}, "gain"),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_names_its_argument(name: str, settings: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        INITIALIZERS[name](**settings)
+    assert caught.value.argument == argument

@@ -1,0 +1,108 @@
+from typing import Any
+
+import pytest
+
+from cnnlab.data.settings import SETTINGS, DataSettings
+from cnnlab.data.source import DataSpec
+from cnnlab.runtime.errors import ArgumentError
+
+SPEC = DataSpec((1, 8, 8), {"train": 100, "test": 20}, ("a", "b"))
+
+
+def settings(**changes: Any) -> DataSettings:
+    legal: dict[str, Any] = {
+        "batch_size": 8,
+        "eval_batch_size": 16,
+        "drop_last": True,
+        "limit": None,
+        "split_seed": 0,
+        "validation": {"count": 10, "from": "random"},
+        "normalize": "standardize",
+    }
+    return DataSettings(**{**legal, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"batch_size": None}, "batch_size"),
+        ({"eval_batch_size": 0}, "eval_batch_size"),
+        ({"split_seed": -1}, "split_seed"),
+        ({"limit": 0}, "limit"),
+        ({"limit": "all"}, "limit"),
+        ({"normalize": "standardise"}, "normalize"),
+        ({"validation": {"counts": 10}}, "validation.counts"),
+    ],
+)
+def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        settings(**changes)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("changes", "near"),
+    [({"normalize": "standardise"}, "'standardize'"), ({"validation": {"counts": 10}}, "'count'")],
+)
+def test_a_misspelling_is_answered_with_the_nearest_name(changes: dict[str, Any], near: str) -> None:
+    with pytest.raises(ArgumentError, match=f"did you mean {near}"):
+        settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"validation": {"count": -1}}, "validation.count"),
+        ({"validation": {"count": 2.5}}, "validation.count"),
+        ({"validation": {"count": 100}}, "validation.count"),
+        ({"validation": {"count": 10, "from": "start"}}, "validation.from"),
+        ({"limit": 91}, "limit"),
+        ({"batch_size": 91}, "batch_size"),
+        ({"batch_size": 21, "limit": 20}, "batch_size"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        settings(**changes).train_count(SPEC)
+    assert caught.value.argument == argument
+
+
+def test_too_high_a_limit_is_answered_with_the_arithmetic() -> None:
+    with pytest.raises(ArgumentError, match=r"at most 90 \(100 training pictures − 10 for validation\), received 91"):
+        settings(limit=91).train_count(SPEC)
+
+
+def test_a_batch_that_drop_last_would_leave_out_is_told_with_the_count() -> None:
+    with pytest.raises(ArgumentError, match=r"at most the 20 training pictures, received 21.*drop_last"):
+        settings(batch_size=21, limit=20).train_count(SPEC)
+
+
+def test_a_batch_larger_than_the_data_is_taken_without_drop_last() -> None:
+    assert settings(batch_size=500, drop_last=False).steps_per_epoch(SPEC) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({}, 90), ({"limit": 90}, 90), ({"limit": 8}, 8), ({"validation": {}}, 100), ({"validation": {"count": 0}}, 100)],
+)
+def test_the_pictures_that_train(changes: dict[str, Any], count: int) -> None:
+    assert settings(**changes).train_count(SPEC) == count
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "steps"), [(8, True, 11), (8, False, 12), (9, True, 10), (9, False, 10), (90, True, 1)]
+)
+def test_the_steps_of_an_epoch(batch_size: int, drop_last: bool, steps: int) -> None:
+    assert settings(batch_size=batch_size, drop_last=drop_last).steps_per_epoch(SPEC) == steps
+
+
+def test_validation_is_carved_at_random_unless_it_says_otherwise() -> None:
+    assert settings(validation={"count": 5}).validation_from == "random"
+    assert settings(validation={"count": 5, "from": "end"}).validation_from == "end"
+
+
+def test_the_settings_name_the_keys_that_are_not_the_sources_own() -> None:
+    assert set(SETTINGS) == set(vars(settings()))

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import Tensor
+
+from cnnlab.data.normalization import NORMALIZATIONS, Normalization
+
+
+def pictures() -> Tensor:
+    """(40, 3, 9, 7) bytes; the channels differ in mean and spread."""
+    generator = torch.Generator().manual_seed(0)
+    x_NCHW = torch.rand(40, 3, 9, 7, generator=generator)
+    highest_C11 = torch.tensor([255.0, 100.0, 20.0])[:, None, None]
+    return (x_NCHW * highest_C11 + torch.tensor([0.0, 50.0, 230.0])[:, None, None]).to(torch.uint8)
+
+
+def apply(normalization: Normalization, x_NCHW: Tensor) -> Tensor:
+    shift_C11, scale_C11 = normalization.tensors(torch.device("cpu"))
+    return x_NCHW.float() * scale_C11 + shift_C11
+
+
+def test_standardize_gives_each_channel_mean_0_and_deviation_1() -> None:
+    x_NCHW = pictures()
+    seen_NCHW = apply(Normalization.fit("standardize", x_NCHW), x_NCHW).double()
+    assert seen_NCHW.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert seen_NCHW.std((0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_standardize_of_hand_countable_pixels() -> None:
+    normalization = Normalization.fit("standardize", torch.tensor([0, 0, 0, 200], dtype=torch.uint8).view(1, 1, 2, 2))
+    assert normalization.mean_C == (50.0,)
+    assert normalization.sd_C == (pytest.approx((3 / 4 * 50**2 + 1 / 4 * 150**2) ** 0.5),)
+
+
+def test_unit_maps_black_to_0_and_white_to_1() -> None:
+    x_NCHW = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert apply(Normalization.fit("unit", x_NCHW), x_NCHW).flatten().tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_none_leaves_the_bytes_as_they_are() -> None:
+    x_NCHW = pictures()
+    assert torch.equal(apply(Normalization.fit("none", x_NCHW), x_NCHW), x_NCHW.float())
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_there_is_one_mean_and_one_deviation_per_channel(kind: str) -> None:
+    normalization = Normalization.fit(kind, pictures())
+    assert len(normalization.mean_C) == len(normalization.sd_C) == 3
+
+
+def test_a_channel_of_one_value_becomes_zero() -> None:
+    x_NCHW = pictures()
+    x_NCHW[:, 1] = 77
+    seen_NCHW = apply(Normalization.fit("standardize", x_NCHW), x_NCHW)
+    assert seen_NCHW.isfinite().all()
+    assert not seen_NCHW[:, 1].any()
+
+
+def test_the_order_of_the_pictures_moves_no_bit() -> None:
+    x_NCHW = pictures()
+    mixed = x_NCHW[torch.randperm(len(x_NCHW), generator=torch.Generator().manual_seed(5))]
+    assert Normalization.fit("standardize", mixed) == Normalization.fit("standardize", x_NCHW)
+
+
+def test_the_number_of_threads_moves_no_bit() -> None:
+    x_NCHW = pictures().repeat(20, 1, 1, 1)
+    threads = torch.get_num_threads()
+    try:
+        measured = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            measured.append(Normalization.fit("standardize", x_NCHW))
+    finally:
+        torch.set_num_threads(threads)
+    assert measured[0] == measured[1] == measured[2]

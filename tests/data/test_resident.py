@@ -1,0 +1,147 @@
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+
+from cnnlab.data.normalization import Normalization
+from cnnlab.data.resident import ResidentLoader
+from cnnlab.data.source import Pictures
+from cnnlab.runtime.batch import Batch
+
+CPU = torch.device("cpu")
+COUNT = 23
+
+
+def pictures() -> Pictures:
+    """23 pictures whose every pixel is their index in the file, which is 100 plus their row; class = row mod 3."""
+    rows = torch.arange(COUNT)
+    x_NCHW = (100 + rows).to(torch.uint8)[:, None, None, None].expand(-1, 2, 3, 3).contiguous()
+    return Pictures(x_NCHW, rows % 3, 100 + rows)
+
+
+def loader(**changes: Any) -> ResidentLoader:
+    arguments: dict[str, Any] = {"batch_size": 5, "device": CPU, "shuffle": True, "seed": 7, **changes}
+    return ResidentLoader(pictures(), Normalization((0.0, 0.0), (1.0, 1.0)), **arguments)
+
+
+def indices(batches: list[Batch]) -> list[list[int]]:
+    return [batch.index_N.tolist() for batch in batches]
+
+
+def epoch_of(source: ResidentLoader, epoch: int) -> list[list[int]]:
+    source.set_epoch(epoch)
+    return indices(list(source))
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 9])
+def test_an_epoch_has_each_picture_once(epoch: int) -> None:
+    assert sorted(flat(epoch_of(loader(), epoch))) == list(range(100, 100 + COUNT))
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
+    source = loader()
+    torch.manual_seed(1)
+    later = [epoch_of(source, epoch) for epoch in (0, 1, 2)]
+    torch.manual_seed(2)
+    assert epoch_of(loader(), 2) == later[2]
+
+
+def test_epochs_differ() -> None:
+    assert len({str(epoch_of(loader(), epoch)) for epoch in range(5)}) == 5
+
+
+def test_seeds_differ() -> None:
+    assert len({str(epoch_of(loader(seed=seed), 0)) for seed in range(5)}) == 5
+
+
+def test_loading_draws_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    list(loader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_shuffling_the_order_is_the_files() -> None:
+    source = loader(shuffle=False)
+    for epoch in (0, 1):
+        assert flat(epoch_of(source, epoch)) == list(range(100, 100 + COUNT))
+
+
+def test_a_batch_carries_its_pictures_labels_and_indices_together() -> None:
+    for batch in loader():
+        assert torch.equal(batch.x_NCHW, batch.index_N[:, None, None, None].expand(-1, 2, 3, 3).float())
+        assert torch.equal(batch.target, (batch.index_N - 100) % 3)
+
+
+def test_a_batch_is_normalized() -> None:
+    source = ResidentLoader(
+        pictures(), Normalization((90.0, 110.0), (4.0, 8.0)), 5, device=CPU, shuffle=False, drop_last=False
+    )
+    x_NCHW = next(iter(source)).x_NCHW
+    assert x_NCHW.dtype == torch.float32
+    assert x_NCHW[:, 0, 0, 0].tolist() == [(100 + row - 90) / 4 for row in range(5)]
+    assert x_NCHW[:, 1, 2, 2].tolist() == [(100 + row - 110) / 8 for row in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"),
+    [
+        (5, False, [5, 5, 5, 5, 3]),
+        (5, True, [5, 5, 5, 5]),
+        (23, True, [23]),
+        (12, True, [12]),
+        (100, False, [23]),
+        (1, False, [1] * 23),
+    ],
+)
+def test_the_sizes_of_the_batches(batch_size: int, drop_last: bool, sizes: list[int]) -> None:
+    source = loader(batch_size=batch_size, drop_last=drop_last)
+    assert [len(batch) for batch in source] == sizes
+    assert len(source) == len(sizes)
+    assert source.pictures == sum(sizes)
+
+
+def test_drop_last_leaves_out_other_pictures_in_other_epochs() -> None:
+    source = loader(drop_last=True)
+    left_out = [set(range(100, 123)) - set(flat(epoch_of(source, epoch))) for epoch in range(4)]
+    assert all(len(missing) == 3 for missing in left_out)
+    assert len({frozenset(missing) for missing in left_out}) > 1
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 5])
+def test_a_saved_position_goes_on_with_exactly_the_remaining_batches(taken: int) -> None:
+    source = loader()
+    source.set_epoch(4)
+    walk = iter(source)
+    for _ in range(taken):
+        next(walk)
+    resumed = loader()
+    resumed.load_state_dict(source.state_dict())
+    assert indices(list(resumed)) == epoch_of(loader(), 4)[taken:]
+
+
+def test_the_epoch_after_a_resumed_one_is_whole() -> None:
+    resumed = loader()
+    resumed.load_state_dict({"epoch": 4, "position": 2})
+    list(resumed)
+    assert epoch_of(resumed, 5) == epoch_of(loader(), 5)
+
+
+def test_a_batch_counts_as_done_once_it_is_handed_out() -> None:
+    source = loader()
+    next(iter(source))
+    assert source.position == 1
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_each_batch_of_the_single_rank_order(world_size: int) -> None:
+    alone = epoch_of(loader(), 1)
+    ranks = [epoch_of(loader(rank=rank, world_size=world_size), 1) for rank in range(world_size)]
+    for number, whole in enumerate(alone):
+        parts = [rank[number] for rank in ranks]
+        assert sorted(flat(parts)) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1

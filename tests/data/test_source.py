@@ -1,0 +1,62 @@
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+
+from cnnlab.data import SOURCES
+from cnnlab.data.source import DataSpec, Pictures, Source
+
+
+def pictures() -> Pictures:
+    return Pictures.of(torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), torch.tensor([2, 0, 1]))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_source_describes_itself_and_reads_on_request_only(name: str) -> None:
+    source = SOURCES[name](**({} if name == "digits" else {"root": "/nonexistent"}))
+    spec = source.describe()
+    assert isinstance(source, Source)
+    assert set(spec.counts) == {"train", "test"}
+    assert len(spec.input_shape) == 3
+
+
+def test_classes_are_counted_from_their_names() -> None:
+    assert DataSpec((1, 2, 2), {"train": 3, "test": 1}, ("cat", "dog", "emu")).classes == 3
+
+
+def test_a_new_split_is_numbered_in_the_order_of_its_file() -> None:
+    assert pictures().index_N.tolist() == [0, 1, 2]
+    assert len(pictures()) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_become_int64(dtype: torch.dtype) -> None:
+    assert Pictures.of(torch.zeros(2, 1, 1, 1), torch.tensor([1, 0], dtype=dtype)).y_N.dtype == torch.int64
+
+
+def test_a_selection_keeps_pictures_labels_and_numbers_together() -> None:
+    chosen = pictures().select(torch.tensor([2, 0]))
+    assert chosen.x_NCHW[:, 0, 0, 0].tolist() == [8, 0]
+    assert chosen.y_N.tolist() == [1, 2]
+    assert chosen.index_N.tolist() == [2, 0]
+
+
+def test_the_digest_is_sha256_over_shape_pictures_and_labels() -> None:
+    x = pictures()
+    by_hand = hashlib.sha256(b"(3, 1, 2, 2)" + x.x_NCHW.numpy().tobytes() + x.y_N.numpy().tobytes())
+    assert x.digest() == by_hand.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x_NCHW": pictures().x_NCHW.flip(0)},
+        {"x_NCHW": pictures().x_NCHW.reshape(3, 1, 1, 4)},
+        {"y_N": torch.tensor([2, 0, 0])},
+    ],
+    ids=["pixels", "shape", "labels"],
+)
+def test_the_digest_notices_any_change(changed: dict[str, Any]) -> None:
+    x = pictures()
+    assert Pictures(**{"x_NCHW": x.x_NCHW, "y_N": x.y_N, "index_N": x.index_N, **changed}).digest() != x.digest()

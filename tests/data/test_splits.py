@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import Tensor
+
+from cnnlab.data.splits import carve, check_validation
+from cnnlab.runtime.errors import ArgumentError
+
+
+def labels(*sizes: int) -> Tensor:
+    """So many pictures of class 0, 1, …, mixed."""
+    y_N = torch.cat([torch.full((size,), label) for label, size in enumerate(sizes)])
+    return y_N[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ((50, 30, 20), 10, [5, 3, 2]),  # shares without a remainder
+        ((50, 30, 20), 7, [4, 2, 1]),  # 3.5, 2.1, 1.4: one is left for the .5
+        ((6, 3, 1), 3, [2, 1, 0]),  # 1.8, 0.9, 0.3: two are left for .9 and .8
+        ((5, 3, 2), 4, [2, 1, 1]),  # 2.0, 1.2, 0.8: one is left for the .8
+        ((4, 0, 6), 5, [2, 0, 3]),  # a class without pictures
+        ((10, 10), 0, [0, 0]),
+    ],
+)
+def test_each_class_gives_its_share_by_largest_remainder(
+    sizes: tuple[int, ...], count: int, expected: list[int]
+) -> None:
+    y_N = labels(*sizes)
+    _, carved = carve(y_N, count, "random", seed=0)
+    assert y_N[carved].bincount(minlength=len(sizes)).tolist() == expected
+
+
+@pytest.mark.parametrize("where", ["random", "end"])
+@pytest.mark.parametrize("count", [0, 1, 17, 99])
+def test_the_parts_are_disjoint_and_together_everything(where: str, count: int) -> None:
+    kept, carved = carve(labels(50, 30, 20), count, where, seed=3)
+    assert len(carved) == count
+    assert sorted(kept.tolist() + carved.tolist()) == list(range(100))
+
+
+@pytest.mark.parametrize("where", ["random", "end"])
+def test_the_parts_are_in_the_order_of_the_file(where: str) -> None:
+    for part in carve(labels(50, 30, 20), 30, where, seed=3):
+        assert part.tolist() == sorted(part.tolist())
+
+
+def test_end_carves_the_last_ones() -> None:
+    kept, carved = carve(labels(5, 5), 3, "end", seed=0)
+    assert kept.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert carved.tolist() == [7, 8, 9]
+
+
+def test_a_random_split_is_a_pure_function_of_its_seed() -> None:
+    torch.manual_seed(1)
+    first = carve(labels(50, 30, 20), 20, "random", seed=7)[1]
+    torch.manual_seed(2)
+    assert torch.equal(first, carve(labels(50, 30, 20), 20, "random", seed=7)[1])
+
+
+def test_another_seed_carves_other_pictures() -> None:
+    carved = {tuple(carve(labels(50, 30, 20), 20, "random", seed=seed)[1].tolist()) for seed in range(5)}
+    assert len(carved) == 5
+
+
+def test_carving_draws_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    carve(labels(50, 30, 20), 20, "random", seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("count", "where", "argument"),
+    [(-1, "random", "count"), (10, "random", "count"), (11, "end", "count"), (1.5, "end", "count"), (1, "top", "from")],
+)
+def test_what_cannot_be_carved_is_refused(count: int, where: str, argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        check_validation(count, where, available=10)
+    assert caught.value.argument == argument
+
+
+def test_all_but_one_picture_may_be_carved() -> None:
+    check_validation(9, "random", available=10)

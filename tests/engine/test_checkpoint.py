@@ -1,0 +1,606 @@
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import nn
+
+import cnnlab
+from cnnlab.engine.checkpoint import (
+    EMA_WEIGHTS,
+    MANIFEST,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    Checkpoints,
+    DamagedCheckpointError,
+    read_checkpoint,
+)
+from cnnlab.runtime.errors import ConfigError, TrainingError
+
+FILES = (WEIGHTS, EMA_WEIGHTS, STATE, MANIFEST)
+
+
+def save(checkpoints: Checkpoints, step: int, **changes: Any) -> None:
+    """A checkpoint whose weights and state are its step."""
+    weights = {"weight": torch.full((3, 2), float(step)), "bias": torch.full((2,), float(step))}
+    state = {"progress": {"step": step}, "momentum": torch.full((5,), float(step))}
+    arguments: dict[str, Any] = {"weights": weights, "state": state, "meta": {"step_again": step}, **changes}
+    checkpoints.save(step, **arguments)
+
+
+def assert_whole(checkpoint: Checkpoint | None, step: int) -> None:
+    assert checkpoint is not None
+    assert checkpoint.step == step
+    assert torch.equal(checkpoint.weights["weight"], torch.full((3, 2), float(step)))
+    assert checkpoint.state()["progress"] == {"step": step}
+
+
+def entries(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def flip(path: Path, position: int, mask: int = 0x10) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)
+
+
+def reseal(folder: Path) -> None:
+    """Writes the manifest that fits the files, as whoever tampers with them would."""
+    body = json.loads((folder / MANIFEST).read_text())["manifest"]
+    for path in folder.iterdir():
+        if path.name != MANIFEST:
+            data = path.read_bytes()
+            body["files"][path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({"manifest": body, "sha256": seal}, sort_keys=True, indent=1) + "\n"
+    (folder / MANIFEST).write_text(text)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def folder(checkpoints: Checkpoints) -> Path:
+    """A checkpoint with all four files."""
+    save(checkpoints, 430, ema={"weight": torch.rand(3, 2), "bias": torch.rand(2)})
+    return checkpoints.path(430)
+
+
+# what is saved is read
+
+
+def test_what_was_saved_is_read(checkpoints: Checkpoints) -> None:
+    weights = {
+        "a": torch.rand(3, 2),
+        "b": torch.tensor(7),
+        "c": torch.rand(4, dtype=torch.float64),
+        "d": torch.zeros(0),
+    }
+    state = {"numbers": [1, 2.5, None, "x"], "tensor": torch.arange(4), "nested": {"t": (1, 2)}}
+    checkpoints.save(5, weights, state, {"class_names": ["a", "b"], "mean": 0.1})
+    checkpoint = read_checkpoint(checkpoints.path(5))
+    assert checkpoint.step == 5
+    assert checkpoint.meta == {"class_names": ["a", "b"], "mean": 0.1}
+    assert checkpoint.weights.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert checkpoint.weights[name].dtype == tensor.dtype
+        assert torch.equal(checkpoint.weights[name], tensor)
+    loaded = checkpoint.state()
+    assert torch.equal(loaded.pop("tensor"), state.pop("tensor"))  # type: ignore[arg-type]
+    assert loaded == state
+
+
+def test_a_checkpoint_is_a_folder_named_by_its_step(folder: Path) -> None:
+    assert folder.name == "step-00000430"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+
+
+def test_the_manifest_has_size_and_sha256_of_every_file(folder: Path) -> None:
+    files = json.loads((folder / MANIFEST).read_text())["manifest"]["files"]
+    assert files == {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+        }
+        for name in (WEIGHTS, EMA_WEIGHTS, STATE)
+    }
+
+
+def test_weights_in_channels_last_keep_their_values(checkpoints: Checkpoints) -> None:
+    weight = torch.rand(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    save(checkpoints, 1, weights={"weight": weight})
+    assert torch.equal(read_checkpoint(checkpoints.path(1)).weights["weight"], weight)
+
+
+def test_tied_tensors_are_written_once_and_read_under_all_their_names(checkpoints: Checkpoints) -> None:
+    network = nn.Sequential(nn.Linear(50, 50, bias=False), nn.ReLU(), nn.Linear(50, 50, bias=False))
+    network[2].weight = network[0].weight
+    save(checkpoints, 1, weights=network.state_dict())
+    weights = read_checkpoint(checkpoints.path(1)).weights
+    assert set(weights) == {"0.weight", "2.weight"}
+    assert torch.equal(weights["2.weight"], network[0].weight)
+    assert (checkpoints.path(1) / WEIGHTS).stat().st_size < 2 * 50 * 50 * 4
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_inference_takes_the_averaged_weights_where_there_are_any(checkpoints: Checkpoints, averaged: bool) -> None:
+    save(checkpoints, 1, ema={"weight": torch.full((3, 2), 9.0)} if averaged else None)
+    checkpoint = read_checkpoint(checkpoints.path(1))
+    assert (checkpoint.ema is not None) is averaged
+    assert float(checkpoint.weights["weight"][0, 0]) == 1
+    assert float(checkpoint.inference_weights["weight"][0, 0]) == (9 if averaged else 1)
+
+
+def test_a_step_that_is_saved_again_is_replaced(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 1, weights={"weight": torch.zeros(1)})
+    save(checkpoints, 1)
+    assert_whole(checkpoints.newest_whole(), 1)
+
+
+# names, order, pruning
+
+
+def test_steps_are_in_the_order_of_their_numbers(checkpoints: Checkpoints) -> None:
+    checkpoints.folder.mkdir()
+    for step in (99_999_999, 100_000_000, 5):
+        checkpoints.path(step).mkdir()
+    (checkpoints.folder / "step-7").mkdir()  # no name of ours
+    (checkpoints.folder / ".writing-00000008-1").mkdir()
+    assert checkpoints.steps() == [5, 99_999_999, 100_000_000]
+
+
+def test_without_a_folder_there_are_no_checkpoints(checkpoints: Checkpoints) -> None:
+    assert checkpoints.steps() == []
+    assert checkpoints.newest_whole() is None
+    assert checkpoints.named("best") is None
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [([1], [1, 4, 5]), ([1, 3], [3, 4, 5]), ([5], [4, 5]), ([], [4, 5])],
+)
+def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints, best: list[int], kept: list[int]) -> None:
+    for step in range(1, 6):
+        save(checkpoints, step, best_step=max((one for one in best if one <= step), default=None))
+    assert checkpoints.steps() == kept
+    assert all(name.startswith("step-") or name in ("best", "last") for name in entries(checkpoints))
+
+
+def test_best_and_last_name_a_step_each(checkpoints: Checkpoints) -> None:
+    for step in range(1, 5):
+        save(checkpoints, step, best_step=2 if step >= 2 else None)
+    assert (checkpoints.named("best"), checkpoints.named("last")) == (2, 4)
+    assert (checkpoints.folder / "best").read_text() == "step-00000002\n"
+
+
+@pytest.mark.parametrize("text", [b"", b"step-7", b"../step-00000001", b"\xff\xfe", b"step-00000001/../x"])
+def test_a_name_that_is_damaged_names_nothing(checkpoints: Checkpoints, text: bytes) -> None:
+    save(checkpoints, 1, best_step=1)
+    (checkpoints.folder / "best").write_bytes(text)
+    assert checkpoints.named("best") is None
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 2), ("last", 4), ("3", 3), ("00000002", 2)])
+def test_a_checkpoint_is_found_by_name_or_step(checkpoints: Checkpoints, which: str, step: int) -> None:
+    for number in range(1, 5):
+        save(checkpoints, number, best_step=2 if number >= 2 else None)
+    assert_whole(checkpoints.resolve(which), step)
+
+
+@pytest.mark.parametrize("which", ["1", "99", "newest", "-2", ""])
+def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(checkpoints: Checkpoints, which: str) -> None:
+    for number in range(1, 5):
+        save(checkpoints, number, best_step=2 if number >= 2 else None)
+    with pytest.raises(ConfigError, match=r"best, last or one of the steps 2, 3, 4 ") as caught:
+        checkpoints.resolve(which)
+    assert repr(which) in str(caught.value)
+
+
+def test_no_best_is_answered_with_the_steps(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 1)
+    with pytest.raises(ConfigError, match="one of the steps 1 "):
+        checkpoints.resolve("best")
+
+
+def test_asking_for_a_damaged_checkpoint_says_so_and_leaves_it_there(checkpoints: Checkpoints) -> None:
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    flip(checkpoints.path(2) / STATE, 40)
+    with pytest.raises(ConfigError, match=r"damaged.*expected another of 1, 2"):
+        checkpoints.resolve("last")
+    assert checkpoints.steps() == [1, 2]
+
+
+# damage
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_byte_is_noticed(folder: Path, name: str) -> None:
+    draw = random.Random(0)
+    whole = (folder / name).read_bytes()
+    for _ in range(300):
+        flip(folder / name, draw.randrange(len(whole)), draw.randrange(1, 256))
+        with pytest.raises(DamagedCheckpointError):
+            read_checkpoint(folder)
+        (folder / name).write_bytes(whole)
+    read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_truncation_is_noticed(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    lengths = {0, 1, len(whole) - 1, *random.Random(0).sample(range(len(whole)), min(300, len(whole)))}
+    for length in lengths:
+        (folder / name).write_bytes(whole[:length])
+        with pytest.raises(DamagedCheckpointError):
+            read_checkpoint(folder)
+    (folder / name).write_bytes(whole)
+    read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_anything_appended_is_noticed(folder: Path, name: str) -> None:
+    with (folder / name).open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(DamagedCheckpointError):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_noticed(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(DamagedCheckpointError, match=name):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_in_place_of_a_file_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(folder / name, elsewhere)
+    (folder / name).symlink_to(elsewhere)
+    with pytest.raises(DamagedCheckpointError):
+        read_checkpoint(folder)
+
+
+def test_a_manifest_of_another_size_class_is_refused_unread(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(b" " * (1 << 20) + (folder / MANIFEST).read_bytes())
+    with pytest.raises(DamagedCheckpointError, match="is no manifest"):
+        read_checkpoint(folder)
+
+
+def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(checkpoints: Checkpoints) -> None:
+    said: list[str] = []
+    for step in (1, 2, 3):
+        save(checkpoints, step, best_step=1 if step >= 1 else None)
+    flip(checkpoints.path(2) / MANIFEST, 100)
+    flip(checkpoints.path(3) / WEIGHTS, 50)
+    assert_whole(Checkpoints(checkpoints.folder, said.append).newest_whole(), 1)
+    assert checkpoints.steps() == [1]
+    assert {"damaged-0-step-00000002", "damaged-0-step-00000003"} <= set(entries(checkpoints))
+    assert len(said) == 2
+    assert "step-00000003" in said[0]
+    assert "set aside as damaged-0-step-00000003" in said[0]
+
+
+def test_whole_checkpoints_are_taken_without_a_word(checkpoints: Checkpoints) -> None:
+    said: list[str] = []
+    save(checkpoints, 1)
+    assert_whole(Checkpoints(checkpoints.folder, said.append).newest_whole(), 1)
+    assert said == []
+
+
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(checkpoints: Checkpoints) -> None:
+    for _ in range(2):
+        save(checkpoints, 2)
+        flip(checkpoints.path(2) / STATE, 40)
+        assert checkpoints.newest_whole() is None
+    assert {"damaged-0-step-00000002", "damaged-1-step-00000002"} <= set(entries(checkpoints))
+
+
+# strangers' files: the hashes agree, the content is not ours
+
+
+def test_a_state_that_fits_its_manifest_is_read(folder: Path) -> None:
+    torch.save({"other": 1}, folder / STATE)
+    reseal(folder)
+    assert read_checkpoint(folder).state() == {"other": 1}
+
+
+def test_a_compressed_archive_is_refused(folder: Path) -> None:
+    with zipfile.ZipFile(folder / STATE) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / STATE, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        archive.writestr("archive/zeros", bytes(10_000_000))
+    reseal(folder)
+    with pytest.raises(DamagedCheckpointError, match="more memory"):
+        read_checkpoint(folder)
+
+
+def test_what_is_no_archive_is_refused(folder: Path) -> None:
+    (folder / STATE).write_bytes(pickle.dumps({"step": 1}))
+    reseal(folder)
+    with pytest.raises(DamagedCheckpointError, match="no archive"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "state.pkl", "../outside"])
+def test_a_manifest_that_names_other_files_is_refused(folder: Path, name: str) -> None:
+    body = json.loads((folder / MANIFEST).read_text())
+    body["manifest"]["files"][name] = body["manifest"]["files"][STATE]
+    (folder / MANIFEST).write_text(json.dumps(body))
+    reseal(folder)
+    with pytest.raises(DamagedCheckpointError, match="has other files"):
+        read_checkpoint(folder)
+
+
+class MakesFolder:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_strangers_code_does_not_run(folder: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    torch.save({"progress": MakesFolder(canary)}, folder / STATE)
+    reseal(folder)
+    torch.load(folder / STATE, weights_only=False)
+    assert canary.is_dir()  # it would run
+    canary.rmdir()
+    checkpoint = read_checkpoint(folder)
+    with pytest.raises(ConfigError, match="more than tensors and plain values"):
+        checkpoint.state()
+    assert not canary.exists()
+
+
+# a write that is cut short
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that follows is done, no file is cleaned up."""
+
+
+def test_death_at_any_moment_of_a_write_leaves_a_whole_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dies before the first, the second, … of all the calls that make something durable, visible or absent."""
+    for moment in count():
+        said: list[str] = []
+        checkpoints = Checkpoints(tmp_path / str(moment), said.append)
+        for step in (1, 2, 3):
+            save(checkpoints, step, best_step=1 if step >= 1 else None)
+        calls = count()
+
+        def dies(function: Callable[..., Any], calls: count = calls, moment: int = moment) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if next(calls) >= moment:
+                    raise Killed
+                return function(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for module, name in (
+                (os, "fsync"),
+                (os, "rename"),
+                (os, "replace"),
+                (os, "mkdir"),
+                (os, "unlink"),
+                (os, "rmdir"),
+                (torch, "save"),
+            ):
+                patch.setattr(module, name, dies(getattr(module, name)))
+            try:
+                save(checkpoints, 4, best_step=4)
+                survived = True
+            except Killed:
+                survived = False
+        newest = checkpoints.newest_whole()
+        assert newest is not None
+        assert newest.step in ((4,) if survived else (3, 4))
+        for step in checkpoints.steps():
+            assert_whole(read_checkpoint(checkpoints.path(step)), step)
+        assert checkpoints.resolve("best").step in (1, 4)
+        assert checkpoints.resolve("last").step in (3, 4)
+        assert said == []
+        save(checkpoints, 5)  # the next one clears up
+        assert not [name for name in entries(checkpoints) if name.startswith(".")]
+        if survived:
+            break
+    assert moment >= 10
+
+
+@pytest.mark.parametrize("leftover", [".writing-00000002-77", ".removing-00000001"])
+def test_what_a_kill_left_is_ignored_and_cleared(checkpoints: Checkpoints, leftover: str) -> None:
+    save(checkpoints, 1)
+    shutil.copytree(checkpoints.path(1), checkpoints.folder / leftover)
+    (checkpoints.folder / ".writing-best").write_text("step-0")
+    assert checkpoints.steps() == [1]
+    assert_whole(checkpoints.newest_whole(), 1)
+    save(checkpoints, 2)
+    assert entries(checkpoints) == ["last", "step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 704 vs 598"), OSError(28, "No space left on device")])
+def test_a_disk_that_refuses_leaves_the_older_checkpoints(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*arguments: Any) -> NoReturn:
+        raise error
+
+    save(checkpoints, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(TrainingError) as caught:
+            save(checkpoints, 2)
+    assert "the checkpoint of step 2 could not be written" in str(caught.value)
+    assert str(error) in str(caught.value)
+    assert entries(checkpoints) == ["last", "step-00000001"]
+    assert_whole(checkpoints.newest_whole(), 1)
+
+
+def run_script(text: str, *arguments: str) -> str:
+    """Runs it in a fresh process; returns what it printed."""
+    root = str(Path(cnnlab.__file__).parents[1])
+    answer = subprocess.run(
+        [sys.executable, "-c", text, *arguments],
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from cnnlab.engine.checkpoint import Checkpoints
+from cnnlab.runtime.errors import TrainingError
+
+def save(step, weights=6, state=5):
+    checkpoints.save(step, {"weight": torch.full((weights // 2, 2), float(step))},
+                     {"progress": {"step": step}, "momentum": torch.zeros(state)}, {})
+
+checkpoints = Checkpoints(Path(sys.argv[1]))
+save(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for large in ({"weights": 100_000}, {"state": 100_000}):
+    try:
+        save(2, **large)
+    except TrainingError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_the_system_cuts_off_leaves_the_older_checkpoint(checkpoints: Checkpoints) -> None:
+    said = run_script(FULL_DISK, str(checkpoints.folder)).splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("the checkpoint of step 2 could not be written") for line in said)
+    assert entries(checkpoints) == ["last", "step-00000001"]
+    assert_whole(checkpoints.newest_whole(), 1)
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from cnnlab.engine.checkpoint import Checkpoints
+
+torch.set_num_threads(1)
+draw = random.Random(int(sys.argv[2]))
+said = []
+checkpoints = Checkpoints(Path(sys.argv[1]), said.append)
+
+def save(step):
+    state = {"progress": {"step": step}, "momentum": torch.full((60_000,), float(step))}
+    weights = {"weight": torch.full((300, 200), float(step))}
+    checkpoints.save(step, weights, state, {}, best_step=step - step % 7 or None)
+
+def save_for_ever(step):
+    while True:
+        step += 1
+        save(step)
+
+newest = 0
+for kill in range(int(sys.argv[3])):
+    child = os.fork()
+    if child == 0:
+        save_for_ever(newest)
+    while max([0, *checkpoints.steps()]) == newest:  # until it has written one
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    checkpoint = checkpoints.newest_whole()
+    assert checkpoint is not None and checkpoint.step > newest, (checkpoint, newest)
+    newest = checkpoint.step
+    assert bool((checkpoint.weights["weight"] == newest).all())
+    assert checkpoint.state()["progress"] == {"step": newest}
+    assert bool((checkpoint.state()["momentum"] == newest).all())
+    assert not said, said
+    print(newest)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(checkpoints: Checkpoints) -> None:
+    """The process that is killed is forked from a fresh one, so that torch is imported once."""
+    newest = [int(line) for line in run_script(KILLS, str(checkpoints.folder), "0", "12").splitlines()]
+    assert len(newest) == 12
+    assert newest == sorted(set(newest))
+
+
+# the best
+
+
+def test_the_best_of_both_newest_ones_is_kept(checkpoints: Checkpoints) -> None:
+    for step, best in ((1, 1), (2, 1), (3, 3)):
+        save(checkpoints, step, best_step=best)
+    assert checkpoints.steps() == [1, 2, 3]
+
+
+def test_going_on_from_an_older_one_names_what_was_best_there(checkpoints: Checkpoints) -> None:
+    for step, best in ((1, 1), (2, 1), (3, 3)):
+        save(checkpoints, step, best_step=best)
+    flip(checkpoints.path(3) / WEIGHTS, 50)
+    assert_whole(checkpoints.newest_whole(), 2)
+    assert checkpoints.named("best") == 1
+
+
+def test_a_kill_between_a_checkpoint_and_the_name_of_the_best_is_mended(checkpoints: Checkpoints) -> None:
+    for step, best in ((1, 1), (2, 2)):
+        save(checkpoints, step, best_step=best)
+    (checkpoints.folder / "best").write_text("step-00000001\n")  # as the kill leaves it
+    assert_whole(checkpoints.newest_whole(), 2)
+    assert checkpoints.named("best") == 2
+
+
+# what weights may be
+
+
+def test_views_of_one_memory_come_back_as_they_were(checkpoints: Checkpoints) -> None:
+    square = torch.arange(9.0).reshape(3, 3)
+    weights = {
+        "w": square,
+        "transposed": square.t(),
+        "part": square[:2],
+        "bits": square.view(torch.int32),
+        "tied": square,
+    }
+    save(checkpoints, 1, weights=weights)
+    read = read_checkpoint(checkpoints.path(1)).weights
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("body", [{}, [], 3, {"files": {WEIGHTS: {}, STATE: {}}}, {"files": []}], ids=str)
+def test_a_sealed_manifest_of_another_kind_is_damage(checkpoints: Checkpoints, body: Any) -> None:
+    save(checkpoints, 1)
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({"manifest": body, "sha256": seal}, sort_keys=True, indent=1) + "\n"
+    (checkpoints.path(1) / MANIFEST).write_text(text)
+    with pytest.raises(DamagedCheckpointError):
+        read_checkpoint(checkpoints.path(1))

@@ -1,0 +1,87 @@
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from cnnlab.engine.execution import Execution, make_deterministic
+from cnnlab.runtime.errors import ArgumentError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def deterministic_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back, whatever the test leaves
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    algorithms, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(algorithms)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout", "argument"),
+    [("fp64", "contiguous", "precision"), ("bf16", "channels_first", "layout")],
+)
+def test_an_illegal_value_is_refused_by_its_name(precision: str, layout: str, argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Execution(precision, layout)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_matrix_products_have_the_precision(precision: str, dtype: torch.dtype) -> None:
+    layer = nn.Linear(3, 2)
+    with Execution(precision).autocast(CPU):
+        assert layer(torch.ones(1, 3)).dtype == dtype
+    assert layer(torch.ones(1, 3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "scales"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_only_fp16_losses_are_scaled(precision: str, scales: bool) -> None:
+    assert Execution(precision).scaler(CPU).is_enabled() is scales
+
+
+@pytest.mark.parametrize(
+    ("layout", "memory_format"),
+    [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)],
+)
+def test_weights_and_pictures_are_in_the_layout(layout: str, memory_format: torch.memory_format) -> None:
+    execution = Execution(layout=layout)
+    network = execution.place(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), CPU)
+    assert network[0].weight.is_contiguous(memory_format=memory_format)
+    x_NCHW = torch.rand(2, 3, 5, 5)
+    for given in (x_NCHW, x_NCHW.contiguous(memory_format=torch.channels_last)):
+        arranged = execution.arrange(given)
+        assert arranged.is_contiguous(memory_format=memory_format)
+        assert torch.equal(arranged, x_NCHW)
+
+
+def test_only_pictures_have_a_layout() -> None:
+    x_NF = torch.rand(2, 3).t()
+    assert Execution().arrange(x_NF) is x_NF
+
+
+def test_the_layout_changes_no_numbers_meaning() -> None:
+    torch.manual_seed(0)
+    network, x_NCHW = nn.Conv2d(3, 4, 3).double(), torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    expected = network(x_NCHW)
+    execution = Execution(layout="channels_last")
+    torch.testing.assert_close(execution.place(network, CPU)(execution.arrange(x_NCHW)), expected)
+
+
+@pytest.mark.usefixtures("deterministic_as_before")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_determinism_is_asked_of_torch(wanted: bool) -> None:
+    torch.use_deterministic_algorithms(not wanted)
+    torch.backends.cudnn.benchmark = wanted
+    make_deterministic(wanted)
+    assert torch.are_deterministic_algorithms_enabled() is wanted
+    assert torch.backends.cudnn.benchmark is not wanted
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is wanted  # cuBLAS has no other switch

@@ -1,0 +1,242 @@
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cnnlab.components import Component
+from cnnlab.engine.optimization import (
+    OPTIMIZERS,
+    build_optimizer,
+    check_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+)
+from cnnlab.runtime.errors import Complaints
+
+NAMES = ["conv1.weight", "conv1.bias", "norm1.weight", "norm1.bias", "output.weight", "output.bias"]
+
+
+class Network(nn.Module):
+    def __init__(self, *order: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = {"conv1": nn.Conv2d(1, 2, 3), "norm1": nn.BatchNorm2d(2), "output": nn.Linear(2, 3)}
+        for name in order or layers:
+            self.add_module(name, layers[name])
+
+
+def component(name: str = "sgd", **arguments: Any) -> Component:
+    return Component("optimizer", name, OPTIMIZERS[name], {"lr": 0.1, **arguments})
+
+
+def complaints_of(optimizer: Component, groups: Any = None, names: list[str] | None = None) -> list[str]:
+    complaints = Complaints()
+    check_optimizer(optimizer, {} if groups is None else groups, NAMES if names is None else names, complaints)
+    return complaints.messages
+
+
+def options(optimizer: torch.optim.Optimizer, option: str) -> dict[str, Any]:
+    """{parameter's name: its group's option}"""
+    return {name: group[option] for group in optimizer.param_groups for name in group["names"]}
+
+
+def give_gradients(network: nn.Module, number: int) -> None:
+    """The same gradients for the same names, whatever their order."""
+    for name, parameter in network.named_parameters():
+        generator = torch.Generator().manual_seed(number * 1000 + NAMES.index(name))
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def take_steps(network: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        give_gradients(network, number)
+        optimizer.step()
+
+
+def saved_and_read(state: dict[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_biases_and_norms_are_not_decayed(name: str) -> None:
+    optimizer = build_optimizer(component(name, weight_decay=0.01), Network(), {})
+    decayed = [name for name, decay in options(optimizer, "weight_decay").items() if decay]
+    assert decayed == ["conv1.weight", "output.weight"]
+    assert options(optimizer, "weight_decay")["conv1.weight"] == 0.01
+
+
+def test_a_decayed_weight_shrinks_and_a_bias_does_not() -> None:
+    network = Network()
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimizer = build_optimizer(component(weight_decay=0.5), network, {})
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = dict(network.named_parameters())
+    torch.testing.assert_close(after["output.weight"].detach(), before["output.weight"] * (1 - 0.1 * 0.5))
+    assert torch.equal(after["output.bias"], before["output.bias"])
+
+
+def test_every_parameter_is_in_one_group_under_its_name() -> None:
+    network = Network()
+    optimizer = build_optimizer(component(), network, {"conv1.*": {"lr": 0.5}})
+    held = {
+        name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
+    }
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(NAMES)
+    assert all(held[name] is parameter for name, parameter in network.named_parameters())
+
+
+def test_parameters_that_do_not_train_are_left_out() -> None:
+    network = Network()
+    network.get_submodule("conv1").requires_grad_(False)
+    assert sorted(options(build_optimizer(component(), network, {}), "lr")) == sorted(NAMES[2:])
+
+
+def test_a_pattern_gives_its_parameters_their_options() -> None:
+    optimizer = build_optimizer(component(weight_decay=0.01), Network(), {"conv1.*": {"lr": 0.5}})
+    assert options(optimizer, "lr") == {name: 0.5 if name.startswith("conv1") else 0.1 for name in NAMES}
+    assert options(optimizer, "weight_decay")["conv1.weight"] == 0.01
+
+
+def test_the_first_pattern_that_matches_wins() -> None:
+    groups = {"conv1.weight": {"lr": 0.5}, "*.weight": {"lr": 0.25}, "conv1.*": {"lr": 0.125}}
+    lrs = options(build_optimizer(component(), Network(), groups), "lr")
+    assert lrs["conv1.weight"] == 0.5
+    assert lrs["output.weight"] == 0.25
+    assert lrs["conv1.bias"] == 0.125
+    assert lrs["output.bias"] == 0.1
+
+
+def test_a_pattern_may_decay_biases() -> None:
+    optimizer = build_optimizer(component(), Network(), {"*.bias": {"weight_decay": 0.2}})
+    decay = options(optimizer, "weight_decay")
+    assert decay["conv1.bias"] == 0.2
+    assert decay["norm1.weight"] == 0
+
+
+def test_an_optimizer_without_weight_decay_is_given_none() -> None:
+    rprop = Component("optimizer", "torch.optim.Rprop", torch.optim.Rprop, {"lr": 0.1})
+    assert all("weight_decay" not in group for group in build_optimizer(rprop, Network(), {}).param_groups)
+
+
+def test_the_state_is_keyed_by_name() -> None:
+    network = Network()
+    optimizer = build_optimizer(component("adam"), network, {})
+    take_steps(network, optimizer, range(1))
+    state = optimizer_state(optimizer)
+    assert set(state["state"]) == set(NAMES)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(state["state"][name]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"name": "sgd", "momentum": 0.9, "nesterov": True}, {"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}],
+)
+def test_a_loaded_state_leads_to_the_same_next_steps(arguments: dict[str, Any]) -> None:
+    groups = {"output.*": {"lr": 0.02}}
+    network = Network()
+    optimizer = build_optimizer(component(**arguments), network, groups)
+    take_steps(network, optimizer, range(3))
+    resumed = copy.deepcopy(network)
+    fresh = build_optimizer(component(**arguments), resumed, groups)
+    load_optimizer_state(fresh, saved_and_read(optimizer_state(optimizer)))
+    take_steps(network, optimizer, range(3, 6))
+    take_steps(resumed, fresh, range(3, 6))
+    assert all(
+        torch.equal(mine, theirs) for mine, theirs in zip(resumed.parameters(), network.parameters(), strict=True)
+    )
+
+
+def test_the_state_survives_another_order_of_the_parameters() -> None:
+    network = Network("conv1", "norm1", "output")
+    optimizer = build_optimizer(component("adam"), network, {})
+    take_steps(network, optimizer, range(3))
+    other = Network("output", "conv1", "norm1")
+    other.load_state_dict(network.state_dict())
+    fresh = build_optimizer(component("adam"), other, {})
+    load_optimizer_state(fresh, saved_and_read(optimizer_state(optimizer)))
+    take_steps(network, optimizer, range(3, 6))
+    take_steps(other, fresh, range(3, 6))
+    theirs = network.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key"),
+    [
+        (component(lr=-1.0), "optimizer.lr"),
+        (component(lr=float("nan")), "optimizer.lr"),
+        (component(momentum=-0.5), "optimizer.momentum"),
+        (component(weight_decay=-1e-4), "optimizer.weight_decay"),
+        (component("adam", eps=-1e-8), "optimizer.eps"),
+        (component(nesterov=True), "optimizer.nesterov"),
+        (component(nesterov=True, momentum=0), "optimizer.nesterov"),
+        (component("adam", betas=(1.0, 0.999)), "optimizer.betas[0]"),
+        (component("adamw", betas=(0.9, -0.1)), "optimizer.betas[1]"),
+    ],
+)
+def test_a_value_out_of_range_is_complained_of_by_its_key(optimizer: Component, key: str) -> None:
+    messages = complaints_of(optimizer)
+    assert len(messages) == 1
+    assert messages[0].startswith(f"{key}: expected")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        component(lr=0.0),
+        component(momentum=0.9, nesterov=True, weight_decay=5e-4),
+        component("adam", betas=(0.0, 0.999)),
+        component("adamw", weight_decay=0.01),
+    ],
+)
+def test_legal_values_pass_without_a_word(optimizer: Component) -> None:
+    assert complaints_of(optimizer, {"conv1.*": {"lr": 0.0, "weight_decay": 0.0}}) == []
+
+
+def test_lbfgs_is_refused_with_its_reason() -> None:
+    (message,) = complaints_of(Component("optimizer", "torch.optim.LBFGS", torch.optim.LBFGS, {"lr": 1.0}))
+    assert message.startswith("optimizer.type: LBFGS evaluates the loss several times per update")
+
+
+@pytest.mark.parametrize(
+    ("groups", "key"),
+    [
+        ([], "optimizer.groups"),
+        ({"conv1.*": 0.1}, "optimizer.groups.conv1.*"),
+        ({"conv1.*": {}}, "optimizer.groups.conv1.*"),
+        ({"conv1.*": {"momentum": 0.9}}, "optimizer.groups.conv1.*.momentum"),
+        ({"conv1.*": {"lr": -1}}, "optimizer.groups.conv1.*.lr"),
+        ({"conv1.*": {"weight_decay": "none"}}, "optimizer.groups.conv1.*.weight_decay"),
+        ({"conv9.*": {"lr": 0.1}}, "optimizer.groups.conv9.*"),
+    ],
+)
+def test_a_malformed_group_is_complained_of_by_its_key(groups: Any, key: str) -> None:
+    messages = complaints_of(component(), groups)
+    assert len(messages) == 1
+    assert messages[0].startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("groups", "near"),
+    [({"conv1.wieght": {"lr": 0.1}}, "conv1.weight"), ({"conv1.*": {"weight_decy": 0}}, "weight_decay")],
+)
+def test_a_misspelling_is_answered_with_the_nearest_name(groups: Any, near: str) -> None:
+    (message,) = complaints_of(component(), groups)
+    assert f"did you mean {near!r}?" in message
+
+
+def test_all_complaints_come_together() -> None:
+    assert len(complaints_of(component(lr=-1, nesterov=True), {"conv9.*": {"lr": -1}})) == 4
+
+
+def test_patterns_pass_where_the_network_is_not_known() -> None:
+    assert complaints_of(component(), {"conv9.*": {"lr": 0.1}}, names=[]) == []

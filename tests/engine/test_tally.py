@@ -1,0 +1,109 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cnnlab.engine.tally import Tally
+
+
+def batch(loss: float, correct: int, *pictures: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.tensor(loss), torch.tensor(correct), torch.tensor(pictures)
+
+
+def test_means_are_over_pictures_not_over_batches() -> None:
+    tally = Tally()
+    tally.add(*batch(2.0, 1, 0, 1, 2))
+    tally.add(*batch(5.0, 1, 3))
+    assert tally.read() == {"loss": (2.0 * 3 + 5.0 * 1) / 4, "accuracy": 2 / 4}
+
+
+def test_reading_twice_reads_the_same() -> None:
+    tally = Tally()
+    tally.add(*batch(2.0, 1, 0, 1))
+    assert tally.read() == tally.read() == {"loss": 2.0, "accuracy": 0.5}
+
+
+def test_what_comes_after_reading_is_added() -> None:
+    tally = Tally()
+    tally.add(*batch(2.0, 1, 0))
+    tally.read()
+    tally.add(*batch(4.0, 0, 1))
+    assert tally.read() == {"loss": 3.0, "accuracy": 0.5}
+
+
+def test_a_reset_starts_from_nothing() -> None:
+    tally = Tally()
+    tally.add(*batch(2.0, 1, 0))
+    tally.settle()
+    tally.add(*batch(3.0, 1, 0))
+    tally.reset()
+    tally.add(*batch(7.0, 0, 1))
+    assert tally.read() == {"loss": 7.0, "accuracy": 0.0}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 100])
+def test_where_it_is_settled_moves_no_bit(every: int) -> None:
+    losses = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 3
+    tally, expected = Tally(), 0.0
+    for number, loss in enumerate(losses):
+        size = number % 5 + 1
+        tally.add(loss, torch.tensor(1), torch.arange(size))
+        expected += float(loss) * size
+        if number % every == every - 1:
+            tally.settle()
+    tally.settle()
+    assert tally.loss_sum == expected
+
+
+def test_small_losses_are_not_swallowed_by_a_large_sum() -> None:
+    tally = Tally()
+    tally.add(*batch(2.0**24, 0, 0))
+    for _ in range(3):
+        tally.add(*batch(1.0, 0, 1))  # in float32, 2²⁴ + 1 is 2²⁴
+    tally.settle()
+    assert tally.loss_sum == 2.0**24 + 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_first_non_finite_batch_is_named_with_its_pictures(bad: float) -> None:
+    tally = Tally()
+    tally.add(*batch(1.0, 0, 1, 2))
+    tally.add(*batch(bad, 0, 3, 4))
+    tally.add(*batch(math.nan, 0, 5, 6))
+    tally.add(*batch(1.0, 0, 7, 8))
+    assert tally.settle() == (2, [3, 4])
+
+
+def test_the_last_batch_is_none_ago() -> None:
+    tally = Tally()
+    tally.add(*batch(math.nan, 0, 9))
+    assert tally.settle() == (0, [9])
+
+
+def test_finite_losses_settle_without_a_word() -> None:
+    tally = Tally()
+    assert tally.settle() is None
+    tally.add(*batch(1.0, 0, 9))
+    assert tally.settle() is None
+
+
+def test_counts_beyond_float_precision_stay_whole() -> None:
+    tally = Tally()
+    tally.load_state_dict({"loss_sum": 0.0, "correct": 2**60, "count": 2**60})
+    tally.add(*batch(0.0, 1, 0))
+    tally.settle()
+    assert tally.correct == 2**60 + 1
+
+
+def test_the_state_counts_what_is_pending_and_survives_a_round_trip() -> None:
+    tally, other = Tally(), Tally()
+    tally.add(*batch(2.0, 1, 0, 1, 2))
+    state: dict[str, Any] = tally.state_dict()
+    assert state == {"loss_sum": 6.0, "correct": 1, "count": 3}
+    other.add(*batch(100.0, 0, 0))  # forgotten
+    other.load_state_dict(state)
+    for each in (tally, other):
+        each.add(*batch(5.0, 1, 3))
+    assert other.read() == tally.read() == {"loss": 11 / 4, "accuracy": 2 / 4}

@@ -1,0 +1,616 @@
+"""A mapping of layer name → spec becomes a network: order, inference, nesting, complaints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnlab.blocks import BatchNorm, Conv, Dropout, LayerNorm, Linear
+from cnnlab.components import Trust
+from cnnlab.network import NetworkPlan, build_network, plan_network
+from cnnlab.runtime.errors import Complaints, ConfigError
+
+CONV = {"type": "conv", "out_channels": 4, "kernel_size": 3}
+LINEAR = {"type": "linear", "out_features": 5}
+USERS_SOURCE = """
+import torch
+from torch import nn
+
+
+class Scale(nn.Module):
+    devices = []
+
+    def __init__(self, num_channels: int, factor: float = 2.0) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.randn(num_channels, 1, 1) * 0 + factor)
+        self.devices.append(self.factor.device.type)
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return -self.inner(x)
+
+
+class Seen(nn.Module):
+    def __init__(self, input_shape: tuple[int, ...], input_size: int) -> None:
+        super().__init__()
+        self.seen = (input_shape, input_size)
+
+    def forward(self, x):
+        return x
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("I cannot go forward")
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The name of a module with a user's own blocks, importable during one test."""
+    name = f"users_blocks_{abs(hash(request.node.nodeid))}"
+    (tmp_path / f"{name}.py").write_text(USERS_SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def plan(input_shape: tuple[int, ...], blocks: Any, **options: Any) -> NetworkPlan:
+    complaints = Complaints()
+    planned = plan_network(input_shape, blocks, complaints, **options)
+    complaints.raise_if_any()
+    assert planned is not None
+    return planned
+
+
+def complaints_about(blocks: Any, input_shape: tuple[int, ...] = (1, 8, 8), **options: Any) -> list[str]:
+    complaints = Complaints()
+    assert plan_network(input_shape, blocks, complaints, **options) is None
+    return complaints.messages
+
+
+def names(network: nn.Module) -> list[str]:
+    return [name for name, _ in network.named_children()]
+
+
+# order
+
+
+def test_layers_stand_in_the_order_of_the_mapping() -> None:
+    assert names(build_network((1, 8, 8), {"b": "relu", "a": "tanh", "c": "sigmoid"})) == ["b", "a", "c"]
+
+
+def test_after_puts_a_layer_behind_its_anchor() -> None:
+    blocks = {"conv": CONV, "relu": "relu", "norm": {"type": "batch_norm", "after": "conv"}}
+    assert names(build_network((1, 8, 8), blocks)) == ["conv", "norm", "relu"]
+
+
+def test_several_layers_after_one_anchor_keep_their_own_order() -> None:
+    behind = {name: {"type": "tanh", "after": "conv"} for name in ("one", "two", "three")}
+    assert names(build_network((1, 8, 8), {"conv": CONV, "relu": "relu", **behind})) == [
+        "conv",
+        "one",
+        "two",
+        "three",
+        "relu",
+    ]
+
+
+def test_a_layer_can_stand_after_one_that_itself_stands_after_another() -> None:
+    blocks = {
+        "conv": CONV,
+        "relu": "relu",
+        "norm": {"type": "batch_norm", "after": "conv"},
+        "drop": {"type": "dropout", "after": "norm"},
+    }
+    assert names(build_network((1, 8, 8), blocks)) == ["conv", "norm", "drop", "relu"]
+
+
+def test_after_orders_nested_layers_too() -> None:
+    blocks = {"conv": CONV, "relu": "relu", "norm": {"type": "batch_norm", "after": "conv"}}
+    network = build_network((1, 8, 8), {"all": {"type": "sequence", "blocks": blocks}})
+    assert names(network.get_submodule("all")) == ["conv", "norm", "relu"]
+
+
+def test_null_removes_a_layer() -> None:
+    assert names(build_network((1, 8, 8), {"conv": CONV, "drop": None, "relu": "relu"})) == ["conv", "relu"]
+
+
+def test_a_null_layer_keeps_its_place_as_an_anchor() -> None:
+    blocks = {"conv": CONV, "drop": None, "relu": "relu", "norm": {"type": "batch_norm", "after": "drop"}}
+    assert names(build_network((1, 8, 8), blocks)) == ["conv", "norm", "relu"]
+
+
+@pytest.mark.parametrize("anchor", ["cnv", "norm"])
+def test_an_anchor_that_is_no_other_layer_is_refused(anchor: str) -> None:
+    (message,) = complaints_about({"conv": CONV, "norm": {"type": "batch_norm", "after": anchor}})
+    assert message.startswith(f"model.blocks.norm.after: there is no other layer {anchor!r};")
+    assert message.endswith("expected one of conv")
+
+
+# inference
+
+
+def test_a_convolution_takes_the_channels_that_reach_it() -> None:
+    network = build_network((3, 8, 8), {"first": CONV, "second": CONV})
+    assert isinstance(network.second, Conv)
+    assert (network.first.in_channels, network.second.in_channels) == (3, 4)
+
+
+def test_a_linear_layer_takes_the_features_that_reach_it() -> None:
+    network = build_network((3, 8, 6), {"conv": CONV, "flatten": "flatten", "output": LINEAR})
+    assert isinstance(network.output, Linear)
+    assert network.output.in_features == 4 * 6 * 4  # 4 channels of (8 − 3 + 1) × (6 − 3 + 1)
+
+
+def test_a_batch_norm_takes_channels_or_features() -> None:
+    network = build_network((3, 2, 2), {"pictures": "batch_norm", "flatten": "flatten", "features": "batch_norm"})
+    assert isinstance(network.pictures, BatchNorm)
+    assert (network.pictures.num_features, network.features.num_features) == (3, 12)
+
+
+def test_a_group_norm_takes_the_channels_that_reach_it() -> None:
+    network = build_network((4, 2, 2), {"norm": {"type": "group_norm", "num_groups": 2}})
+    assert network.norm.num_channels == 4
+
+
+def test_a_layer_norm_takes_the_whole_shape_that_reaches_it() -> None:
+    network = build_network((3, 4, 5), {"norm": "layer_norm"})
+    assert isinstance(network.norm, LayerNorm)
+    assert network.norm.normalized_shape == (3, 4, 5)
+
+
+def test_a_users_class_is_told_the_shape_that_reaches_it(users: str) -> None:
+    network = build_network((1, 8, 6), {"conv": CONV, "seen": f"{users}.Seen"})
+    assert network.seen.seen == ((4, 6, 4), 4)
+
+
+def test_what_the_config_gives_is_not_inferred() -> None:
+    network = build_network((3, 4, 5), {"norm": {"type": "layer_norm", "normalized_shape": [5]}})
+    assert network.norm.normalized_shape == (5,)
+
+
+def test_classes_stands_for_the_number_of_classes() -> None:
+    blocks = {"flatten": "flatten", "output": {"type": "linear", "out_features": "classes"}}
+    assert build_network((1, 2, 2), blocks, classes=7).output.out_features == 7
+
+
+def test_classes_stands_in_nested_blocks_too() -> None:
+    head = {"type": "sequence", "blocks": {"output": {"type": "linear", "out_features": "classes"}}}
+    assert plan((1, 2, 2), {"flatten": "flatten", "head": head}, classes=7).output_shape == (7,)
+
+
+def test_a_network_takes_pictures_and_gives_what_the_plan_says() -> None:
+    planned = plan((3, 8, 8), {"conv": CONV, "pool": {"type": "max_pool", "kernel_size": 2}})
+    assert planned.output_shape == (4, 3, 3)
+    assert planned.build()(torch.zeros(2, 3, 8, 8)).shape == (2, 4, 3, 3)
+
+
+# nested blocks
+
+
+def body(**last: Any) -> dict[str, Any]:
+    return {
+        "conv1": {"type": "conv", "out_channels": 4, "kernel_size": 3, "padding": 1},
+        "relu": "relu",
+        "conv2": {"type": "conv", "out_channels": 4, "kernel_size": 3, "padding": 1, **last},
+    }
+
+
+def test_a_residual_of_one_shape_adds_the_input_itself() -> None:
+    network = build_network((4, 8, 8), {"block": {"type": "residual", "blocks": body()}})
+    x_NCHW = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(network(x_NCHW), network.block.blocks(x_NCHW) + x_NCHW)
+
+
+@pytest.mark.parametrize(
+    ("channels", "last", "stride"),
+    [(3, {}, (1, 1)), (4, {"stride": 2}, (2, 2)), (3, {"stride": [1, 2]}, (1, 2)), (4, {"out_channels": 6}, (1, 1))],
+    ids=str,
+)
+def test_a_residual_that_changes_the_size_projects_its_input(
+    channels: int, last: dict[str, Any], stride: tuple[int, int]
+) -> None:
+    network = build_network((channels, 8, 8), {"block": {"type": "residual", "blocks": body(**last)}})
+    projection = network.block.projection
+    assert names(projection) == ["conv", "norm"]
+    assert (projection.conv.kernel_size, projection.conv.stride, projection.conv.bias) == ((1, 1), stride, None)
+    x_NCHW = torch.randn(2, channels, 8, 8)
+    torch.testing.assert_close(network.eval()(x_NCHW), network.block.blocks(x_NCHW) + projection(x_NCHW))
+
+
+def test_a_residual_takes_a_projection_of_its_own() -> None:
+    projection = {"pool": {"type": "avg_pool", "kernel_size": 2}, "conv": {**CONV, "kernel_size": 1}}
+    spec = {"type": "residual", "blocks": body(stride=2), "projection": projection}
+    network = build_network((3, 8, 8), {"block": spec})
+    assert names(network.block.projection) == ["pool", "conv"]
+    assert network.block.projection.conv.in_channels == 3
+
+
+def test_a_projection_of_another_shape_is_refused_with_both_shapes() -> None:
+    spec = {"type": "residual", "blocks": body(), "projection": {"conv": {**CONV, "kernel_size": 2}}}
+    (message,) = complaints_about({"block": spec}, (3, 8, 8))
+    assert message.startswith("model.blocks.block: the blocks give 4×8×8 and the projection 4×7×7")
+
+
+def test_a_body_that_no_strided_projection_follows_asks_for_one() -> None:
+    (message,) = complaints_about({"block": {"type": "residual", "blocks": body(padding=0)}}, (4, 8, 8))
+    assert message.startswith("model.blocks.block: its blocks change 4×8×8 to 4×6×6")
+    assert "'projection'" in message
+
+
+def test_residuals_nest() -> None:
+    inner = {"type": "residual", "blocks": body()}
+    network = build_network((4, 8, 8), {"outer": {"type": "residual", "blocks": {"inner": inner, "relu": "relu"}}})
+    x_NCHW = torch.randn(2, 4, 8, 8)
+    inner_NCHW = network.outer.blocks.inner.blocks(x_NCHW) + x_NCHW
+    torch.testing.assert_close(network(x_NCHW), inner_NCHW.relu() + x_NCHW)
+
+
+def test_a_repeated_sequence_has_weights_of_its_own() -> None:
+    layer = {"type": "sequence", "repeat": 2, "blocks": {"linear": {"type": "linear", "out_features": 4}}}
+    network = build_network((4,), {"hidden": layer})
+    assert list(network.state_dict()) == [
+        "hidden.r0.linear.weight",
+        "hidden.r0.linear.bias",
+        "hidden.r1.linear.weight",
+        "hidden.r1.linear.bias",
+    ]
+    assert not torch.equal(network.hidden.r0.linear.weight, network.hidden.r1.linear.weight)
+
+
+def test_each_repetition_fits_what_the_one_before_gives() -> None:
+    network = build_network((3, 9, 9), {"stage": {"type": "sequence", "repeat": 3, "blocks": {"conv": CONV}}})
+    assert [repeated.conv.in_channels for repeated in network.stage.children()] == [3, 4, 4]
+    assert network(torch.zeros(2, 3, 9, 9)).shape == (2, 4, 3, 3)  # each takes 3 − 1 pixels
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "two"])
+def test_a_sequence_cannot_be_repeated_so_often(count: Any) -> None:
+    messages = complaints_about({"stage": {"type": "sequence", "repeat": count, "blocks": {"relu": "relu"}}})
+    assert messages == [f"model.blocks.stage.repeat: expected a whole number ≥ 1, received {count!r}"]
+
+
+def test_a_container_without_blocks_is_refused() -> None:
+    assert complaints_about({"stage": "sequence"}) == [
+        "model.blocks.stage.blocks: sequence needs it, and it is missing"
+    ]
+
+
+def test_a_block_that_is_no_container_takes_no_blocks() -> None:
+    assert complaints_about({"act": {"type": "relu", "blocks": {"a": "relu"}}}) == [
+        "model.blocks.act.blocks: relu has no argument 'blocks'; it takes inplace"
+    ]
+
+
+def test_a_users_container_gets_its_nested_blocks(users: str) -> None:
+    network = build_network((1, 8, 8), {"around": {"type": f"{users}.Around", "inner": {"relu": "relu"}}})
+    assert network(torch.tensor([[[[-1.0, 2.0]]]])).tolist() == [[[[-0.0, -2.0]]]]
+
+
+# names
+
+
+def test_the_names_of_the_state_are_the_names_of_the_layers() -> None:
+    blocks = {"conv1": CONV, "block": {"type": "residual", "blocks": {"conv": {**CONV, "kernel_size": 1}}}}
+    assert list(build_network((1, 8, 8), blocks).state_dict()) == [
+        "conv1.weight",
+        "conv1.bias",
+        "block.blocks.conv.weight",
+        "block.blocks.conv.bias",
+    ]
+
+
+@pytest.mark.parametrize("name", ["conv.1", "conv 1", "1conv", "conv-1", ""])
+def test_a_layer_name_that_is_no_identifier_is_refused(name: str) -> None:
+    (message,) = complaints_about({name: "relu"})
+    assert message.startswith(f"model.blocks.{name}: expected a layer name of letters, digits and underscores")
+
+
+# dotted names
+
+
+def test_a_torch_class_goes_by_its_dotted_name() -> None:
+    assert isinstance(build_network((1, 8, 8), {"act": "torch.nn.Hardswish"}).act, nn.Hardswish)
+
+
+def test_a_users_class_takes_arguments_and_what_is_inferred(users: str) -> None:
+    network = build_network((3, 2, 2), {"scale": {"type": f"{users}.Scale", "factor": 4.0}})
+    assert network.scale.factor.shape == (3, 1, 1)
+    assert network(torch.ones(1, 3, 2, 2)).eq(4).all()
+
+
+def test_a_users_class_of_a_saved_config_needs_trust(users: str) -> None:
+    trust = Trust(everything=False, command="python train.py resume=runs/a")
+    (message,) = complaints_about({"scale": f"{users}.Scale"}, trust=trust)
+    assert message.startswith("model.blocks.scale: ")
+    assert f"python train.py resume=runs/a 'trust=[{users}.Scale]'" in message
+
+
+def test_trust_reaches_nested_blocks(users: str) -> None:
+    nested = {"stage": {"type": "sequence", "blocks": {"scale": f"{users}.Scale"}}}
+    (message,) = complaints_about(nested, trust=Trust(everything=False))
+    assert message.startswith("model.blocks.stage.blocks.scale: ")
+
+
+def test_a_users_class_that_fails_is_told_with_its_key_and_its_input(users: str) -> None:
+    assert complaints_about({"mine": f"{users}.Broken"}) == [
+        "model.blocks.mine: Broken does not fit its input 1×8×8: I cannot go forward"
+    ]
+
+
+def test_a_users_class_that_gives_no_tensor_is_refused(users: str) -> None:
+    (message,) = complaints_about({"mine": f"{users}.Pair"})
+    assert message == "model.blocks.mine: expected one tensor with the batch in front from Pair, received tuple"
+
+
+# complaints
+
+
+def test_all_mistakes_come_in_one_error() -> None:
+    blocks = {
+        "conv": {"type": "conv", "out_channels": 0, "kernal_size": 3},
+        "act": "rleu",
+        "drop": {"type": "dropout", "p": 1.5},
+        "stage": {"type": "sequence", "blocks": {"pool": {"type": "max_pool", "kernel_size": "2"}}},
+        "norm": {"type": "batch_norm", "after": "cnv"},
+        "output": "linear",
+    }
+    with pytest.raises(ConfigError) as caught:
+        build_network((1, 8, 8), blocks, init="hee")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "8 mistakes in the config:"
+    assert {line.strip().split(":")[0] for line in lines} == {
+        "model.init",
+        "model.blocks.conv.kernal_size",
+        "model.blocks.conv.kernel_size",
+        "model.blocks.act",
+        "model.blocks.drop.p",
+        "model.blocks.stage.blocks.pool.kernel_size",
+        "model.blocks.norm.after",
+        "model.blocks.output.out_features",
+    }
+
+
+def test_values_out_of_range_are_told_of_every_layer() -> None:
+    blocks = {name: {"type": "dropout", "p": 2} for name in ("one", "two")}
+    assert [message.split(":")[0] for message in complaints_about(blocks)] == [
+        "model.blocks.one.p",
+        "model.blocks.two.p",
+    ]
+
+
+@pytest.mark.parametrize("blocks", [None, "relu", ["relu"], 3], ids=str)
+def test_blocks_that_are_no_mapping_are_refused(blocks: Any) -> None:
+    (message,) = complaints_about(blocks)
+    assert message == f"model.blocks: expected a mapping of layer name → block, received {blocks!r}"
+
+
+@pytest.mark.parametrize("blocks", [{}, {"conv": None}], ids=str)
+def test_a_network_needs_a_block(blocks: Any) -> None:
+    (message,) = complaints_about(blocks)
+    assert message.startswith("model.blocks: expected at least one block")
+
+
+def test_complaints_are_told_at_the_key_of_the_caller() -> None:
+    (message,) = complaints_about({"act": "rleu"}, key="teacher")
+    assert message.startswith("teacher.blocks.act: ")
+
+
+def test_complaints_of_others_do_not_stop_a_plan() -> None:
+    complaints = Complaints()
+    complaints.add("seed", "no")
+    assert plan_network((1, 8, 8), {"act": "relu"}, complaints) is not None
+
+
+# initialization and randomness
+
+
+def test_init_reaches_every_layer() -> None:
+    blocks = {"conv": CONV, "stage": {"type": "sequence", "blocks": {"flatten": "flatten", "linear": LINEAR}}}
+    network = build_network((1, 4, 4), blocks, init="zeros")
+    assert all(parameter.eq(0).all() for parameter in network.parameters())
+
+
+def test_a_layer_s_own_init_wins() -> None:
+    blocks = {"flatten": "flatten", "one": LINEAR, "two": {**LINEAR, "init": {"type": "normal", "mean": 3, "std": 0}}}
+    network = build_network((1, 4, 4), blocks, init="zeros")
+    assert network.one.weight.eq(0).all()
+    assert network.two.weight.eq(3).all()
+
+
+def test_a_container_s_init_reaches_its_blocks() -> None:
+    stage = {"type": "sequence", "init": "zeros", "blocks": {"conv": CONV}}
+    network = build_network((1, 8, 8), {"before": CONV, "stage": stage})
+    assert network.stage.conv.weight.eq(0).all()
+    assert network.before.weight.ne(0).any()
+
+
+def test_a_layer_s_init_is_checked() -> None:
+    (message,) = complaints_about({"conv": {**CONV, "init": "hee"}})
+    assert message.startswith("model.blocks.conv.init: there is no initialization 'hee'; did you mean 'he'?")
+
+
+def test_an_argument_of_init_is_checked() -> None:
+    assert complaints_about({"conv": CONV}, init={"type": "normal", "std": -1}) == [
+        "model.init.std: expected a number ≥ 0, received -1"
+    ]
+
+
+WEIGHTED = {"conv": CONV, "norm": "batch_norm", "flatten": "flatten", "output": LINEAR}
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return make().state_dict()
+
+
+@pytest.mark.parametrize("init", ["default", "he", "xavier", "orthogonal"])
+def test_one_seed_gives_one_network(init: str) -> None:
+    states = [seeded(3, lambda: build_network((1, 8, 8), WEIGHTED, init=init)) for _ in range(2)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_another_seed_gives_another_network() -> None:
+    states = [seeded(seed, lambda: build_network((1, 8, 8), WEIGHTED)) for seed in (3, 4)]
+    assert not torch.equal(states[0]["conv.weight"], states[1]["conv.weight"])
+
+
+def test_a_plan_builds_again_with_weights_of_their_own() -> None:
+    planned = plan((1, 8, 8), WEIGHTED)
+    one, two = seeded(3, planned.build), seeded(3, planned.build)
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    assert one["conv.weight"].data_ptr() != two["conv.weight"].data_ptr()
+
+
+def test_planning_draws_no_random_number(users: str) -> None:
+    before = torch.get_rng_state()
+    plan((1, 8, 8), {**WEIGHTED, "scale": {"type": f"{users}.Scale", "after": "conv"}}, init="he")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_planning_builds_on_the_meta_device_alone(users: str) -> None:
+    planned = plan((1, 8, 8), {"scale": f"{users}.Scale"})
+    devices = planned.layers[0].component.factory.devices  # type: ignore[attr-defined]
+    assert set(devices) == {"meta"}
+    planned.build()
+    assert devices[-1] == "cpu"
+
+
+def test_planning_makes_no_weights() -> None:
+    million = 10**6
+    planned = plan((million,), {"huge": {"type": "linear", "out_features": million, "bias": False}})
+    assert planned.rows[0].parameters == million**2  # 4 TB, were they made
+
+
+def test_a_built_network_starts_in_training() -> None:
+    network = build_network((1, 8, 8), {"stage": {"type": "sequence", "blocks": {"drop": "dropout"}}})
+    assert isinstance(network.stage.drop, Dropout)
+    assert all(module.training for module in network.modules())
+
+
+# what the loss has to go with
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ({"flatten": "flatten", "output": LINEAR}, Linear),
+        ({"flatten": "flatten", "output": LINEAR, "act": "sigmoid"}, nn.Sigmoid),
+        ({"head": {"type": "sequence", "blocks": {"flatten": "flatten", "act": "sigmoid"}}}, nn.Sigmoid),
+    ],
+    ids=["linear", "sigmoid", "nested"],
+)
+def test_the_output_type_is_the_last_layer_that_is_no_container(
+    blocks: dict[str, Any], expected: type[nn.Module]
+) -> None:
+    assert plan((1, 2, 2), blocks).output_type is expected
+
+
+# what a network may be called and contain
+
+
+@pytest.mark.parametrize("groups", [11, 32])
+def test_any_number_of_groups_that_divides_the_channels_is_taken(groups: int) -> None:
+    network = build_network(
+        (groups, 8, 8),
+        {
+            "depthwise": {"type": "conv", "out_channels": groups, "kernel_size": 3, "groups": groups},
+            "norm": {"type": "group_norm", "num_groups": groups},
+        },
+    )
+    assert network.depthwise.weight.shape == (groups, 1, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["pop", "forward", "training", "half"])
+def test_a_name_that_modules_use_themselves_is_refused(name: str) -> None:
+    assert complaints_about({name: "relu"}) == [
+        f"model.blocks.{name}: torch's modules use the name {name!r} themselves: expected another"
+    ]
+
+
+def test_a_name_that_is_a_number_is_refused() -> None:
+    (message,) = complaints_about({1: "relu"})
+    assert message.startswith("model.blocks.1: expected a layer name")
+
+
+def test_layers_after_each_other_in_a_circle_are_refused() -> None:
+    blocks = {"first": "relu", "a": {"type": "relu", "after": "b"}, "b": {"type": "relu", "after": "a"}}
+    assert complaints_about(blocks) == ["model.blocks.a.after: the layers a, b stand after each other in a circle"]
+
+
+def test_after_does_not_depend_on_the_order_of_declaration() -> None:
+    blocks = {
+        "first": "relu",
+        "x": {"type": "relu", "after": "y"},
+        "y": {"type": "relu", "after": "z"},
+        "z": "relu",
+        "last": "relu",
+    }
+    assert names(build_network((1, 4, 4), blocks)) == ["first", "z", "y", "x", "last"]
+
+
+def test_a_norm_keeps_its_ones_whatever_the_initialization() -> None:
+    network = build_network((3, 4, 4), {"norm": "layer_norm", "conv": CONV}, init="zeros")
+    assert torch.equal(network.norm.weight, torch.ones(3, 4, 4))
+    assert torch.equal(network.conv.weight, torch.zeros(4, 3, 3, 3))
+
+
+def test_a_users_container_counts_its_nested_blocks_once(users: str) -> None:
+    rows = plan((2, 8, 8), {"around": {"type": f"{users}.Around", "inner": {"conv": CONV}}}).rows
+    outputs, weights = 4 * 6 * 6, 2 * 3 * 3
+    assert [(row.path, row.parameters, row.macs) for row in rows] == [
+        ("around", 0, 0),
+        ("around.inner.conv", 4 * weights + 4, outputs * weights),
+    ]
+
+
+@pytest.mark.parametrize("dim", [2, -3, 7])
+def test_a_softmax_over_a_dimension_that_is_not_there_is_refused(dim: int) -> None:
+    (message,) = complaints_about({"flatten": "flatten", "softmax": {"type": "softmax", "dim": dim}})
+    assert message.startswith("model.blocks.softmax.dim: expected 1 to 1 (or −1 to −1) for an input of 64")
+
+
+def test_a_softmax_over_the_batch_is_refused() -> None:
+    (message,) = complaints_about({"softmax": {"type": "softmax", "dim": 0}})
+    assert message.startswith("model.blocks.softmax.dim: ")
+
+
+def test_a_lazy_module_is_answered_with_the_one_that_infers() -> None:
+    (message,) = complaints_about({"conv": {"type": "torch.nn.LazyConv2d", "out_channels": 2, "kernel_size": 3}})
+    assert message.startswith("model.blocks.conv: expected torch.nn.Conv2d, received torch.nn.LazyConv2d")
+
+
+def test_a_mapping_that_is_no_nested_block_is_an_unknown_argument() -> None:
+    assert complaints_about({"act": {"type": "relu", "foo": {"a": "relu"}}}) == [
+        "model.blocks.act.foo: relu has no argument 'foo'; it takes inplace"
+    ]
+
+
+def test_a_block_without_a_constructor_of_its_own_takes_no_argument() -> None:
+    assert complaints_about({"pool": {"type": "global_avg_pool", "kernel_size": 2}}) == [
+        "model.blocks.pool.kernel_size: global_avg_pool has no argument 'kernel_size'; it takes none"
+    ]
+
+
+def test_the_output_of_a_residual_is_no_activation_whatever_its_blocks_end_with() -> None:
+    blocks = {"block": {"type": "residual", "blocks": {"act": "sigmoid"}}}
+    assert not issubclass(plan((1, 4, 4), blocks).output_type, nn.Sigmoid)
+    assert issubclass(
+        plan((1, 4, 4), {"s": {"type": "sequence", "blocks": {"act": "sigmoid"}}}).output_type, nn.Sigmoid
+    )

@@ -1,0 +1,198 @@
+"""The layer table: sizes, parameters, MACs and remarks by hand."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cnnlab.network import LayerRow, plan_network, render_table
+from cnnlab.runtime.errors import Complaints
+
+CP20_CP40_FC100: dict[str, Any] = {
+    "conv1": {"type": "conv", "out_channels": 20, "kernel_size": 5},
+    "pool1": {"type": "max_pool", "kernel_size": 2},
+    "conv2": {"type": "conv", "out_channels": 40, "kernel_size": 5},
+    "pool2": {"type": "max_pool", "kernel_size": 2},
+    "flatten": "flatten",
+    "hidden": {"type": "linear", "out_features": 100},
+    "output": {"type": "linear", "out_features": 10},
+}
+
+
+def rows(input_shape: tuple[int, ...], blocks: dict[str, Any]) -> dict[str, LayerRow]:
+    complaints = Complaints()
+    plan = plan_network(input_shape, blocks, complaints)
+    complaints.raise_if_any()
+    assert plan is not None
+    return {row.path: row for row in plan.rows}
+
+
+def rendered(input_shape: tuple[int, ...], blocks: dict[str, Any]) -> list[str]:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(render_table(list(rows(input_shape, blocks).values()), input_shape))
+    return [line[1:] for line in capture.get().splitlines()]  # without the frame
+
+
+def conv(out_channels: int, kernel_size: int = 3, **settings: Any) -> dict[str, Any]:
+    return {"type": "conv", "out_channels": out_channels, "kernel_size": kernel_size, **settings}
+
+
+# sizes
+
+
+def test_the_output_of_every_layer() -> None:
+    assert {path: row.output_shape for path, row in rows((1, 28, 28), CP20_CP40_FC100).items()} == {
+        "conv1": (20, 24, 24),  # 28 − 5 + 1
+        "pool1": (20, 12, 12),
+        "conv2": (40, 8, 8),  # 12 − 5 + 1
+        "pool2": (40, 4, 4),
+        "flatten": (640,),  # 40·4·4
+        "hidden": (100,),
+        "output": (10,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "remark"),
+    [
+        (1, 5, ""),  # (7 − 3) / 1 + 1
+        (2, 3, ""),  # (7 − 3) / 2 + 1
+        (3, 2, "drops 1 row, 1 column"),  # (7 − 3) / 3 + 1 = 2.33
+    ],
+)
+def test_a_stride_that_does_not_divide_drops_a_row_and_a_column(stride: int, size: int, remark: str) -> None:
+    row = rows((1, 7, 7), {"conv": conv(1, stride=stride)})["conv"]
+    assert (row.output_shape, row.remark) == ((1, size, size), remark)
+
+
+def test_rows_and_columns_are_remarked_by_themselves() -> None:
+    assert rows((1, 8, 6), {"pool": {"type": "max_pool", "kernel_size": 3}})["pool"].remark == "drops 2 rows"
+    assert rows((1, 6, 8), {"pool": {"type": "max_pool", "kernel_size": 3}})["pool"].remark == "drops 2 columns"
+
+
+# parameters
+
+
+def test_the_parameters_of_every_layer() -> None:
+    assert {path: row.parameters for path, row in rows((1, 28, 28), CP20_CP40_FC100).items()} == {
+        "conv1": 20 * (5 * 5 * 1 + 1),  # 520
+        "pool1": 0,
+        "conv2": 40 * (5 * 5 * 20 + 1),  # 20,040
+        "pool2": 0,
+        "flatten": 0,
+        "hidden": 100 * (640 + 1),  # 64,100
+        "output": 10 * (100 + 1),  # 1,010
+    }
+
+
+def test_all_parameters_of_a_small_network() -> None:
+    assert sum(row.parameters for row in rows((1, 28, 28), CP20_CP40_FC100).values()) == 85_670
+
+
+def test_a_container_counts_nothing_of_its_own() -> None:
+    block = {"type": "residual", "blocks": {"conv": conv(2, padding=1)}}
+    table = rows((2, 4, 4), {"block": block})
+    assert (table["block"].parameters, table["block"].macs) == (0, 0)
+    assert table["block.blocks.conv"].parameters == 2 * (3 * 3 * 2 + 1)
+
+
+# MACs
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "spec", "macs"),
+    [
+        ((1, 28, 28), conv(20, 5), 24 * 24 * 20 * 5 * 5 * 1),  # 288,000
+        ((1, 28, 28), conv(20, 5, bias=False), 288_000),
+        ((100,), {"type": "linear", "out_features": 64}, 6_400),
+        ((4, 8, 8), conv(8, 3, groups=2), 6 * 6 * 8 * 3 * 3 * 2),
+        ((4, 9, 9), conv(8, 3, stride=2), 4 * 4 * 8 * 3 * 3 * 4),
+        ((4, 8, 8), "batch_norm", 0),
+        ((4, 8, 8), {"type": "max_pool", "kernel_size": 2}, 0),
+    ],
+    ids=str,
+)
+def test_the_multiply_accumulates_of_one_picture(input_shape: tuple[int, ...], spec: Any, macs: int) -> None:
+    assert rows(input_shape, {"layer": spec})["layer"].macs == macs
+
+
+def test_the_multiply_accumulates_of_a_residual() -> None:
+    inner = {"conv1": conv(16, stride=2, padding=1), "relu": "relu", "conv2": conv(16, padding=1)}
+    table = rows((8, 8, 8), {"block": {"type": "residual", "blocks": inner}})
+    assert {path: row.macs for path, row in table.items() if row.macs} == {
+        "block.blocks.conv1": 4 * 4 * 16 * 3 * 3 * 8,
+        "block.blocks.conv2": 4 * 4 * 16 * 3 * 3 * 16,
+        "block.projection.conv": 4 * 4 * 16 * 1 * 1 * 8,
+    }
+
+
+def test_each_repetition_is_counted() -> None:
+    linear = {"type": "linear", "out_features": 4}
+    table = rows((4,), {"hidden": {"type": "sequence", "repeat": 3, "blocks": {"linear": linear}}})
+    assert [path for path, row in table.items() if row.macs == 16] == [f"hidden.r{index}.linear" for index in range(3)]
+
+
+# rows
+
+
+def test_nested_layers_stand_below_their_container() -> None:
+    inner = {"type": "residual", "blocks": {"conv": conv(4, 1, stride=2)}}
+    table = rows((2, 4, 4), {"stage": {"type": "sequence", "blocks": {"block": inner}}, "act": "relu"})
+    assert [(row.path, row.depth) for row in table.values()] == [
+        ("stage", 0),
+        ("stage.block", 1),
+        ("stage.block.blocks.conv", 2),
+        ("stage.block.projection.conv", 2),
+        ("stage.block.projection.norm", 2),
+        ("act", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "block"),
+    [
+        (conv(1), "conv 3×3"),
+        (conv(1, stride=2), "conv 3×3 / 2"),
+        (conv(1, stride=[1, 2]), "conv 3×3 / 1×2"),
+        ({"type": "max_pool", "kernel_size": [2, 3]}, "max_pool 2×3 / 2×3"),
+        ("relu", "relu"),
+        ("torch.nn.Hardswish", "torch.nn.Hardswish"),
+    ],
+    ids=str,
+)
+def test_a_window_is_noted_beside_the_block(spec: Any, block: str) -> None:
+    assert rows((1, 6, 6), {"layer": spec})["layer"].block == block
+
+
+# the rendered table
+
+
+def test_the_rendered_table_has_a_line_for_input_layers_and_total() -> None:
+    lines = rendered((1, 28, 28), CP20_CP40_FC100)
+    firsts = [line.split()[0] for line in lines if line.strip()]
+    start = firsts.index("input")
+    assert firsts[start:] == ["input", *CP20_CP40_FC100, "total"]
+
+
+def test_the_rendered_table_ends_in_the_sums() -> None:
+    total = next(line for line in rendered((1, 28, 28), CP20_CP40_FC100) if line.startswith("total"))
+    macs = 24 * 24 * 20 * 25 + 8 * 8 * 40 * 25 * 20 + 640 * 100 + 100 * 10
+    assert total.split() == ["total", "85,670", f"{macs:,}"]
+
+
+def test_a_rendered_layer_shows_what_is_known_of_it() -> None:
+    line = next(line for line in rendered((1, 28, 28), CP20_CP40_FC100) if line.startswith("conv1"))
+    assert line.split() == ["conv1", "conv", "5×5", "20×24×24", "520", "288,000", "5×5"]
+
+
+def test_nested_layers_are_indented_under_their_own_names() -> None:
+    lines = rendered((1, 6, 6), {"stage": {"type": "sequence", "blocks": {"act": "relu"}}})
+    assert any(line.startswith("  act ") for line in lines)
+
+
+def test_remarks_have_a_column_only_where_there_are_some() -> None:
+    assert not any("remark" in line for line in rendered((1, 7, 7), {"conv": conv(1)}))
+    lines = rendered((1, 7, 7), {"conv": conv(1, stride=3)})
+    assert any("remark" in line for line in lines)
+    assert any(line.rstrip().endswith("drops 1 row, 1 column") for line in lines)

@@ -1,0 +1,43 @@
+"""What travels from the loader through the training step."""
+
+import pytest
+import torch
+
+from cnnlab.runtime.batch import Batch
+
+
+def batch(count: int) -> Batch:
+    return Batch(
+        x_NCHW=torch.arange(count, dtype=torch.float32).view(count, 1, 1, 1),
+        target=torch.arange(count) * 10,
+        index_N=torch.arange(count) + 100,
+    )
+
+
+def test_its_length_is_the_number_of_pictures() -> None:
+    assert len(batch(7)) == 7
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2, [4, 3]), (3, [3, 3, 1]), (7, [1] * 7), (20, [1] * 7)])
+def test_it_splits_into_at_most_so_many_chunks(count: int, sizes: list[int]) -> None:
+    assert [len(chunk) for chunk in batch(7).chunks(count)] == sizes
+
+
+def test_pictures_targets_and_indices_stay_together_in_chunks() -> None:
+    whole = batch(5)
+    first, second = whole.chunks(2)
+    assert (first.x_NCHW.flatten().tolist(), second.x_NCHW.flatten().tolist()) == ([0, 1, 2], [3, 4])
+    assert (first.target.tolist(), second.target.tolist()) == ([0, 10, 20], [30, 40])
+    assert (first.index_N.tolist(), second.index_N.tolist()) == ([100, 101, 102], [103, 104])
+
+
+def test_one_chunk_is_the_batch_itself() -> None:
+    whole = batch(5)
+    (only,) = whole.chunks(1)
+    assert only is whole
+
+
+def test_targets_can_be_probabilities() -> None:
+    probabilities_NK = torch.rand(4, 3)
+    chunks = Batch(torch.zeros(4, 1, 2, 2), probabilities_NK, torch.arange(4)).chunks(2)
+    assert torch.equal(torch.cat([chunk.target for chunk in chunks]), probabilities_NK)

@@ -1,0 +1,348 @@
+"""Specs become classes and arguments, with every complaint collected."""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from torch import nn
+
+from cnnlab.components import (
+    Component,
+    Kind,
+    Trust,
+    bind,
+    find_factory,
+    shorten,
+    split_spec,
+    type_problem,
+)
+from cnnlab.runtime.checks import integer
+from cnnlab.runtime.errors import Complaints, ConfigError
+
+
+class Shape:
+    """What the kind of these tests may name."""
+
+
+class Circle(Shape):
+    def __init__(self, radius: float, name: str = "circle") -> None:
+        self.radius, self.name = radius, name
+
+
+class Square(Shape):
+    def __init__(self, side: int, offset: int | tuple[int, int] = 0, filled: bool = True) -> None:
+        self.side, self.offset, self.filled = integer("side", side, 1), offset, filled
+
+
+class Anything(Shape):
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+
+class Polygon(Shape, abc.ABC):
+    @abc.abstractmethod
+    def corners(self) -> int: ...
+
+
+class Ratio(Shape):
+    def __init__(self, divisor: int) -> None:
+        self.value = 1 / divisor
+
+
+TABLE: dict[str, Callable[..., Shape]] = {"circle": Circle, "square": Square, "anything": Anything, "ratio": Ratio}
+SHAPE = Kind("shape", TABLE, Shape, ("torch.nn",))
+CLOSED = Kind("shape", TABLE)
+MODULE = Kind("block", {"relu": nn.ReLU}, nn.Module, ("torch.nn",))
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Writes a module that a user could have, and gives its name; it is importable during one test."""
+
+    def write(source: str) -> str:
+        name = f"users_own_{abs(hash(request.node.nodeid))}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        return name
+
+    return write
+
+
+def bound(spec: Any, **options: Any) -> Component:
+    complaints = Complaints()
+    component = bind(spec, "shapes.mine", SHAPE, complaints, **options)
+    complaints.raise_if_any()
+    assert component is not None
+    return component
+
+
+def complaints_about(spec: Any, **options: Any) -> list[str]:
+    complaints = Complaints()
+    assert bind(spec, "shapes.mine", SHAPE, complaints, **options) is None
+    return complaints.messages
+
+
+def test_a_name_is_a_spec_without_arguments() -> None:
+    assert split_spec("circle", "shapes.mine") == ("circle", {})
+
+
+def test_a_mapping_is_a_type_and_arguments() -> None:
+    assert split_spec({"type": "circle", "radius": 2}, "shapes.mine") == ("circle", {"radius": 2})
+
+
+def test_splitting_a_mapping_leaves_it_as_it_was() -> None:
+    spec = {"type": "circle", "radius": 2}
+    split_spec(spec, "shapes.mine")
+    assert spec == {"type": "circle", "radius": 2}
+
+
+@pytest.mark.parametrize("spec", [None, 5, "", ["circle"], {"radius": 2}, {"type": None}, {"type": 3}, {}], ids=str)
+def test_what_has_no_type_is_refused_with_its_key(spec: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^shapes\.mine: expected a .*type"):
+        split_spec(spec, "shapes.mine")
+
+
+def test_a_name_is_looked_up_in_the_table() -> None:
+    assert find_factory("circle", "shapes.mine", SHAPE, Trust()) is Circle
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_legal_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_factory("sqare", "shapes.mine", SHAPE, Trust())
+    assert str(caught.value) == (
+        "shapes.mine: there is no shape 'sqare'; did you mean 'square'? "
+        "expected one of anything, circle, ratio, square, or a dotted name such as torch.nn.Name"
+    )
+
+
+def test_a_kind_without_a_base_takes_no_dotted_name() -> None:
+    with pytest.raises(ConfigError, match="there is no shape") as caught:
+        find_factory("torch.nn.ReLU", "shapes.mine", CLOSED, Trust())
+    assert "dotted" not in str(caught.value)
+
+
+def test_a_torch_class_goes_by_its_dotted_name() -> None:
+    assert find_factory("torch.nn.Hardswish", "blocks.mine", MODULE, Trust()) is nn.Hardswish
+
+
+def test_a_users_own_class_goes_by_its_dotted_name(user_module: Callable[..., str]) -> None:
+    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\n")
+    factory = find_factory(f"{module}.Mine", "blocks.mine", MODULE, Trust())
+    assert (factory.__module__, factory.__name__) == (module, "Mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["collections.OrderedDict", "torch.nn.functional.relu", "torch.nn.Parameter", "os.sep"]
+)
+def test_a_dotted_name_of_another_kind_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^blocks\.mine: {name} is no block: expected a subclass of torch\.nn"):
+        find_factory(name, "blocks.mine", MODULE, Trust())
+
+
+def test_an_abstract_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^shapes\.mine: .*Polygon is abstract"):
+        find_factory(f"{__name__}.Polygon", "shapes.mine", SHAPE, Trust())
+
+
+def test_a_missing_module_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^blocks\.mine: cannot import 'no_such_package\.Block': ModuleNotFound"):
+        find_factory("no_such_package.Block", "blocks.mine", MODULE, Trust())
+
+
+def test_a_module_that_fails_on_import_is_told_with_its_error(user_module: Callable[..., str]) -> None:
+    module = user_module("raise RuntimeError('not today')\n")
+    with pytest.raises(ConfigError, match=r"^blocks\.mine: cannot import .*RuntimeError: not today"):
+        find_factory(f"{module}.Mine", "blocks.mine", MODULE, Trust())
+
+
+def test_a_misspelt_class_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"'torch\.nn' has no 'Hardswich'; did you mean 'Hardswish'"):
+        find_factory("torch.nn.Hardswich", "blocks.mine", MODULE, Trust())
+
+
+def test_an_untrusted_class_is_refused_before_it_is_imported(user_module: Callable[..., str], tmp_path: Path) -> None:
+    module = user_module(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    with pytest.raises(ConfigError, match="which is not part of cnnlab"):
+        find_factory(f"{module}.Mine", "blocks.mine", MODULE, Trust(everything=False))
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_the_refusal_of_an_untrusted_class_prints_the_command_that_trusts_it() -> None:
+    trust = Trust(everything=False, names=("my.Other",), command="python train.py resume=runs/a")
+    with pytest.raises(ConfigError) as caught:
+        trust.check("model.blocks.mine", "my.pkg.Block")
+    assert str(caught.value).startswith("model.blocks.mine: ")
+    assert str(caught.value).endswith("python train.py resume=runs/a 'trust=[my.Other,my.pkg.Block]'")
+
+
+def test_a_class_that_the_command_repeats_is_trusted(user_module: Callable[..., str]) -> None:
+    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\n")
+    trust = Trust(everything=False, names=(f"{module}.Mine",))
+    assert find_factory(f"{module}.Mine", "blocks.mine", MODULE, trust).__name__ == "Mine"
+
+
+def test_trusting_one_class_of_a_module_does_not_trust_another(user_module: Callable[..., str]) -> None:
+    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\nclass Other(nn.Module): ...\n")
+    with pytest.raises(ConfigError, match="Other"):
+        find_factory(f"{module}.Other", "blocks.mine", MODULE, Trust(everything=False, names=(f"{module}.Mine",)))
+
+
+@pytest.mark.parametrize("name", ["relu", "torch.nn.Hardswish"])
+def test_our_own_and_torch_classes_need_no_trust(name: str) -> None:
+    assert find_factory(name, "blocks.mine", MODULE, Trust(everything=False)) in (nn.ReLU, nn.Hardswish)
+
+
+def test_binding_gives_the_arguments_as_they_are() -> None:
+    component = bound({"type": "circle", "radius": 2, "name": "big"})
+    assert (component.key, component.type, component.factory) == ("shapes.mine", "circle", Circle)
+    assert component.arguments == {"radius": 2, "name": "big"}
+
+
+def test_a_component_builds_its_class() -> None:
+    circle = bound({"type": "circle", "radius": 2}).build()
+    assert isinstance(circle, Circle)
+    assert (circle.radius, circle.name) == (2, "circle")
+
+
+def test_what_the_caller_provides_wins_over_the_config() -> None:
+    assert bound({"type": "circle", "radius": 2}).build(radius=5).radius == 5
+
+
+def test_lists_become_tuples() -> None:
+    assert bound({"type": "square", "side": 1, "offset": [1, 2]}).arguments["offset"] == (1, 2)
+
+
+def test_a_missing_argument_is_named() -> None:
+    assert complaints_about("circle") == ["shapes.mine.radius: circle needs it, and it is missing"]
+
+
+def test_a_provided_argument_is_not_missed() -> None:
+    assert bound("circle", provided=("radius",)).arguments == {}
+
+
+def test_an_unknown_argument_is_answered_with_the_nearest_and_the_legal_ones() -> None:
+    assert complaints_about({"type": "circle", "radius": 1, "nme": "x"}) == [
+        "shapes.mine.nme: circle has no argument 'nme'; did you mean 'name'? it takes radius, name"
+    ]
+
+
+def test_a_class_that_takes_any_argument_gets_them_all() -> None:
+    assert bound({"type": "anything", "colour": "red"}).build().options == {"colour": "red"}
+
+
+def test_an_argument_of_another_type_is_answered_with_what_was_expected() -> None:
+    assert complaints_about({"type": "square", "side": "long"}) == [
+        "shapes.mine.side: expected a whole number, received 'long'"
+    ]
+
+
+def test_every_mistake_of_a_spec_is_told() -> None:
+    keys = [message.split(":")[0] for message in complaints_about({"type": "square", "sied": 1, "filled": "yes"})]
+    assert keys == ["shapes.mine.sied", "shapes.mine.filled", "shapes.mine.side"]
+
+
+def test_a_constant_stands_for_its_number() -> None:
+    assert bound({"type": "square", "side": "classes"}, constants={"classes": 10}).arguments == {"side": 10}
+
+
+def test_a_constant_stands_for_its_number_within_a_list() -> None:
+    component = bound({"type": "square", "side": 1, "offset": ["classes", 2]}, constants={"classes": 10})
+    assert component.arguments["offset"] == (10, 2)
+
+
+def test_a_misspelt_constant_is_answered_with_the_nearest() -> None:
+    (message,) = complaints_about({"type": "square", "side": "clases"}, constants={"classes": 10})
+    assert message.endswith("received 'clases'; did you mean 'classes'?")
+
+
+def test_a_value_that_the_constructor_refuses_is_told_at_its_argument() -> None:
+    with pytest.raises(ConfigError, match=r"^shapes\.mine\.side: expected a whole number ≥ 1, received 0$"):
+        bound({"type": "square", "side": 0}).build()
+
+
+def test_an_error_within_the_constructor_is_told_with_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"^shapes\.mine: division by zero"):
+        bound({"type": "ratio", "divisor": 0}).build()
+
+
+def test_a_kind_knows_the_table_s_name_of_a_factory() -> None:
+    assert SHAPE.name_of(Circle) == "circle"
+    assert SHAPE.name_of(Polygon) == "Polygon"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (3, int),
+        (3, float),
+        (0.5, float),
+        ("x", str),
+        (True, bool),
+        (None, int | None),
+        (3, int | tuple[int, int]),
+        ((3, 4), int | tuple[int, int]),
+        ((1, 2, 3), tuple[int, ...]),
+        ((), tuple[int, ...]),
+        ("sum", Literal["mean", "sum"]),
+        ({"a": 1}, dict[str, int]),
+        ({1, 2}, Any),
+        (nn.ReLU(), nn.Module),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_annotated_type_is_no_problem(value: Any, hint: Any) -> None:
+    assert type_problem(value, hint) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (0.5, int, "a whole number"),
+        (2.0, int, "a whole number"),
+        (True, int, "a whole number"),
+        ("3", int, "a whole number"),
+        (None, int, "a whole number"),
+        (True, float, "a number"),
+        ("0.5", float, "a number"),
+        (1, str, "a word"),
+        (1, bool, "true or false"),
+        ("true", bool, "true or false"),
+        (math.nan, float, "a finite number"),
+        (-math.inf, float, "a finite number"),
+        (math.nan, Any, "a finite number"),
+        ("x", int | None, "a whole number or null"),
+        ("x", int | tuple[int, int], "a whole number or a list of 2"),
+        ((1, 2, 3), int | tuple[int, int], "a whole number or a list of 2"),
+        ((1, 0.5), tuple[int, int], "a list of 2"),
+        ((1, "x"), tuple[int, ...], "a list"),
+        ("max", Literal["mean", "sum"], "one of mean, sum"),
+        ((1,), dict[str, int], "a mapping"),
+        ("relu", nn.Module, "a mapping of layer name → block"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_answered_with_what_was_expected(value: Any, hint: Any, expected: str) -> None:
+    assert type_problem(value, hint) == expected
+
+
+def test_a_long_value_is_cut() -> None:
+    assert shorten([1, 2]) == "[1, 2]"
+    assert shorten("x" * 100, 10) == "'xxxxxxxx…"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ((math.nan, 1.0), tuple[float, float]),
+        (((1.0, math.inf),), tuple[tuple[float, float], ...]),
+        (True, Literal[1, 2]),
+        ("abc", Sequence[int]),
+        ((1, "x"), list[int]),
+    ],
+    ids=str,
+)
+def test_what_hides_in_a_list_is_seen(value: Any, hint: Any) -> None:
+    assert type_problem(value, hint) is not None
