@@ -135,13 +135,14 @@ def bind(
     complaints: Complaints,
     *,
     provided: Collection[str] = (),
+    withheld: Collection[str] = (),
     constants: Mapping[str, Any] | None = None,
     trust: Trust | None = None,
 ) -> Component | None:
     """Binds a spec to the signature of what it names; adds every complaint and returns None where there are any.
 
-    `provided` names the parameters that the caller fills later: the config need not give them. `constants` are
-    words that stand for a number, such as `classes`.
+    `provided` names the parameters that the caller fills later where the config does not give them, `withheld` those
+    that the config may not give. `constants` are words that stand for a number, such as `classes`.
     """
     try:
         name, arguments = split_spec(spec, key)
@@ -150,7 +151,9 @@ def bind(
         complaints.add("", str(error))
         return None
     before = len(complaints.messages)
-    bound = bind_arguments(factory, arguments, key, name, complaints, provided=provided, constants=constants)
+    bound = bind_arguments(
+        factory, arguments, key, name, complaints, provided=provided, withheld=withheld, constants=constants
+    )
     if len(complaints.messages) > before:
         return None
     return Component(key, name, factory, bound)
@@ -164,6 +167,7 @@ def bind_arguments(
     complaints: Complaints,
     *,
     provided: Collection[str] = (),
+    withheld: Collection[str] = (),
     constants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The arguments as the factory takes them, constants put in; complains of unknown, missing and ill-typed."""
@@ -176,7 +180,7 @@ def bind_arguments(
         for parameter in parameters.values()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
-    legal = [parameter.name for parameter in named]
+    legal = [parameter.name for parameter in named if parameter.name not in withheld]
     hints = _type_hints(factory)
     bound: dict[str, Any] = {}
     for argument, given in arguments.items():
@@ -194,7 +198,7 @@ def bind_arguments(
         bound[argument] = value
     for parameter in named:
         required = parameter.default is parameter.empty
-        if required and parameter.name not in arguments and parameter.name not in provided:
+        if required and parameter.name not in arguments and parameter.name not in (*provided, *withheld):
             place = f"{key}.{parameter.name}" if key else parameter.name
             complaints.add(place, f"{name} needs it, and it is missing")
     return bound
@@ -282,7 +286,9 @@ def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     parts = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_describe(part) for part in parts))
+        return " or ".join(
+            dict.fromkeys(_describe(part) for part in parts if getattr(part, "__name__", "") != "Tensor")
+        )
     if origin is typing.Literal:
         return f"one of {listing(parts)}"
     if origin is tuple:

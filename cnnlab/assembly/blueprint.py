@@ -20,16 +20,17 @@ from cnnlab.engine.trainer import TrainerSettings
 from cnnlab.losses import LOSSES
 from cnnlab.network import NetworkPlan, plan_network
 from cnnlab.network.fit import format_shape
+from cnnlab.network.read import Reader
 from cnnlab.observers import OBSERVERS, Observer
 from cnnlab.runtime.checks import integer
-from cnnlab.runtime.device import select_device
+from cnnlab.runtime.device import machine_memory, select_device
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
 SOURCE = Kind("data source", SOURCES, Source)
 LOSS = Kind("loss", LOSSES, nn.Module, ("torch.nn",))
 OPTIMIZER = Kind("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
 SCHEDULE = Kind("schedule", SCHEDULES, torch.optim.lr_scheduler.LRScheduler, ("torch.optim.lr_scheduler",))
-OBSERVER = Kind("observer", OBSERVERS, object)
+OBSERVER = Kind("observer", OBSERVERS, Observer)
 KEYS = (
     "name",
     "run_dir",
@@ -193,6 +194,9 @@ class _Checker:
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name) or set(name) <= {"."}:
             self.complaints.add("name", f"expected 1 to 64 letters, digits, '.', '_' or '-', received {name!r}")
         self._value("seed", lambda: integer("seed", self.config["seed"], 0))
+        run_dir = self.config["run_dir"]
+        if run_dir is not None and not isinstance(run_dir, str):
+            self.complaints.add("run_dir", f"expected a path or null, received {run_dir!r}")
 
     def _value(self, key: str, check: Any) -> Any:
         """Runs a check; its complaint is kept and None returned."""
@@ -251,7 +255,8 @@ class _Checker:
                     f"model.{name}",
                     f"there is no such key;{did_you_mean(name, ('init', 'blocks'))} expected init and blocks",
                 )
-        if spec is None:
+        if spec is None:  # the blocks' own mistakes are told all the same
+            Reader(self.complaints, {"classes": 2}, self.trust).read(section.get("blocks"), "model.blocks")
             return None
         plan = plan_network(
             spec.input_shape,
@@ -268,7 +273,20 @@ class _Checker:
                 f"the network's output is {format_shape(plan.output_shape)}: expected {spec.classes}, one number for "
                 f"each of the {spec.classes} classes of the data, as {{type: linear, out_features: classes}} gives",
             )
+        if plan:
+            self._check_memory(plan)
         return plan
+
+    def _check_memory(self, plan: NetworkPlan) -> None:
+        """Weights and gradients in fp32 are the least that training needs."""
+        needed = 2 * 4 * sum(row.parameters for row in plan.rows)
+        there = machine_memory()
+        if needed > there:
+            self.complaints.add(
+                "model.blocks",
+                f"weights and gradients of {needed // 8:,} parameters take {needed / 1e9:,.0f} GB, and this machine "
+                f"has {there / 1e9:,.0f}: expected a smaller network",
+            )
 
     def _loss(self, network: NetworkPlan | None, spec: DataSpec | None) -> nn.Module | None:
         component = bind(self.config["loss"], "loss", LOSS, self.complaints, trust=self.trust)
@@ -298,7 +316,7 @@ class _Checker:
         section = self.config["optimizer"]
         section = dict(section) if isinstance(section, Mapping) else {"type": section}
         groups = section.pop("groups", {})
-        component = bind(section, "optimizer", OPTIMIZER, self.complaints, provided=("params",), trust=self.trust)
+        component = bind(section, "optimizer", OPTIMIZER, self.complaints, withheld=("params",), trust=self.trust)
         if component is None:
             return None, {}
         names: list[str] = []
@@ -316,7 +334,12 @@ class _Checker:
 
     def _trainer(self, data: DataSettings | None) -> tuple[TrainerSettings | None, Execution | None, Any]:
         section = self._section("trainer")
-        execution = self._bound(Execution, dict(section.pop("execution", None) or {}), "trainer.execution")
+        given = section.pop("execution", None)
+        if isinstance(given, Mapping):
+            execution = self._bound(Execution, given, "trainer.execution")
+        else:
+            execution = None
+            self.complaints.add("trainer.execution", f"expected precision and layout in a mapping, received {given!r}")
         deterministic = section.pop("deterministic", "auto")
         if deterministic not in (True, False, "auto"):
             self.complaints.add("trainer.deterministic", f"expected true, false or auto, received {deterministic!r}")

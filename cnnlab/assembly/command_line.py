@@ -8,16 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.assembly.compose import CONFIGS, allow_constructor_arguments, compose_job, explain
+from cnnlab.assembly.compose import CONFIGS, allow_constructor_arguments, as_given, compose_job
+from cnnlab.assembly.explain import explain
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
 
 USER_MISTAKE, FAILURE = 2, 1
+# what Hydra raises while it composes; a job's own errors come as _JobFailedError
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -38,11 +42,18 @@ def evaluate() -> None:
 
 def _train_job(composed: DictConfig) -> None:
     job = HydraConfig.get()
-    overrides = list(job.overrides.task)
+    overrides = _task_overrides()
     config = compose_job(composed, overrides)
     from cnnlab.assembly.training import run_training
 
     run_training(config, overrides, f"{job.sweep.dir}/{job.job.num:03d}" if _sweeping() else None)
+
+
+def _task_overrides() -> list[str]:
+    """This job's overrides, their interpolations unresolved."""
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
 
 
 def _evaluate_job(composed: DictConfig) -> None:
@@ -64,7 +75,7 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
     def task(composed: DictConfig) -> None:
         if _sweeping():
             number = HydraConfig.get().job.num
-            print(f"\njob {number}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
+            print(f"\njob {number}: {' '.join(map(as_given, _task_overrides()))}", flush=True)
         if not show_traceback:  # not for the children of a job
             del os.environ[FULL_ERROR]
         try:
@@ -79,15 +90,17 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
             os.environ[FULL_ERROR] = "1"
 
     sys.path.append(os.getcwd())  # the user's own classes lie where the command is given
-    sys.argv[1:] = allow_constructor_arguments(sys.argv[1:])
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    rest = [argument for argument in sys.argv[1:] if argument not in flags]
     application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     try:
+        sys.argv[1:] = flags + allow_constructor_arguments(rest)  # argparse takes no override behind a flag
         application()
     except _JobFailedError:
         _tell(failures[0], show_traceback)
-    except (HydraException, OmegaConfBaseException) as error:
-        failures.append(error)
-        _tell(error, show_traceback)
+    except COMPOSITION_ERRORS as error:
+        failures.append(error if isinstance(error, ConfigError) else ConfigError(explain(error, CONFIGS)))
+        _tell(failures[-1], show_traceback)
     except Interrupted as interruption:
         sys.exit(interruption.exit_status)
     except KeyboardInterrupt:
@@ -103,5 +116,5 @@ def _tell(error: Exception, show_traceback: bool) -> None:
     """A sentence for what a person can mend; a traceback for what only we can, or where it is asked for."""
     if show_traceback or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
-    composing = isinstance(error, HydraException | OmegaConfBaseException)
-    print(f"error: {explain(error) if composing else error}", file=sys.stderr, flush=True)
+    message = str(error) if isinstance(error, ConfigError | TrainingError) else explain(error, CONFIGS)
+    print(f"error: {message}", file=sys.stderr, flush=True)

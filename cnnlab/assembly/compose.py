@@ -10,32 +10,40 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.runtime.errors import ConfigError, did_you_mean, first_line, listing
+from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+
+_GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"experiment"}
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
 _COMPONENT = re.compile(
     r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|data|loss|optimizer|schedule|trainer\.execution)\.[^=]+="
 )
-
-
 # and these are whole components: a mapping may bring arguments that the old one has not
-_WHOLE_COMPONENT = re.compile(r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+)=\s*\{")
+_WHOLE_COMPONENT = re.compile(
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
+)
 
 
 def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
-    """`optimizer.amsgrad=true` becomes `++optimizer.amsgrad=true`, which Hydra accepts; legality is checked later."""
+    """`optimizer.amsgrad=true` becomes `++optimizer.amsgrad=true`, which Hydra accepts; legality is checked later.
+
+    Raises `ConfigError` for a group that is given a number or null.
+    """
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group in _GROUPS and re.fullmatch(r"null|true|false|-?[\d.]+", value):
+            raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
     return [
         f"++{argument}" if _COMPONENT.match(argument) or _WHOLE_COMPONENT.match(argument) else argument
         for argument in arguments
@@ -44,32 +52,72 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
 
 def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of a job: Hydra's, with the value overrides applied by our rules. Raises `ConfigError`."""
-    loader = GlobalHydra.instance().config_loader()
+    loader = _config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    groups = [override for override in parsed if loader.get_group_options(override.key_or_group)]
-    values = [override for override in parsed if override not in groups]
-    if not values:
+    values = [override for override in parsed if not _chooses(override, loader)]
+    groups = [override for override in parsed if override not in values]
+    choices = {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
+    experiment = choices.pop("experiment", None)
+    if not values and not experiment:
         return composed
-    config = loader.load_configuration(
-        config_name=HydraConfig.get().job.config_name,
-        overrides=[*HydraConfig.get().overrides.hydra, *(str(override.input_line) for override in groups)],
-        run_mode=RunMode.RUN,
-    )
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
+    config = _load(loader, [str(override.input_line) for override in groups])
+    if isinstance(experiment, str):
+        chosen = [f"{group}={choice}" for group, choice in choices.items() if not group.startswith("hydra/")]
+        own = loader.repository.load_config(f"experiment/{experiment}")
+        _replace_components(config, _load(loader, chosen), own.config if own else {})
     apply_overrides(config, values)
     return config
 
 
+def _config_loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
+
+
+def _load(loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig:
+    config = loader.load_configuration(
+        config_name=HydraConfig.get().job.config_name,
+        overrides=[*HydraConfig.get().overrides.hydra, *overrides],
+        run_mode=RunMode.RUN,
+    )
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config
+
+
+def _replace_components(config: DictConfig, without: DictConfig, experiment: Any) -> None:
+    """Hydra merged the experiment's mappings; those of another `type` than before replace instead."""
+    for name in experiment:
+        new, old = experiment._get_node(name), without._get_node(name) if name in without else None
+        if not isinstance(new, DictConfig) or not isinstance(old, DictConfig) or old._is_none():
+            continue
+        if "type" in new and new.get("type") != old.get("type"):
+            config[name] = new
+        else:
+            _replace_components(config[name], old, new)
+
+
+def _chooses(override: Override, loader: ConfigLoaderImpl) -> bool:
+    """Whether it picks a file of a group, and does not set a value."""
+    is_mapping = not override.is_delete() and isinstance(override.value(), dict)
+    return bool(loader.get_group_options(override.key_or_group)) and not is_mapping
+
+
+def as_given(override: str) -> str:
+    """An override as the person wrote it: the `++` is ours."""
+    return override.removeprefix("++")
+
+
 def value_overrides(overrides: Sequence[str]) -> list[Override]:
     """The overrides, which have to be of values. Raises `ConfigError` for one of a group."""
-    loader = GlobalHydra.instance().config_loader()
+    loader = _config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     for override in parsed:
-        if loader.get_group_options(override.key_or_group):
+        if _chooses(override, loader):
             raise ConfigError(
                 f"{override.key_or_group}: a resumed run keeps its {override.key_or_group}; expected values such "
-                f"as trainer.epochs=20, received {override.input_line}"
+                f"as trainer.epochs=20, received {as_given(str(override.input_line))}"
             )
     return parsed
 
@@ -87,7 +135,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
             continue
         if name not in parent and override.is_force_add() and _WHOLE_COMPONENT.match(f"{'.'.join(path)}={{"):
             raise _no_such_key(parent, path, f"; '+{'.'.join(path)}=…' adds one")
-        value = OmegaConf.create({"value": override.value()})["value"]
+        value = OmegaConf.create({"value": override.value()})._get_node("value")  # interpolations as they are
         parent[name] = _merged(parent._get_node(name), value)
 
 
@@ -125,27 +173,3 @@ def _no_such_key(parent: DictConfig, path: list[str], hint: str = "") -> ConfigE
         f"{'.'.join(path)}: there is no {path[-1]!r} here;{did_you_mean(path[-1], names)} "
         f"expected one of {listing(names)}{hint}"
     )
-
-
-def explain(error: Exception) -> str:
-    """What Hydra or OmegaConf found, in one message: key, expected, received, nearest legal name."""
-    cause = error.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = list(error.options or [])
-        if options:
-            return f"{group}: there is no {name!r};{did_you_mean(name, options)} expected one of {listing(options)}"
-        return f"there is no config {name!r} in {CONFIGS}"
-    if isinstance(cause, OmegaConfBaseException) and getattr(cause, "key", None) is not None:
-        parent = cause.parent_node
-        names = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
-        key = str(cause.full_key or cause.key)
-        if "." not in key:
-            names = sorted({*names, *(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())})
-        return f"{key}: there is no such key;{did_you_mean(cause.key, names)} expected one of {listing(names)}"
-    text = str(error)
-    if cause is not None and (not text or text == "None"):
-        text = str(cause)
-    for ending in ("\nTo append", "\nConfig search path", "\nSee https", "\nfull_key", "\n    full_key"):
-        text = text.split(ending)[0]
-    return text.strip() or first_line(error)

@@ -6,15 +6,18 @@ from omegaconf import DictConfig
 
 from cnnlab.assembly.blueprint import check_config
 from cnnlab.assembly.material import held_out_loader, load_network, read_split, read_training_data
+from cnnlab.assembly.resuming import check_data
 from cnnlab.assembly.run_directory import RunDirectory
-from cnnlab.assembly.saved import load_saved_config, resolved
+from cnnlab.assembly.saved import load_saved_config, resolved, trusted_names
 from cnnlab.components import Trust
 from cnnlab.data.normalization import Normalization
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import make_deterministic
 from cnnlab.runtime.checks import one_of
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
+
+KEYS = ("run", "split", "checkpoint", "device", "trust")
 
 
 def run_evaluation(config: DictConfig) -> None:
@@ -22,17 +25,30 @@ def run_evaluation(config: DictConfig) -> None:
     if config._get_node("run")._is_missing():  # type: ignore[union-attr]
         raise ConfigError("run: expected a run's directory, as in run=runs/digits/…, received none")
     request = resolved(config)
+    for key in request:
+        if key not in KEYS:
+            raise ConfigError(f"{key}: there is no such key;{did_you_mean(key, KEYS)} expected one of {listing(KEYS)}")
     path, split = Path(str(request["run"])), one_of("split", request["split"], ("val", "test"))
     directory = RunDirectory.open(path, "run")
     saved = resolved(load_saved_config(path / "config.yaml"))
-    trust = Trust(False, tuple(request["trust"]), f"python evaluate.py run={path}")
+    trust = Trust(False, trusted_names(request["trust"]), f"python evaluate.py run={path}")
     blueprint = check_config({**saved, "device": request["device"]}, trust)
     checkpoint = Checkpoints(path / "checkpoints").resolve(str(request["checkpoint"]))
     if split == "val" and blueprint.data.validation_count == 0:
         raise ConfigError("split: the run has no validation split: expected test, received 'val'")
     blueprint.source.check()
     make_deterministic(blueprint.deterministic)
-    pictures = read_training_data(blueprint).val if split == "val" else read_split(blueprint, "test")
+    if split == "val":
+        data = read_training_data(blueprint)
+        check_data(checkpoint, data.digest)
+        pictures = data.val
+    else:
+        pictures = read_split(blueprint, "test")
+        then = directory.read_json("environment.json").get("test_digest")
+        if then is not None and then != pictures.digest():
+            raise ConfigError(
+                "data: the test pictures or labels are not those that the run measured: expected the same"
+            )
     measured = checkpoint.meta["normalization"]
     normalization = Normalization(tuple(measured["mean_C"]), tuple(measured["sd_C"]))
     values = evaluate(

@@ -28,11 +28,11 @@ class RunDirectory:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(exist_ok=False)
-        except FileExistsError:
-            raise ConfigError(
-                f"run_dir: {path.absolute()} exists: expected a new directory, or resume={path} to go on in it"
-            ) from None
         except OSError as error:
+            if path.exists():
+                raise ConfigError(
+                    f"run_dir: {path.absolute()} exists: expected a new directory, or resume={path} to go on in it"
+                ) from None
             raise ConfigError(
                 f"run_dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
             ) from error
@@ -57,6 +57,7 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.release()
             holder = path.read_text().strip() or "another process"
             raise ConfigError(
                 f"resume: {self.path} is in use by {holder}: expected a run that no process works in"

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import cnnlab
-from cnnlab.assembly.blueprint import Blueprint, check_config, schedule_depends_on_length
-from cnnlab.assembly.compose import apply_overrides, value_overrides
+from cnnlab.assembly.blueprint import Blueprint, check_config
+from cnnlab.assembly.compose import as_given
 from cnnlab.assembly.material import (
     TrainingData,
     held_out_loader,
@@ -27,8 +27,9 @@ from cnnlab.assembly.material import (
     read_training_data,
     train_loader,
 )
+from cnnlab.assembly.resuming import Resumption, changes_of_environment, check_data, take_up
 from cnnlab.assembly.run_directory import RunDirectory
-from cnnlab.assembly.saved import load_saved_config, resolved
+from cnnlab.assembly.saved import resolved, trusted_names
 from cnnlab.components import Trust
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.ema import EMA
@@ -39,29 +40,19 @@ from cnnlab.engine.trainer import Learner, Trainer
 from cnnlab.network import render_table
 from cnnlab.observers import Observers
 from cnnlab.runtime.device import describe_environment
-from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line, listing
+from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
 from cnnlab.runtime.randomness import derive, seed_generators
 
-# what a resumed run may change: how long it goes on, what is logged and saved, where the data lies, the device
-CHANGEABLE = (
-    "trainer.epochs",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "schedule.total_steps",
-    "observers",
-    "data.root",
-    "device",
-)
 # what says nothing about what was learned
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
 
 
 def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> None:
     """Trains or resumes. Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`."""
+    trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
+    trusted = trusted_names(trust)
     if config.resume is not None:
-        _resume(Path(str(config.resume)), overrides, list(config.trust))
+        _resume(take_up(Path(str(config.resume)), overrides, trusted))
         return
     blueprint = check_config(resolved(config), Trust())
     print(_table_text(blueprint))
@@ -71,75 +62,33 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
     wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
     directory = RunDirectory.create(blueprint.name, wanted)
     with _failures_in_summary(directory):
-        _write_config(directory, config, list(overrides))
-        _run(blueprint, directory, resolved(config), None)
+        _write_config(directory, config, overrides)
+        _run(blueprint, directory, resolved(config), read_training_data(blueprint), None)
 
 
-def _resume(path: Path, overrides: Sequence[str], trusted: list[str]) -> None:
-    directory = RunDirectory.open(path, "resume")
-    config = load_saved_config(path / "config.yaml")
-    before = resolved(config)
-    changes = [override for override in value_overrides(overrides) if override.key_or_group not in ("resume", "trust")]
-    _check_changes(changes, before)
-    apply_overrides(config, changes)
-    blueprint = check_config(resolved(config), Trust(False, tuple(trusted), f"python train.py resume={path}"))
-    _check_lengthening(blueprint, before, resolved(config))
-    print(_table_text(blueprint))
-    blueprint.source.check()
-    directory.lock()
-    with _failures_in_summary(directory):
-        said: list[str] = []
-        checkpoint = Checkpoints(path / "checkpoints", said.append).newest_whole()
-        for text in said:
-            print(text)
-        if checkpoint is None:
-            print(f"{path} has no checkpoint yet: starting this run again in its directory")
-        given: Any = OmegaConf.load(path / "overrides.yaml") if (path / "overrides.yaml").is_file() else []
-        _write_config(directory, config, [*map(str, given), *(str(c.input_line) for c in changes)])
-        _run(blueprint, directory, resolved(config), checkpoint)
+def _resume(run: Resumption) -> None:
+    print(_table_text(run.blueprint))
+    run.blueprint.source.check()
+    run.directory.lock()
+    try:  # what is refused here leaves the run as it was
+        checkpoint = run.newest_checkpoint()
+        data = read_training_data(run.blueprint)
+        check_data(checkpoint, data.digest)
+    except ConfigError:
+        run.directory.release()
+        raise
+    with _failures_in_summary(run.directory):
+        _write_config(run.directory, run.config, run.overrides)
+        _run(run.blueprint, run.directory, resolved(run.config), data, checkpoint)
 
 
-def _check_changes(changes: Sequence[Any], saved: Mapping[str, Any]) -> None:
-    for change in changes:
-        key = str(change.key_or_group)
-        if any(key == legal or key.startswith(f"{legal}.") for legal in CHANGEABLE):
-            continue
-        value: Any = saved
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if not change.is_delete() and change.value() == value:
-            continue
-        raise ConfigError(
-            f"{key}: the run was started with {value!r}, and a resumed run keeps it: expected changes of "
-            f"{listing(CHANGEABLE)} only, received {change.input_line}"
-        )
-
-
-def _check_lengthening(blueprint: Blueprint, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Another length is refused where it would change the learning rate of steps that are already done."""
-    old = check_config({**before, "device": "cpu"}, Trust(True))
-    if old.schedule_steps == blueprint.schedule_steps:
-        return
-    if schedule_depends_on_length(after["schedule"]):
-        raise ConfigError(
-            f"trainer: the run's schedule {blueprint.schedule.type!r} was made for {old.schedule_steps} steps and "
-            f"depends on their number: expected the same length, or schedule.total_steps={old.schedule_steps} to go "
-            f"on behind its end, received a length of {blueprint.total_steps} steps"
-        )
-    if isinstance(blueprint.schedule.factory, type):
-        raise ConfigError(
-            f"schedule.total_steps: {blueprint.schedule.type} keeps its length in its state: expected "
-            f"{old.schedule_steps}, received {blueprint.schedule_steps}"
-        )
-
-
-def _write_config(directory: RunDirectory, config: DictConfig, overrides: list[str]) -> None:
+def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
     saved = config.copy()
     OmegaConf.set_struct(saved, False)
     saved.resume, saved.trust = None, []
     saved.run_dir = None
     directory.write_text("config.yaml", OmegaConf.to_yaml(saved, resolve=False))
-    directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+    directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([as_given(one) for one in overrides])))
 
 
 def _table_text(blueprint: Blueprint) -> str:
@@ -165,54 +114,29 @@ def _failures_in_summary(directory: RunDirectory) -> Iterator[None]:
 
 
 def _run(
-    blueprint: Blueprint, directory: RunDirectory, config: Mapping[str, Any], checkpoint: Checkpoint | None
+    blueprint: Blueprint,
+    directory: RunDirectory,
+    config: Mapping[str, Any],
+    data: TrainingData,
+    checkpoint: Checkpoint | None,
 ) -> None:
-    """Reads the data, builds what the blueprint says, trains, and measures the test split once."""
+    """Builds what the blueprint says, trains, and measures the test split once."""
     table = _table_text(blueprint)
     directory.write_text("model.txt", table)
-    data = read_training_data(blueprint)
     environment = _environment(blueprint, data)
-    meta = {
-        "environment": environment,
-        "normalization": {"mean_C": data.normalization.mean_C, "sd_C": data.normalization.sd_C},
-        "input_shape": blueprint.spec.input_shape,
-        "class_names": blueprint.spec.class_names,
-    }
-    notices = _compare_environments(checkpoint, environment)
-    if blueprint.deterministic and blueprint.device.type == "cuda":
-        notices.append("trainer.deterministic=true: the same bits each time, at the cost of slower kernels")
     directory.write_json("environment.json", environment)
-
-    make_deterministic(blueprint.deterministic)
-    learner = _build_learner(blueprint, checkpoint)
     observers = Observers(blueprint.observers)
     with _stop_signals() as stopped_by:
-        trainer = Trainer(
-            learner,
-            train_loader(blueprint, data.train, data.normalization),
-            _held_out(blueprint, data),
-            blueprint.settings,
-            Checkpoints(directory.path / "checkpoints"),
-            observers.log,
-            meta=meta,
-            interrupted=lambda: bool(stopped_by),
-        )
-        seed_generators(blueprint.seed)
-        if checkpoint:
-            trainer.load_state_dict(checkpoint.state())
+        trainer = _build_trainer(blueprint, directory, data, environment, checkpoint, observers, stopped_by)
         try:
-            observers.log(
-                Started(
-                    directory.path,
-                    trainer.progress.step,
-                    trainer.total_steps,
-                    trainer.total_epochs,
-                    _flatten({key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}),
-                    table,
-                )
-            )
-            for notice in notices:
+            hyperparameters = {key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}
+            progress = trainer.progress
+            started = (progress.step, trainer.total_steps, trainer.total_epochs, _flatten(hyperparameters), table)
+            observers.log(Started(directory.path, *started))
+            for notice in changes_of_environment(checkpoint, environment):
                 observers.log(Notice(notice))
+            if blueprint.deterministic and blueprint.device.type == "cuda":
+                observers.log(Notice("trainer.deterministic=true: the same bits each time, with slower kernels"))
             status = _fit(trainer, blueprint)
             summary = _summary(status, trainer)
             directory.write_json("summary.json", summary)
@@ -227,6 +151,38 @@ def _run(
         raise Interrupted(stopped_by[0])
 
 
+def _build_trainer(
+    blueprint: Blueprint,
+    directory: RunDirectory,
+    data: TrainingData,
+    environment: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    observers: Observers,
+    stopped_by: list[int],
+) -> Trainer:
+    """The trainer at the beginning of the run, or where the checkpoint left it."""
+    make_deterministic(blueprint.deterministic)
+    trainer = Trainer(
+        _build_learner(blueprint, checkpoint),
+        train_loader(blueprint, data.train, data.normalization),
+        _held_out(blueprint, data),
+        blueprint.settings,
+        Checkpoints(directory.path / "checkpoints"),
+        observers.log,
+        meta={
+            "environment": environment,
+            "normalization": {"mean_C": data.normalization.mean_C, "sd_C": data.normalization.sd_C},
+            "input_shape": blueprint.spec.input_shape,
+            "class_names": blueprint.spec.class_names,
+        },
+        interrupted=lambda: bool(stopped_by),
+    )
+    seed_generators(blueprint.seed)
+    if checkpoint:
+        trainer.load_state_dict(checkpoint.state())
+    return trainer
+
+
 def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
     return {
         "cnnlab": cnnlab.__version__,
@@ -237,23 +193,6 @@ def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
         "seed": blueprint.seed,
         "data_digest": data.digest,
     }
-
-
-def _compare_environments(checkpoint: Checkpoint | None, now: Mapping[str, Any]) -> list[str]:
-    """What changed since the checkpoint. Raises `ConfigError` for other data."""
-    if checkpoint is None:
-        return []
-    then = checkpoint.meta["environment"]
-    if then["data_digest"] != now["data_digest"]:
-        raise ConfigError(
-            f"data: the pictures or labels are not those that the run was trained with (SHA-256 "
-            f"{then['data_digest'][:12]}… then, {now['data_digest'][:12]}… now): expected the same data"
-        )
-    return [
-        f"{key} was {then.get(key)} and is {now[key]}: the run goes on, but not to the same bits"
-        for key in ("torch", "platform", "device", "threads", "precision", "deterministic")
-        if then.get(key) != now[key]
-    ]
 
 
 def _build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learner:
@@ -322,7 +261,11 @@ def _measure_test(
 ) -> dict[str, float]:
     """Loss and accuracy of the best checkpoint on the test split, read here for the first and only time."""
     best = Checkpoints(directory.path / "checkpoints").resolve("best")
-    loader = held_out_loader(blueprint, read_split(blueprint, "test"), data.normalization)
+    pictures = read_split(blueprint, "test")
+    directory.write_json(
+        "environment.json", {**directory.read_json("environment.json"), "test_digest": pictures.digest()}
+    )
+    loader = held_out_loader(blueprint, pictures, data.normalization)
     values = evaluate(load_network(blueprint, best), blueprint.loss, loader, blueprint.execution)
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
     return values

@@ -19,7 +19,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 GROUP_OPTIONS = ("lr", "weight_decay")
-_NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
+_NOT_NEGATIVE = ("lr", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
 
 
 def check_optimizer(
@@ -66,12 +66,14 @@ def check_optimizer(
 
 
 def _check_ranges(key: str, arguments: Mapping[str, Any], complaints: Complaints) -> None:
-    for name in _NOT_NEGATIVE:
-        if arguments.get(name) is not None:
-            try:
-                number(name, arguments[name], 0)
-            except ArgumentError as error:
-                complaints.add_error(key, error)
+    for name, value in arguments.items():
+        try:
+            if name == "momentum":
+                number(name, value, 0, 1, open_maximum=True)
+            elif name in _NOT_NEGATIVE and value is not None:
+                number(name, value, 0)
+        except ArgumentError as error:
+            complaints.add_error(key, error)
 
 
 def build_optimizer(

@@ -20,7 +20,7 @@ from cnnlab.engine.step import train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.checks import integer, number
-from cnnlab.runtime.errors import ArgumentError, TrainingError, listing
+from cnnlab.runtime.errors import ArgumentError, TrainingError, did_you_mean, listing
 from cnnlab.runtime.randomness import capture_generators, restore_generators
 
 
@@ -88,7 +88,11 @@ class TrainerSettings:
             splits = ("val", "test") if self.monitor_test else ("val",)
             legal = [f"{metric}/{split}" for split in splits for metric in ("accuracy", "loss")]
             if self.monitor not in legal:
-                raise ArgumentError("monitor", f"expected one of {listing(legal)}, received {self.monitor!r}")
+                raise ArgumentError(
+                    "monitor",
+                    f"expected one of {listing(legal)} or null, received {self.monitor!r};"
+                    f"{did_you_mean(self.monitor, legal)}".rstrip(";"),
+                )
         if self.patience is not None and self.monitor is None:
             raise ArgumentError("patience", "expected a monitor beside it, received monitor=null")
 

@@ -1,8 +1,9 @@
 """What watches a run: each observer reads the records of the trainer, and none of them steers it."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cnnlab.engine.records import Record
 from cnnlab.observers.console import Console
@@ -11,6 +12,7 @@ from cnnlab.observers.tensorboard import TensorBoard
 from cnnlab.runtime.errors import first_line
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Takes every record of a run, the first of them `Started`; `close` is called once at its end."""
 
@@ -43,6 +45,8 @@ class Observers:
                 call(observer)
             except Exception as error:  # a full disk or a broken pipe must not cost the run
                 self.observers.remove(observer)
+                with contextlib.suppress(Exception):
+                    observer.close()
                 print(
                     f"warning: the observer {type(observer).__name__} failed and is left out from here on: "
                     f"{type(error).__name__}: {first_line(error)}",

@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object per line."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,11 +38,10 @@ def cut(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines():
-        try:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short goes
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if entry["step"] <= step and not entry.get("final"):
+            if entry["step"] > step or entry.get("final"):
+                continue
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))

@@ -1,5 +1,6 @@
 """Which device a run uses, and what machine that is."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -26,6 +27,11 @@ def select_device(name: str) -> torch.device:
             "expected device=cpu or device=auto on this machine"
         )
     return torch.device(name)
+
+
+def machine_memory() -> int:
+    """Bytes of main memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

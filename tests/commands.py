@@ -1,0 +1,52 @@
+"""What several folders of tests need: the two commands run in this process, and composed configs."""
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from cnnlab.assembly.compose import CONFIGS
+from cnnlab.assembly.saved import resolved
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(command: Callable[[], None], *arguments: str) -> Answer:
+    """Runs `train` or `evaluate` as if from a shell; what it does not catch is raised."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["cnnlab", *arguments])
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        try:
+            command()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The resolved config of `python train.py OVERRIDES`, by Hydra's rules alone."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    with open_dict(config):
+        config.pop("hydra", None)
+    return resolved(config)

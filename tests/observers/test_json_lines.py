@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnlab.engine.records import Metrics, Notice, Started
+from cnnlab.observers.json_lines import NAME, JSONLines
+
+
+def started(directory: Path, step: int = 0) -> Started:
+    return Started(directory, step, 10, None, {}, "")
+
+
+def train(step: int) -> Metrics:
+    return Metrics(step, 1, "train", {"loss": 1 / step, "accuracy": 0.5})
+
+
+def write(directory: Path, *lines: str) -> None:
+    (directory / NAME).write_text("".join(f"{line}\n" for line in lines))
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / NAME).read_text().splitlines()]
+
+
+def steps_after_a_start_at(step: int, directory: Path) -> list[int]:
+    observer = JSONLines()
+    observer.log(started(directory, step))
+    observer.close()
+    return [entry["step"] for entry in read(directory)]
+
+
+def test_each_measurement_is_a_line(tmp_path: Path) -> None:
+    observer = JSONLines()
+    observer.log(started(tmp_path))
+    observer.log(train(3))
+    observer.log(Metrics(3, 1, "val", {"loss": 0.25, "accuracy": 0.75}))
+    observer.close()
+    assert read(tmp_path) == [
+        {"step": 3, "epoch": 1, "split": "train", "loss": 1 / 3, "accuracy": 0.5},
+        {"step": 3, "epoch": 1, "split": "val", "loss": 0.25, "accuracy": 0.75},
+    ]
+
+
+def test_what_was_measured_at_the_end_is_marked(tmp_path: Path) -> None:
+    observer = JSONLines()
+    observer.log(started(tmp_path))
+    observer.log(Metrics(3, 1, "test", {"loss": 0.25}, final=True))
+    observer.close()
+    assert read(tmp_path)[0]["final"] is True
+
+
+def test_a_line_is_out_of_the_process_before_the_next_step(tmp_path: Path) -> None:
+    observer = JSONLines()
+    observer.log(started(tmp_path))
+    observer.log(train(1))
+    assert len(read(tmp_path)) == 1
+    observer.close()
+
+
+def test_a_notice_is_no_measurement(tmp_path: Path) -> None:
+    observer = JSONLines()
+    observer.log(started(tmp_path))
+    observer.log(Notice("something"))
+    observer.close()
+    assert (tmp_path / NAME).read_text() == ""
+
+
+def test_lines_behind_the_step_of_the_start_are_cut(tmp_path: Path) -> None:
+    write(tmp_path, *(f'{{"step": {step}}}' for step in range(1, 6)))
+    assert steps_after_a_start_at(3, tmp_path) == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_appends(tmp_path: Path) -> None:
+    write(tmp_path, '{"step": 1}')
+    observer = JSONLines()
+    observer.log(started(tmp_path, 1))
+    observer.log(train(2))
+    observer.close()
+    assert [entry["step"] for entry in read(tmp_path)] == [1, 2]
+
+
+def test_final_lines_are_dropped_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    write(tmp_path, '{"step": 2}', '{"step": 3, "final": true}')
+    assert steps_after_a_start_at(3, tmp_path) == [2]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "loss": 0.', '{"step": 2, "split": "tr', "{"])
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, torn: str) -> None:
+    (tmp_path / NAME).write_text('{"step": 1}\n' + torn)
+    assert steps_after_a_start_at(3, tmp_path) == [1]
+
+
+def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
+    write(tmp_path, '{"step": 1}')
+    steps_after_a_start_at(0, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_numbers_survive_to_the_last_bit(tmp_path: Path) -> None:
+    observer = JSONLines()
+    observer.log(started(tmp_path))
+    observer.log(Metrics(1, 1, "val", {"loss": 0.1 + 0.2}))
+    observer.close()
+    assert read(tmp_path)[0]["loss"] == 0.1 + 0.2
+
+
+@pytest.mark.parametrize("line", ["2", "{}"])
+def test_a_line_of_another_kind_does_not_cost_the_log(tmp_path: Path, line: str) -> None:
+    write(tmp_path, '{"step": 1}', line)
+    assert steps_after_a_start_at(3, tmp_path) == [1]

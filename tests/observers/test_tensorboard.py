@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from cnnlab.engine.records import Finished, Metrics, Started
+from cnnlab.observers.tensorboard import TensorBoard
+
+HYPERPARAMETERS = {"optimizer.lr": 0.05, "model.blocks.relu1": "relu", "data.drop_last": True, "trainer.ema": None}
+
+
+def log(directory: Path, start: int, end: int, *, finish: bool = False) -> None:
+    """One start at step `start`, with a training and a validation record for each step up to `end`."""
+    observer = TensorBoard()
+    observer.log(Started(directory, start, 10, None, HYPERPARAMETERS, "conv1  1×8×8"))
+    for step in range(start + 1, end + 1):
+        values = {"loss": 1 / step, "accuracy": step / 16, "lr": 0.5, "seconds": 9.0}
+        observer.log(Metrics(step, 1, "train", values))
+        observer.log(Metrics(step, 1, "val", {"loss": 2 / step, "accuracy": 0.25}))
+    if finish:
+        observer.log(Finished({"accuracy/test": 0.875, "loss/test": 0.125}))
+    observer.close()
+
+
+def read(directory: Path) -> EventAccumulator:
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def plugin_content(events: EventAccumulator, tag: str) -> bytes:
+    content = events.SummaryMetadata(tag).plugin_data.content
+    assert isinstance(content, bytes)
+    return content
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    log(directory, 0, 10, finish=True)
+    return directory
+
+
+def test_tags_name_the_split_where_several_are_measured(whole: Path) -> None:
+    curves = {"loss/train", "accuracy/train", "loss/val", "accuracy/val", "lr"}
+    assert curves <= set(read(whole).Tags()["scalars"])
+
+
+def test_seconds_are_no_curve(whole: Path) -> None:
+    assert not [tag for tag in read(whole).Tags()["scalars"] if "seconds" in tag]
+
+
+def test_values_stand_at_their_steps(whole: Path) -> None:
+    points = [(point.step, point.value) for point in read(whole).Scalars("accuracy/train")]
+    assert points == [(step, step / 16) for step in range(1, 11)]
+
+
+@pytest.mark.parametrize("reached", [5, 8, 10])
+def test_a_resumed_run_has_no_doubled_points(tmp_path: Path, reached: int) -> None:
+    log(tmp_path, 0, reached)
+    log(tmp_path, 5, 10)
+    assert [point.step for point in read(tmp_path).Scalars("loss/train")] == list(range(1, 11))
+
+
+def test_a_run_that_starts_again_has_no_doubled_points(tmp_path: Path) -> None:
+    log(tmp_path, 0, 3)
+    log(tmp_path, 0, 10)
+    assert [point.step for point in read(tmp_path).Scalars("loss/train")] == list(range(1, 11))
+
+
+def test_points_are_out_of_the_process_before_the_run_ends(tmp_path: Path) -> None:
+    observer = TensorBoard()
+    observer.log(Started(tmp_path, 0, 10, None, {}, ""))
+    observer.log(Metrics(1, 1, "train", {"loss": 0.5}))
+    assert [point.value for point in read(tmp_path).Scalars("loss/train")] == [0.5]
+    observer.close()
+
+
+def test_train_and_validation_are_overlaid(whole: Path) -> None:
+    events = read(whole)
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {
+        "loss": ["loss/train", "loss/val"],
+        "accuracy": ["accuracy/train", "accuracy/val"],
+    }
+
+
+def test_the_layer_table_is_there_as_text(whole: Path) -> None:
+    text = read(whole).Tensors("model/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "conv1  1×8×8" in text
+
+
+def test_hyperparameters_stand_in_the_same_file(whole: Path) -> None:
+    start = plugin_data_pb2.HParamsPluginData()
+    start.ParseFromString(plugin_content(read(whole), "_hparams_/session_start_info"))
+    found: dict[str, Any] = {
+        name: getattr(value, str(value.WhichOneof("kind"))) for name, value in start.session_start_info.hparams.items()
+    }
+    assert found == {
+        "optimizer.lr": 0.05,
+        "model.blocks.relu1": "relu",
+        "data.drop_last": "True",
+        "trainer.ema": "None",
+    }
+
+
+def test_the_outcomes_are_declared_as_metrics_of_the_hyperparameters(whole: Path) -> None:
+    experiment = plugin_data_pb2.HParamsPluginData()
+    experiment.ParseFromString(plugin_content(read(whole), "_hparams_/experiment"))
+    names = {info.name.tag for info in experiment.experiment.metric_infos}
+    assert {"accuracy/val", "accuracy/test"} <= names
+
+
+def test_a_finished_run_says_so(whole: Path) -> None:
+    end = plugin_data_pb2.HParamsPluginData()
+    end.ParseFromString(plugin_content(read(whole), "_hparams_/session_end_info"))
+    assert json.loads(str(end.session_end_info.status)) == 1  # STATUS_SUCCESS
+
+
+def test_each_start_makes_one_file_and_no_folder(tmp_path: Path) -> None:
+    log(tmp_path, 0, 5)
+    log(tmp_path, 5, 10, finish=True)
+    entries = list(tmp_path.iterdir())
+    assert len(entries) == 2
+    assert all(entry.is_file() and entry.name.startswith("events.out.tfevents.") for entry in entries)
+
+
+def test_closing_what_never_started_is_no_error() -> None:
+    observer = TensorBoard()
+    observer.close()
+    assert observer.writer is None

@@ -1,0 +1,289 @@
+"""Every bad input ends with status 2 and a message that names key and legal values, before anything is written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+from commands import run
+
+from cnnlab.assembly import evaluate, train
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def bad(line: str, *fragments: str) -> Any:
+    """A case: overrides apart by ` | `, and what the message says."""
+    return pytest.param(line.split(" | "), fragments, id=line[:60])
+
+
+def without_gpu(line: str, *fragments: str) -> Any:
+    marks = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    return pytest.param(line.split(" | "), fragments, id=line[:60], marks=marks)
+
+
+RESIDUAL = (
+    "+model.blocks.res={type: residual, after: conv2, blocks: {c: {type: conv, out_channels: 4, kernel_size: 2}}}"
+)
+FAST = "experiment=debug/fast"  # where an input is accepted that should not be, it shall not take long
+
+TRAINING = [
+    # grammar
+    bad("model.blocks.x={type: conv", "model.blocks.x"),
+    bad("trainer.clip_norm=[1,2", "trainer.clip_norm"),
+    bad("+model.blocks.1x=relu", "model.blocks.1x"),
+    # options of groups
+    bad("data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, kmnist, mnist"),
+    bad("optimizer=adm", "optimizer: ", "did you mean 'adam'?", "adam, adamw, sgd"),
+    bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "cross_entropy, quadratic"),
+    bad("model=cn", "model: ", "did you mean 'cnn'?", "lenet, linear, mlp"),
+    bad("observers=loud", "observers: ", "'loud'", "default, quiet"),
+    bad("experiment=debug/fastt", "did you mean 'debug/fast'?"),
+    bad("model=null", "model: "),
+    bad("trainer=null", "trainer: "),
+    bad("optimizer=5", "optimizer: ", "5"),
+    # keys
+    bad("sede=3", "sede: ", "did you mean 'seed'?"),
+    bad("+trainr.epochs=3", "trainr: ", "did you mean 'trainer'?"),
+    bad("trainer.ephocs=3", "trainer.ephocs: ", "did you mean 'epochs'?", "max_steps"),
+    bad("data.batchsize=3", "data.batchsize: ", "did you mean 'batch_size'?"),
+    bad("data.validation.cuont=3", "data.validation.cuont: ", "did you mean 'count'?", "count and from"),
+    bad("model.blokcs.relu1=relu", "model.blokcs: ", "did you mean 'blocks'?"),
+    bad("model.blocks.conv9.out_channels=3", "model.blocks.conv9: ", "did you mean 'conv3'?", "norm1"),
+    bad("trainer.execution.precison=fp32", "trainer.execution.precison: ", "did you mean 'precision'?"),
+    # components and their arguments
+    bad("model.blocks.relu1=reluu", "model.blocks.relu1: ", "no block 'reluu'", "did you mean 'relu'?", "max_pool"),
+    bad("model.blocks.relu1=5", "model.blocks.relu1: ", "expected a name or a mapping with a 'type'", "received 5"),
+    bad("model.blocks.relu1={inplace: true}", "model.blocks.relu1: ", "with a 'type'", "'inplace': True"),
+    bad("model.blocks.relu1=no_such_package.Block", "model.blocks.relu1: ", "cannot import 'no_such_package.Block'"),
+    bad("model.blocks.relu1=os.system", "model.blocks.relu1: ", "os.system is no block", "Module"),
+    bad("model.blocks.conv1.out_chanels=3", "model.blocks.conv1.out_chanels: ", "did you mean 'out_channels'?"),
+    bad("model.blocks.conv1=conv", "model.blocks.conv1.out_channels: ", "model.blocks.conv1.kernel_size: "),
+    bad("optimizer.momentun=0.9", "optimizer.momentun: ", "did you mean 'momentum'?", "nesterov"),
+    bad("optimizer.params=3 | " + FAST, "params"),
+    bad("optimizer.type=adm", "optimizer: ", "did you mean 'adam'?", "torch.optim.Name"),
+    bad("optimizer.type=torch.nn.ReLU", "optimizer: ", "torch.nn.ReLU is no optimizer", "Optimizer"),
+    bad(
+        "optimizer={type: torch.optim.LBFGS, lr: 1}",
+        "optimizer.type: ",
+        "LBFGS evaluates the loss several times",
+    ),
+    bad(
+        "~optimizer.momentum | ~optimizer.nesterov | ~optimizer.weight_decay | optimizer.type=torch.optim.LBFGS",
+        "optimizer.type: ",
+        "LBFGS evaluates the loss several times",
+        "sgd, adam or adamw",
+    ),
+    bad(
+        "schedule=constant | schedule.type=torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "schedule.type: ",
+        "ReduceLROnPlateau waits for a metric",
+        "cosine or step",
+    ),
+    bad("schedule.type=cosin", "schedule: ", "did you mean 'cosine'?"),
+    bad("model.init=hee", "model.init: ", "did you mean 'he'?", "xavier"),
+    bad("data.type=cifar", "data: ", "no data source 'cifar'", "digits"),
+    bad("data.root=elsewhere", "data.root: ", "digits has no argument 'root'"),
+    bad("+observers.extra=tensorbord", "observers.extra: ", "did you mean 'tensorboard'?", "console, json_lines"),
+    bad("observers.console.intervall=3", "observers.console.intervall: ", "did you mean 'interval'?"),
+    bad(f"+observers.extra=pathlib.Path | {FAST}", "observers.extra: ", "Path"),
+    # types
+    bad("optimizer.lr=fast", "optimizer.lr: ", "expected a number", "received 'fast'"),
+    bad("optimizer.lr=[0.1,0.2]", "optimizer.lr: ", "expected a number", "0.1, 0.2"),
+    bad("optimizer.lr=null", "optimizer.lr: ", "expected a number", "received None"),
+    bad("trainer.epochs=true", "trainer.epochs: ", "expected a whole number or null", "received True"),
+    bad("trainer.epochs=2.5", "trainer.epochs: ", "expected a whole number or null", "received 2.5"),
+    bad("data.batch_size=big", "data.batch_size: ", "expected a whole number", "received 'big'"),
+    bad("data.validation=5", "data.validation: ", "expected a mapping", "received 5"),
+    bad("model.blocks.conv1.bias=3", "model.blocks.conv1.bias: ", "expected true or false", "received 3"),
+    bad("model.blocks.conv1.kernel_size=[3,3,3]", "model.blocks.conv1.kernel_size: ", "a list of 2", "[3, 3, 3]"),
+    bad("model.blocks.dropout1.p=true", "model.blocks.dropout1.p: ", "expected a number", "received True"),
+    bad("seed=abc", "seed: ", "expected a whole number ≥ 0", "'abc'"),
+    bad("model.blocks=[relu]", "expected a mapping"),
+    bad("run_dir=5", "run_dir: "),
+    bad("trainer.execution=fp32", "trainer.execution: ", "fp32"),
+    bad(f"trust=3 | {FAST}", "trust: "),
+    # ranges
+    bad("optimizer.lr=-1", "optimizer.lr: ", "expected a number ≥ 0", "received -1"),
+    bad("optimizer.lr=nan", "optimizer.lr: ", "expected a finite number", "received nan"),
+    bad(f"optimizer.momentum=2 | {FAST}", "optimizer.momentum: ", "2"),
+    bad("optimizer=adam | optimizer.betas=[0.9,1.5]", "optimizer.betas[1]: ", "[0, 1)", "1.5"),
+    bad("optimizer.momentum=0", "optimizer.nesterov: ", "expected momentum > 0"),
+    bad("+optimizer.groups={conv9*: {lr: 0.1}}", "optimizer.groups.conv9*: ", "no parameter's name", "conv1.weight"),
+    bad("model.blocks.dropout1.p=1.5", "model.blocks.dropout1.p: ", "expected a number in [0, 1)", "received 1.5"),
+    bad("model.blocks.conv1.kernel_size=0", "model.blocks.conv1.kernel_size: ", "≥ 1", "received 0"),
+    bad("model.blocks.conv1.padding=full", "model.blocks.conv1.padding: ", "same, valid", "'full'"),
+    bad("data.batch_size=0", "data.batch_size: ", "expected a whole number ≥ 1", "received 0"),
+    bad("data.batch_size=5000", "data.batch_size: ", "at most the 1257 training pictures", "received 5000"),
+    bad("data.limit=2000", "data.limit: ", "at most 1257 (1437 training pictures − 180 for validation)", "2000"),
+    bad("data.validation.count=1437", "data.validation.count: ", "fewer than the 1437", "received 1437"),
+    bad("data.validation.from=start", "data.validation.from: ", "random, end", "'start'"),
+    bad("data.normalize=standardise", "data.normalize: ", "did you mean 'standardize'?", "unit, none"),
+    bad(
+        "data.batch_size=64 | trainer.accumulate=100",
+        "trainer.accumulate: ",
+        "at most data.batch_size=64",
+        "received 100",
+    ),
+    bad("trainer.ema=1.0", "trainer.ema: ", "expected a number in [0, 1)", "received 1.0"),
+    bad("trainer.clip_norm=0", "trainer.clip_norm: ", "expected a number > 0", "received 0"),
+    bad("trainer.epochs=0", "trainer.epochs: ", "≥ 1", "received 0"),
+    bad("trainer.execution.precision=fp8", "trainer.execution.precision: ", "fp32, bf16, fp16", "'fp8'"),
+    bad("trainer.deterministic=maybe", "trainer.deterministic: ", "true, false or auto", "'maybe'"),
+    bad("loss.label_smoothing=2", "loss.label_smoothing: ", "expected a number in [0, 1]", "received 2"),
+    bad("schedule.pct_start=2", "schedule.pct_start: ", "[0, 1]", "received 2"),
+    bad("seed=-1", "seed: ", "expected a whole number ≥ 0", "received -1"),
+    # layers that do not fit
+    bad("model=lenet", "model.blocks.conv2: ", "kernel 5×5", "20×4×4", "(4 + 0 − 5) / 1 + 1 < 1", "20×5×5"),
+    bad("+model.blocks.p={type: max_pool, kernel_size: 8, after: pool2}", "model.blocks.p: ", "32×2×2", "32×8×8"),
+    bad("model.blocks.flatten=null", "model.blocks.output: ", "64×2×2", "'flatten' (256 features)"),
+    bad(
+        "+model.blocks.c={type: conv, out_channels: 4, kernel_size: 3, after: flatten}",
+        "model.blocks.c: ",
+        "expected a picture",
+        "256 features",
+        "before 'flatten'",
+    ),
+    bad(
+        "model.blocks.conv2.in_channels=3", "model.blocks.conv2: ", "in_channels=3", "16 channels", "leave in_channels"
+    ),
+    bad("model.blocks.output.in_features=3", "model.blocks.output: ", "in_features=3", "256 features"),
+    bad("model.blocks.output.out_features=7", "model.blocks.output: ", "output is 7", "10 classes", "classes}"),
+    bad("model.blocks.output.out_features=clases", "model.blocks.output.out_features: ", "did you mean 'classes'?"),
+    bad("model.blocks.conv1.groups=3", "model.blocks.conv1.groups: ", "16 cannot be divided into 3 groups"),
+    bad("model=none", "model.blocks: ", "expected at least one block"),
+    bad("~model.blocks.dropout", "model.blocks.dropout: there is no such key to remove"),
+    bad("+model.blocks.n={type: batch_norm, after: conv7}", "model.blocks.n.after: ", "did you mean 'conv3'?", "conv1"),
+    bad(RESIDUAL, "model.blocks.res: ", "32×4×4 to 4×3×3", "'projection'"),
+    bad("+model.blocks.res={type: residual, after: conv2}", "model.blocks.res.blocks: ", "residual needs"),
+    # what does not go together
+    bad("+model.blocks.s=softmax", "loss: ", "cross_entropy takes logits", "'s' is softmax", "~model.blocks.s"),
+    bad("loss=quadratic", "loss: ", "quadratic takes activations", "'output' is linear", "sigmoid or softmax"),
+    bad("trainer.epochs=null", "trainer.epochs: ", "expected epochs, max_steps or max_time"),
+    bad(
+        "trainer.epochs=null | trainer.max_time=10",
+        "schedule.total_steps: ",
+        "one_cycle needs the run's length",
+        "trainer.epochs, trainer.max_steps or schedule.total_steps",
+    ),
+    bad("trainer.monitor=accuracy/test", "trainer.monitor: ", "accuracy/val, loss/val", "'accuracy/test'"),
+    bad("data.validation.count=0", "trainer.monitor: ", "needs a validation split", "data.validation.count=0"),
+    bad("trainer.monitor=null | trainer.patience=3", "trainer.patience: ", "expected a monitor", "monitor=null"),
+    bad("schedule.total_steps=0", "schedule.total_steps: ", "≥ 1", "received 0"),
+    # places and devices
+    bad("name=../evil", "name: ", "1 to 64 letters", "'../evil'"),
+    bad("name=..", "name: ", "1 to 64 letters", "'..'"),
+    without_gpu("device=cuda", "device: ", "no usable GPU", "device=cpu or device=auto"),
+    bad("device=tpu", "device: ", "expected auto, cpu or cuda", "'tpu'"),
+    bad("run_dir=.", "run_dir: ", "exists", "resume=."),
+    bad("resume=nowhere", "resume: ", "config.yaml", "'nowhere'", "does not exist"),
+    # sweeps
+]
+
+EVALUATION = [
+    bad("device=cpu", "run: ", "expected a run's directory", "received none"),
+    bad("run=nowhere", "run: ", "config.yaml", "'nowhere'", "does not exist"),
+    bad("run=nowhere | split=foo", "split: ", "val, test", "'foo'"),
+    bad("run=nowhere | checkpiont=best", "checkpiont: ", "did you mean 'checkpoint'?", "split"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), TRAINING)
+def test_training_refuses(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
+    answer = run(train, *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), EVALUATION)
+def test_evaluation_refuses(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
+    answer = run(evaluate, *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+USER_YAML = [
+    pytest.param("trainer: {epochz: 3}", ("trainer.epochz: ", "did you mean 'epochs'?"), id="misspelt key"),
+    pytest.param("optimizer: {momentun: 0.3}", ("optimizer.momentun: ", "did you mean 'momentum'?"), id="argument"),
+    pytest.param("trainr: {epochs: 3}", ("trainr: ", "did you mean 'trainer'?"), id="misspelt section"),
+    pytest.param(
+        "trainer:\n  epochs: 3\n  epochs: 4",
+        ("mine.yaml", "line 4", "epochs"),
+        id="duplicate key",
+    ),
+    pytest.param(
+        "trainer:\n  epochs: [3\nname: x",
+        ("mine.yaml", "line 4"),
+        id="malformed",
+    ),
+    pytest.param(
+        'trainer: {epochs: "${nosuch.key}"}',
+        ("trainer.epochs", "nosuch.key"),
+        id="interpolation",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "fragments"), USER_YAML)
+def test_a_mistake_in_the_users_own_yaml_is_told(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, text: str, fragments: tuple[str, ...]
+) -> None:
+    configs = tmp_path_factory.mktemp("configs")
+    (configs / "experiment").mkdir()
+    (configs / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    answer = run(train, f"--config-dir={configs}", "experiment=mine")
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_data_that_cannot_be_had_names_the_place_tried_and_leaves_nothing(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    answer = run(train, "data=mnist", f"data.root={in_tmp_path / 'pictures'}")
+    assert answer.code == 2, answer.err
+    assert f"data.root: MNIST was not found in {in_tmp_path / 'pictures' / 'MNIST' / 'raw'}" in answer.err
+    assert "CNNLAB_DATA" in answer.err
+    assert "Traceback" not in answer.err
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_several_mistakes_come_in_one_message(in_tmp_path: Path) -> None:
+    mistakes = ("optimizer.lr=-1", "model.blocks.dropout1.p=1.5", "loss.label_smoothing=2", "seed=-1", "device=tpu")
+    answer = run(train, *mistakes)
+    assert answer.err.startswith("error: 5 mistakes in the config:")
+    for mistake in mistakes:
+        assert f"\n  {mistake.split('=')[0]}: " in answer.err
+
+
+@pytest.mark.parametrize("mistake", ["trainer.ema=1.0", "data.batch_size=0", "data.type=cifar", "data.normalize=x"])
+def test_a_mistake_is_not_told_twice_by_its_consequences(in_tmp_path: Path, mistake: str) -> None:
+    answer = run(train, mistake)
+    assert "schedule" not in answer.err
+
+
+def test_an_evaluation_offers_its_own_keys_only(in_tmp_path: Path) -> None:
+    assert "optimizer" not in run(evaluate, "rum=x").err
+
+
+def test_a_misspelt_option_is_answered_without_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "train.py"), "data=nope"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    imported = re.findall(r"^import time:.*\| +(\S+)$", answer.stderr, re.MULTILINE)
+    assert answer.returncode == 2
+    assert "hydra" in imported
+    assert "torch" not in imported
+    assert "data: there is no 'nope'" in answer.stderr
