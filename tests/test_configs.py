@@ -1,16 +1,14 @@
 """Every YAML under configs/ is composed and built."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from commands import composed
 
-from cnnlab.assembly.blueprint import Blueprint, check_config
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.check import check_config
 from cnnlab.assembly.compose import CONFIGS
-from cnnlab.assembly.saved import resolved
 from cnnlab.components import Trust
 
 GROUPS = [folder for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()]
@@ -25,14 +23,6 @@ COMPANIONS = {
     ("model", "lenet"): ["data=mnist"],
     ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
 }
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", overrides=list(overrides))
-    with open_dict(config):
-        config.pop("hydra", None)
-    return resolved(config)
 
 
 def built(*overrides: str) -> tuple[Blueprint, torch.nn.Module, torch.optim.Optimizer]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cnnlab.assembly.blueprint import check_config
+from cnnlab.assembly.check import check_config
 from cnnlab.assembly.material import held_out_loader, load_network, read_split, read_training_data
 from cnnlab.assembly.resuming import check_data
 from cnnlab.assembly.run_directory import RunDirectory

@@ -8,7 +8,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.assembly.blueprint import Blueprint, check_config, schedule_depends_on_length
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.check import check_config, schedule_depends_on_length
 from cnnlab.assembly.compose import apply_overrides, as_given, value_overrides
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import load_saved_config, resolved

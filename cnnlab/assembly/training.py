@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import cnnlab
-from cnnlab.assembly.blueprint import Blueprint, check_config
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.check import check_config
 from cnnlab.assembly.compose import as_given
 from cnnlab.assembly.material import (
     TrainingData,

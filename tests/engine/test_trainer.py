@@ -618,5 +618,5 @@ def test_legal_values_are_taken(changes: dict[str, Any]) -> None:
 
 
 def test_an_unknown_monitor_is_answered_with_the_legal_ones() -> None:
-    with pytest.raises(ArgumentError, match=r"one of accuracy/val, loss/val, received 'accuracy/test'"):
+    with pytest.raises(ArgumentError, match=r"one of accuracy/val, loss/val or null, received 'accuracy/test'"):
         settings(monitor="accuracy/test")

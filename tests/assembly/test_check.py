@@ -5,7 +5,8 @@ import pytest
 import torch
 from commands import composed
 
-from cnnlab.assembly.blueprint import Blueprint, check_config, schedule_depends_on_length
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.check import check_config, schedule_depends_on_length
 from cnnlab.components import Trust
 from cnnlab.observers import Console, JSONLines, TensorBoard
 from cnnlab.runtime.errors import ConfigError
