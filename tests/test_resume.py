@@ -61,7 +61,8 @@ def stop_behind(run: Path, step: int, number: signal.Signals) -> int:
 
 
 def last_step(run: Path) -> int:
-    return int((run / "checkpoints" / "last").read_text().strip().removeprefix("step-"))
+    """The newest checkpoint; a kill may come before the file `last` names it."""
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
 def metric_log(run: Path) -> list[dict[str, Any]]:

@@ -147,12 +147,12 @@ class _Checker:
         name = self.config["name"]
         if not isinstance(name, str) or not RUN_NAME.fullmatch(name) or set(name) <= {"."}:
             self.complaints.add("name", f"expected 1 to 64 letters, digits, '.', '_' or '-', received {name!r}")
-        self._value("seed", lambda: integer("seed", self.config["seed"], 0))
+        self._value(lambda: integer("seed", self.config["seed"], 0))
         run_dir = self.config["run_dir"]
         if run_dir is not None and not isinstance(run_dir, str):
             self.complaints.add("run_dir", f"expected a path or null, received {run_dir!r}")
 
-    def _value(self, key: str, check: Any) -> Any:
+    def _value(self, check: Any) -> Any:
         """Runs a check; its complaint is kept and None returned."""
         try:
             return check()
@@ -161,7 +161,7 @@ class _Checker:
             return None
 
     def _device(self) -> torch.device | None:
-        device: torch.device | None = self._value("device", lambda: select_device(self.config["device"]))
+        device: torch.device | None = self._value(lambda: select_device(self.config["device"]))
         return device
 
     def _section(self, key: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class _Checker:
                 self.complaints.add(f"data.{name}", f"there is no such key;{near}")
                 del section[name]
         component = bind(section, "data", SOURCE, self.complaints, trust=self.trust)
-        source = self._value("data", component.build) if component else None
+        source = self._value(component.build) if component else None
         return source, data
 
     def _bound(self, factory: Any, given: Mapping[str, Any], key: str) -> Any:
@@ -190,7 +190,7 @@ class _Checker:
         bound = bind_arguments(factory, given, key, key, self.complaints)
         if len(self.complaints.messages) > before:
             return None
-        return self._value(key, Component(key, key, factory, bound).build)
+        return self._value(Component(key, key, factory, bound).build)
 
     def _steps_per_epoch(self, data: DataSettings | None, spec: DataSpec | None) -> int | None:
         if data is None or spec is None:
@@ -244,7 +244,7 @@ class _Checker:
 
     def _loss(self, network: NetworkPlan | None, spec: DataSpec | None) -> nn.Module | None:
         component = bind(self.config["loss"], "loss", LOSS, self.complaints, trust=self.trust)
-        loss: nn.Module | None = self._value("loss", component.build) if component else None
+        loss: nn.Module | None = self._value(component.build) if component else None
         takes = getattr(loss, "takes", None)
         if loss is None or network is None or takes is None:
             return loss
@@ -283,7 +283,7 @@ class _Checker:
         before = len(self.complaints.messages)
         checked = check_optimizer(component, groups, names, self.complaints)
         if skeleton is not None and names and len(self.complaints.messages) == before:
-            self._value("optimizer", lambda: build_optimizer(component, skeleton, checked))
+            self._value(lambda: build_optimizer(component, skeleton, checked))
         return component, checked
 
     def _trainer(self, data: DataSettings | None) -> tuple[TrainerSettings | None, Execution | None, Any]:
@@ -330,7 +330,7 @@ class _Checker:
         section = self.config["schedule"]
         section = dict(section) if isinstance(section, Mapping) else {"type": section}
         own = section.pop("total_steps", None)
-        if own is not None and self._value("schedule", lambda: integer("schedule.total_steps", own, 1)) is None:
+        if own is not None and self._value(lambda: integer("schedule.total_steps", own, 1)) is None:
             return None, None
         length = own if own is not None else total
         constants = {} if length is None else {"total_steps": length}
@@ -368,7 +368,7 @@ class _Checker:
     def _try_schedule(self, component: Component, length: int, steps: int) -> None:
         """Builds it once for a parameter of no account, so that its own complaints come with the others."""
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-        self._value("schedule", lambda: build_schedule(component, optimizer, length, steps))
+        self._value(lambda: build_schedule(component, optimizer, length, steps))
 
     def _observers(self) -> list[Observer]:
         built = []
@@ -376,7 +376,7 @@ class _Checker:
             if spec is None:
                 continue
             component = bind(spec, f"observers.{name}", OBSERVER, self.complaints, trust=self.trust)
-            observer = self._value("observers", component.build) if component else None
+            observer = self._value(component.build) if component else None
             if observer is not None:
                 built.append(observer)
         return built

@@ -130,14 +130,18 @@ def _run(
     with _stop_signals() as stopped_by:
         trainer = _build_trainer(blueprint, directory, data, environment, checkpoint, observers, stopped_by)
         try:
-            hyperparameters = {key: value for key, value in config.items() if key not in NO_HYPERPARAMETERS}
-            progress = trainer.progress
-            started = (progress.step, trainer.total_steps, trainer.total_epochs, _flatten(hyperparameters), table)
-            observers.log(Started(directory.path, *started))
-            for notice in changes_of_environment(checkpoint, environment):
+            observers.log(
+                Started(
+                    directory.path,
+                    step=trainer.progress.step,
+                    total_steps=trainer.total_steps,
+                    epochs=trainer.total_epochs,
+                    hyperparameters=_flatten({k: v for k, v in config.items() if k not in NO_HYPERPARAMETERS}),
+                    model_table=table,
+                )
+            )
+            for notice in [*changes_of_environment(checkpoint, environment), *_costs(blueprint)]:
                 observers.log(Notice(notice))
-            if blueprint.deterministic and blueprint.device.type == "cuda":
-                observers.log(Notice("trainer.deterministic=true: the same bits each time, with slower kernels"))
             status = _fit(trainer, blueprint)
             summary = _summary(status, trainer)
             directory.write_json("summary.json", summary)
@@ -150,6 +154,12 @@ def _run(
     _say_goodbye(summary, directory)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
+
+
+def _costs(blueprint: Blueprint) -> list[str]:
+    if blueprint.deterministic and blueprint.device.type == "cuda":
+        return ["trainer.deterministic=true: the same bits each time, with slower kernels"]
+    return []
 
 
 def _build_trainer(
@@ -322,7 +332,8 @@ def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory) -> None:
     print(
         f"  curves     {_program('tensorboard', Path(sys.executable).with_name('tensorboard'))} --logdir {path.parent}"
     )
-    print(f"  evaluate   {python} evaluate.py run={path}")
+    if best["step"] is not None:
+        print(f"  evaluate   {python} evaluate.py run={path}")
 
 
 def _program(name: str, ours: Path) -> str:
