@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -172,7 +173,9 @@ def test_a_run_that_fails_says_so_in_its_summary(in_tmp_path: Path) -> None:
 def test_a_run_that_fails_gives_its_lock_back(in_tmp_path: Path) -> None:
     train_fast("run_dir=run", "optimizer.lr=1e30")
     directory = RunDirectory(in_tmp_path / "run")
+    (directory.path / ".lock").write_text("another\n")
     directory.lock()
+    assert str(os.getpid()) in (directory.path / ".lock").read_text()
     directory.release()
 
 

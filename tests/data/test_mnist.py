@@ -70,10 +70,13 @@ def test_class_names_are_those_of_torchvision() -> None:
     assert list(KMNIST("").describe().class_names) == torchvision.datasets.KMNIST.classes
 
 
-def test_files_that_are_there_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_there_are_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_family(tmp_path / "MNIST" / "raw")
     no_network(monkeypatch, AssertionError("a download was tried"))
     MNIST(str(tmp_path)).check()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_missing_files_are_downloaded(

@@ -81,3 +81,5 @@ def test_what_cannot_be_carved_is_refused(count: int, where: str, argument: str)
 
 def test_all_but_one_picture_may_be_carved() -> None:
     check_validation(9, "random", available=10)
+    kept, carved = carve(torch.tensor([0, 1] * 5), 9, "random", 0)
+    assert (len(kept), len(carved)) == (1, 9)
