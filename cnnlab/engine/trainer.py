@@ -198,6 +198,9 @@ class Trainer:
                     break
             else:
                 self.train.set_epoch(self.train.epoch + 1)
+        if status == "completed" and self.tally.count > 0:
+            # the steps behind the last record; the tally keeps them for a run that is lengthened
+            self._log("train", self._window(), final=True)
         return status
 
     def _step(self, batch: Batch) -> None:
@@ -269,19 +272,21 @@ class Trainer:
 
     def _record(self, lr: float, gradient_norm: Tensor | None) -> None:
         self._settle()
-        pictures, seconds = self._recorded
-        values = self.tally.read()
-        self.tally.reset()
-        values["lr"] = lr
+        values = self._window() | {"lr": lr}
         if gradient_norm is not None:
             values["gradient_norm"] = float(gradient_norm)
         if self.learner.scaler.is_enabled():
             values["loss_scale"] = self.learner.scaler.get_scale()
-        spent = max(self.progress.seconds - seconds, 1e-9)
-        values["images_per_second"] = (self.progress.pictures - pictures) / spent
-        values["seconds"] = self.progress.seconds
+        self.tally.reset()
         self._recorded = (self.progress.pictures, self.progress.seconds)
         self._log("train", values)
+
+    def _window(self) -> dict[str, float]:
+        """What was measured since the last training record."""
+        pictures, seconds = self._recorded
+        spent = max(self.progress.seconds - seconds, 1e-9)
+        rate = (self.progress.pictures - pictures) / spent
+        return {**self.tally.read(), "images_per_second": rate, "seconds": self.progress.seconds}
 
     def _validate(self) -> None:
         """Records every held-out split, and whether the monitored value is better than ever."""
@@ -309,8 +314,8 @@ class Trainer:
         if progress.without_improvement == self.settings.patience:
             self.log(Notice(f"{self.settings.monitor} has not improved for {self.settings.patience} validations"))
 
-    def _log(self, split: str, values: dict[str, float]) -> None:
-        self.log(Metrics(self.progress.step, self.epoch, split, values))
+    def _log(self, split: str, values: dict[str, float], *, final: bool = False) -> None:
+        self.log(Metrics(self.progress.step, self.epoch, split, values, final))
 
     def _settle(self) -> None:
         """Waits for the device. Raises `TrainingError` for a loss that is no finite number."""

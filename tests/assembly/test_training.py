@@ -210,7 +210,7 @@ def test_a_run_can_be_lengthened_where_its_schedule_does_not_mind(in_tmp_path: P
     train_fast("run_dir=run", "schedule=constant")
     answer = resume(in_tmp_path / "run", "trainer.max_steps=9")
     assert answer.code == 0, answer.err
-    assert steps(in_tmp_path / "run", "train") == [2, 4, 6, 8]
+    assert steps(in_tmp_path / "run", "train") == [2, 4, 6, 8, 9]
     assert steps(in_tmp_path / "run", "val") == [3, 6, 9]
     assert steps(in_tmp_path / "run", "test") == [9]
 

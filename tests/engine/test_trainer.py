@@ -257,8 +257,10 @@ def test_checkpoints_are_written_at_their_cadence_and_at_every_validation(
     assert saved_steps == expected
 
 
-@pytest.mark.parametrize(("log_every", "expected"), [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6]), (8, [8])])
-def test_training_is_recorded_at_its_cadence(tmp_path: Path, log_every: int, expected: list[int]) -> None:
+@pytest.mark.parametrize(("log_every", "expected"), [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6, 8]), (8, [8])])
+def test_training_is_recorded_at_its_cadence_and_at_the_end(
+    tmp_path: Path, log_every: int, expected: list[int]
+) -> None:
     run = Run(tmp_path, log_every=log_every)
     run.trainer.fit()
     assert run.steps("train") == expected
@@ -287,10 +289,11 @@ def test_a_training_record_is_the_mean_since_the_last_one(tmp_path: Path) -> Non
     pictures = next(iter(loader(8, 8, shuffle=False)))
     losses_N = F.cross_entropy(run.network(pictures.x_NCHW), pictures.target, reduction="none").tolist()
     right_N = (run.network(pictures.x_NCHW).argmax(1) == pictures.target).tolist()
-    first, second = ([0, 1, 2, 3, 4, 5], [6, 7, 0, 1, 2, 3])  # steps 1–3 and 4–6, two pictures each
-    for record, rows in zip(run.metrics("train"), (first, second), strict=True):
-        assert record.values["loss"] == pytest.approx(sum(losses_N[row] for row in rows) / 6, rel=1e-6)
-        assert record.values["accuracy"] == sum(right_N[row] for row in rows) / 6
+    windows = ([0, 1, 2, 3, 4, 5], [6, 7, 0, 1, 2, 3], [4, 5, 6, 7])  # steps 1–3, 4–6, 7 and 8, two pictures each
+    for record, rows in zip(run.metrics("train"), windows, strict=True):
+        assert record.values["loss"] == pytest.approx(sum(losses_N[row] for row in rows) / len(rows), rel=1e-6)
+        assert record.values["accuracy"] == sum(right_N[row] for row in rows) / len(rows)
+    assert [record.final for record in run.metrics("train")] == [False, False, True]
 
 
 def test_a_validation_record_is_what_evaluate_measures(tmp_path: Path) -> None:
