@@ -51,6 +51,7 @@ TRAINING = [
     bad("+trainr.epochs=3", "trainr: ", "did you mean 'trainer'?"),
     bad("trainer.ephocs=3", "trainer.ephocs: ", "did you mean 'epochs'?", "max_steps"),
     bad("data.batchsize=3", "data.batchsize: ", "did you mean 'batch_size'?"),
+    bad("~data.validation.count", "trainer.monitor: ", "accuracy/val needs a validation split"),
     bad("data.validation.cuont=3", "data.validation.cuont: ", "did you mean 'count'?", "count and from"),
     bad("model.blokcs.relu1=relu", "model.blokcs: ", "did you mean 'blocks'?"),
     bad("model.blocks.conv9.out_channels=3", "model.blocks.conv9: ", "did you mean 'conv3'?", "norm1"),

@@ -25,7 +25,7 @@ from cnnlab.network.read import Reader
 from cnnlab.observers import OBSERVERS, Observer
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.device import machine_memory, select_device
-from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
+from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing, no_such_key
 
 SOURCE = Kind("data source", SOURCES, Source)
 LOSS = Kind("loss", LOSSES, nn.Module, ("torch.nn",))
@@ -135,10 +135,7 @@ class _Checker:
     def _keys(self) -> None:
         for key in self.config:
             if key not in KEYS:
-                self.complaints.add(
-                    str(key),
-                    f"there is no such key;{did_you_mean(key, KEYS)} expected one of {listing(KEYS)}",
-                )
+                self.complaints.add(str(key), no_such_key(key, KEYS))
         missing = [key for key in KEYS if key not in self.config]
         if missing:
             raise ConfigError(f"{missing[0]}: it is missing; expected all of {listing(KEYS)}")
@@ -300,11 +297,7 @@ class _Checker:
         names = [field.name for field in fields(TrainerSettings)]
         for name in list(section):
             if name not in names:
-                legal = [*names, "deterministic", "execution"]
-                self.complaints.add(
-                    f"trainer.{name}",
-                    f"there is no such key;{did_you_mean(name, legal)} expected one of {listing(legal)}",
-                )
+                self.complaints.add(f"trainer.{name}", no_such_key(name, [*names, "deterministic", "execution"]))
                 del section[name]
         settings: TrainerSettings | None = self._bound(TrainerSettings, section, "trainer")
         if settings and data:
@@ -317,7 +310,7 @@ class _Checker:
                 "trainer.accumulate",
                 f"expected at most data.batch_size={data.batch_size}, received {settings.accumulate}",
             )
-        if data.validation.get("count") == 0 and (settings.monitor or "").endswith("/val"):
+        if not data.validation.get("count") and (settings.monitor or "").endswith("/val"):
             self.complaints.add(
                 "trainer.monitor",
                 f"{settings.monitor} needs a validation split, but data.validation.count=0: expected "

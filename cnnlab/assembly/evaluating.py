@@ -15,7 +15,7 @@ from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import make_deterministic
 from cnnlab.runtime.checks import one_of
-from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
+from cnnlab.runtime.errors import ConfigError, no_such_key
 
 KEYS = ("run", "split", "checkpoint", "device", "trust")
 
@@ -27,7 +27,7 @@ def run_evaluation(config: DictConfig) -> None:
     request = resolved(config)
     for key in request:
         if key not in KEYS:
-            raise ConfigError(f"{key}: there is no such key;{did_you_mean(key, KEYS)} expected one of {listing(KEYS)}")
+            raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
     path, split = Path(str(request["run"])), one_of("split", request["split"], ("val", "test"))
     directory = RunDirectory.open(path, "run")
     saved = resolved(load_saved_config(path / "config.yaml"))

@@ -8,7 +8,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from cnnlab.runtime.errors import did_you_mean, first_line, listing
+from cnnlab.runtime.errors import did_you_mean, first_line, listing, no_such_key
 
 
 def explain(error: Exception, configs: Path) -> str:
@@ -44,9 +44,9 @@ def _no_such_choice(missing: str, options: list[str], configs: Path) -> str:
     group, _, name = missing.partition("/")
     if not name:
         return f"there is no config {missing!r} in {configs}"
+    # Hydra lists one folder, the person's own among them; the files of folders within ours are legal too
     own = [path.relative_to(configs / group).with_suffix("").as_posix() for path in (configs / group).rglob("*.yaml")]
-    legal = sorted({*own, *(option for option in options if (configs / group / f"{option}.yaml").exists() or not own)})
-    legal = sorted({*legal, *options} - {Path(nested).parts[0] for nested in own if "/" in nested})
+    legal = sorted({*own, *options})
     return f"{group}: there is no {name!r};{did_you_mean(name, legal)} expected one of {listing(legal)}"
 
 
@@ -58,4 +58,4 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
         return f"{key}: {first_line(cause)}"
     if "." not in key and "data" in names:  # at the top, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
-    return f"{key}: there is no such key;{did_you_mean(cause.key, names)} expected one of {listing(names)}"
+    return f"{key}: {no_such_key(cause.key, names)}"

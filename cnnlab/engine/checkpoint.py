@@ -117,11 +117,7 @@ class Checkpoints:
             self._name("last", target.name)
             self._name_best(best_step)
             self._prune()
-        except (
-            OSError,
-            RuntimeError,
-            safetensors.SafetensorError,
-        ) as error:  # torch says RuntimeError to a full disk
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk is torch's RuntimeError
             shutil.rmtree(temporary, ignore_errors=True)
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}; "

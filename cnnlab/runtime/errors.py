@@ -70,6 +70,12 @@ def did_you_mean(name: object, legal: Iterable[str]) -> str:
     return f" did you mean {near[0]!r}?" if near else ""
 
 
+def no_such_key(key: object, legal: Iterable[str]) -> str:
+    """What is said of a key that does not exist, with the nearest of the legal ones."""
+    options = list(legal)
+    return f"there is no such key;{did_you_mean(key, options)} expected one of {listing(options)}"
+
+
 def listing(names: Iterable[object]) -> str:
     """`a, b, c`, or a dash for an empty set."""
     return ", ".join(str(name) for name in names) or "–"
