@@ -1,41 +1,188 @@
 """Losses. Each says whether it takes logits or activations, so that a mismatch with the last layer can be said.
 
-All return the mean over the batch; targets are class indices (N,) or class probabilities (N, K).
+All are the mean over the pictures of a batch; targets are class indices (N,) or class probabilities (N, K).
 """
 
-from collections.abc import Callable
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnnlab.runtime.checks import number
+from cnnlab.runtime.errors import ArgumentError
+
+Weights = Sequence[float] | str | None
 
 
-class CrossEntropy(nn.Module):
-    """−Σ_k t_k · log softmax(logits)_k (`torch.nn.functional.cross_entropy`). Raises `ArgumentError`."""
+class Loss(nn.Module):
+    """The mean over the pictures of a loss of `each`; `takes` is what the network's output has to be."""
+
+    takes: str
+    sigmoid = False  # whether logits become probabilities one by one, and not together by softmax
+
+    @abstractmethod
+    def each(self, output_NK: Tensor, target: Tensor) -> Tensor:
+        """The loss of each picture, (N,)."""
+
+    def forward(self, output_NK: Tensor, target: Tensor) -> Tensor:
+        return self.each(output_NK, target).mean()
+
+
+class ClassWeighted(Loss):
+    """A loss whose pictures count by the weight of their class.
+
+    `weight` is a number for each class, or `balanced`: N / (K · n_k) for n_k of the N training pictures in class k
+    (scikit-learn's definition). Weighted losses are divided by the number of pictures, so that the parts of a batch
+    add up to it; `torch.nn.CrossEntropyLoss(weight)` divides by the weights in the batch. Raises `ArgumentError`.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Weights = None) -> None:
+        super().__init__()
+        self.balanced = weight == "balanced"
+        self.register_buffer("weight", None)
+        if isinstance(weight, str):
+            if not self.balanced:
+                raise ArgumentError("weight", f"expected balanced or a number for each class, received {weight!r}")
+        elif weight is not None:
+            self.weight = torch.tensor([number(f"weight[{k}]", value, 0) for k, value in enumerate(weight)])
+            if not self.weight.any():
+                raise ArgumentError("weight", "expected a weight above 0 for at least one class, received zeros alone")
+
+    def check_classes(self, classes: int) -> None:
+        """Raises `ArgumentError` where another number of weights was given."""
+        if self.weight is not None and not self.balanced and len(self.weight) != classes:
+            raise ArgumentError(
+                "weight", f"expected {classes} numbers, one for each class of the data, received {len(self.weight)}"
+            )
+
+    def fit(self, counts_K: Sequence[int]) -> None:
+        """Computes `balanced` weights from the number of training pictures in each class."""
+        if not self.balanced:
+            return
+        if 0 in counts_K:
+            raise ArgumentError(
+                "weight", f"balanced needs pictures of every class, and class {counts_K.index(0)} has none to train on"
+            )
+        counts = torch.tensor(counts_K, dtype=torch.float64)
+        self.weight = (counts.sum() / (len(counts) * counts)).float()
+
+
+class CrossEntropy(ClassWeighted):
+    """−Σ_k t_k · log softmax(logits)_k (`torch.nn.functional.cross_entropy`).
+
+    `label_smoothing` ε takes (1 − ε)·t + ε/K for t (arXiv 1512.00567). Raises `ArgumentError`.
+    """
 
     takes = "logits"
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, label_smoothing: float = 0.0, weight: Weights = None) -> None:
+        super().__init__(weight)
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
 
+    def each(self, logits_NK: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits_NK, target, self.weight, reduction="none", label_smoothing=self.label_smoothing)
+
     def forward(self, logits_NK: Tensor, target: Tensor) -> Tensor:
+        if self.weight is not None:
+            return super().forward(logits_NK, target)
         return F.cross_entropy(logits_NK, target, label_smoothing=self.label_smoothing)
 
 
-class Quadratic(nn.Module):
+class Focal(ClassWeighted):
+    """−Σ_k t_k · (1 − p_k)^γ · log p_k with p = softmax(logits) (arXiv 1708.02002, eq. 4, for K classes).
+
+    γ = 0 is cross-entropy; the larger γ, the less a picture counts that is told well. Raises `ArgumentError`.
+    """
+
+    takes = "logits"
+
+    def __init__(self, gamma: float = 2.0, weight: Weights = None) -> None:
+        super().__init__(weight)
+        self.gamma = number("gamma", gamma, 0)
+
+    def each(self, logits_NK: Tensor, target: Tensor) -> Tensor:
+        log_p_NK = logits_NK.log_softmax(1)
+        tiny = torch.finfo(log_p_NK.dtype).tiny  # 0 ** γ has no slope for γ < 1
+        missed_NK = (-torch.expm1(log_p_NK)).clamp_min(tiny)
+        cost_NK = -(missed_NK**self.gamma) * log_p_NK * _probabilities_of(target, logits_NK)
+        return (cost_NK if self.weight is None else cost_NK * self.weight).sum(1)
+
+
+class BCE(Loss):
+    """Binary cross-entropy of each output with its own 0 or 1 (`binary_cross_entropy_with_logits`).
+
+    Each class is told from all others (arXiv 2110.00476 trains so). The mean over the K outputs, as
+    `torch.nn.BCEWithLogitsLoss` has it, or with `sum_classes` their sum. Raises `ArgumentError`.
+    """
+
+    takes = "logits"
+    sigmoid = True
+
+    def __init__(self, label_smoothing: float = 0.0, sum_classes: bool = False) -> None:
+        super().__init__()
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
+        self.sum_classes = sum_classes
+
+    def each(self, logits_NK: Tensor, target: Tensor) -> Tensor:
+        target_NK = _probabilities_of(target, logits_NK)
+        if self.label_smoothing:
+            target_NK = target_NK * (1 - self.label_smoothing) + self.label_smoothing / logits_NK.shape[1]
+        cost_NK = F.binary_cross_entropy_with_logits(logits_NK, target_NK, reduction="none")
+        return cost_NK.sum(1) if self.sum_classes else cost_NK.mean(1)
+
+
+class Quadratic(Loss):
     """½ · ‖a − t‖², summed over the outputs (Nielsen, *Neural Networks and Deep Learning*, eq. 6)."""
 
     takes = "activations"
 
-    def forward(self, activation_NK: Tensor, target: Tensor) -> Tensor:
-        if target.dim() == 1:
-            target = F.one_hot(target, activation_NK.shape[1])
-        return 0.5 * (activation_NK - target).square().sum(1).mean()
+    def each(self, activation_NK: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * (activation_NK - _probabilities_of(target, activation_NK)).square().sum(1)
+
+
+def _probabilities_of(target: Tensor, output_NK: Tensor) -> Tensor:
+    """Class indices as rows with a single one; class probabilities as they are."""
+    if target.dim() == 1:
+        return F.one_hot(target, output_NK.shape[1]).to(output_NK.dtype)
+    return target
 
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "cross_entropy": CrossEntropy,
+    "bce": BCE,
+    "focal": Focal,
     "quadratic": Quadratic,
 }
+_TAKE_LOGITS = (nn.CrossEntropyLoss, nn.MultiMarginLoss)
+_TAKE_SIGMOIDS_LOGITS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+
+
+def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:
+    """(N, K) float32 in [0, 1], from what the loss takes: softmax or sigmoid of logits, activations as they are."""
+    output_NK = output_NK.float()
+    if isinstance(loss, _TAKE_SIGMOIDS_LOGITS) or (isinstance(loss, Loss) and loss.sigmoid):
+        return output_NK.sigmoid()
+    if isinstance(loss, _TAKE_LOGITS) or (isinstance(loss, Loss) and loss.takes == "logits"):
+        return output_NK.softmax(1)
+    if isinstance(loss, nn.NLLLoss):
+        return output_NK.exp()
+    within = bool(((output_NK >= 0) & (output_NK <= 1)).all())
+    return output_NK if within else output_NK.softmax(1)  # a loss of someone else's: by what it was given
+
+
+def loss_of_each(loss: nn.Module, output_NK: Tensor, target: Tensor) -> Tensor:
+    """(N,) the loss of each picture, for any loss: ours, torch's (by `reduction`), or a person's own, one by one."""
+    if isinstance(loss, Loss):
+        return loss.each(output_NK, target)
+    if hasattr(loss, "reduction"):
+        single: Any = copy.copy(loss)
+        single.reduction = "none"
+        each: Tensor = single(output_NK, target).reshape(len(output_NK), -1).mean(1)
+        return each
+    return torch.stack([loss(output_NK[n : n + 1], target[n : n + 1]) for n in range(len(output_NK))])

@@ -39,7 +39,7 @@ TRAINING = [
     # options of groups
     bad("data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, kmnist, mnist"),
     bad("optimizer=adm", "optimizer: ", "did you mean 'adam'?", "adam, adamw, sgd"),
-    bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "cross_entropy, quadratic"),
+    bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "bce, cross_entropy, focal, quadratic"),
     bad("model=cn", "model: ", "did you mean 'cnn'?", "lenet, linear, mlp"),
     bad("observers=loud", "observers: ", "'loud'", "default, quiet"),
     bad("experiment=debug/fastt", "did you mean 'debug/fast'?"),

@@ -15,6 +15,8 @@ LEVELS = {
     "network": 2,
     "data": 2,
     "losses": 2,
+    "metrics": 2,
+    "visualization": 2,
     "engine": 2,
     "observers": 2,
     "assembly": 3,

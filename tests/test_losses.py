@@ -76,5 +76,7 @@ def test_the_gradient_of_the_quadratic_loss_is_the_difference() -> None:
 def test_a_loss_says_what_it_takes() -> None:
     assert {name: getattr(loss, "takes", None) for name, loss in LOSSES.items()} == {
         "cross_entropy": "logits",
+        "bce": "logits",
+        "focal": "logits",
         "quadratic": "activations",
     }

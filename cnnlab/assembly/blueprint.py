@@ -1,6 +1,7 @@
 """Everything a run is made of, checked and not yet built."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.schedule import Schedule, Stepper
 from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.losses import probabilities
+from cnnlab.metrics import Measure, Meter
 from cnnlab.network import NetworkPlan
 from cnnlab.observers import Observer
 
@@ -38,6 +41,7 @@ class Blueprint:
     settings: TrainerSettings
     execution: Execution
     observers: list[Observer]
+    metrics: list[Measure]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,6 +50,12 @@ class Blueprint:
     @property
     def total_steps(self) -> int | None:
         return self.settings.total_steps(self.steps_per_epoch)
+
+    def meter(self) -> Meter | None:
+        """Measures the named metrics, where there are any."""
+        if not self.metrics:
+            return None
+        return Meter(self.metrics, self.spec.class_names, partial(probabilities, self.loss), self.device)
 
     def build_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(self.optimizer, network, self.groups)

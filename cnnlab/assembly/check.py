@@ -18,7 +18,8 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer, check_optimizer
 from cnnlab.engine.schedule import SCHEDULES
 from cnnlab.engine.trainer import TrainerSettings
-from cnnlab.losses import LOSSES
+from cnnlab.losses import LOSSES, ClassWeighted
+from cnnlab.metrics import Measure, build_metrics
 from cnnlab.network import NetworkPlan, plan_network
 from cnnlab.network.fit import format_shape
 from cnnlab.network.read import Reader
@@ -42,6 +43,7 @@ KEYS = (
     "data",
     "model",
     "loss",
+    "metrics",
     "optimizer",
     "schedule",
     "trainer",
@@ -95,6 +97,7 @@ class _Checker:
         loss = self._loss(network, spec)
         optimizer, groups = self._optimizer(network)
         settings, execution, deterministic = self._trainer(data)
+        metrics = self._metrics(settings, spec)
         total = settings.total_steps(steps) if settings and steps else None
         length_known = settings is not None and steps is not None
         schedule, schedule_steps = self._schedule(total, steps, length_known)
@@ -130,6 +133,7 @@ class _Checker:
             settings=settings,
             execution=execution,
             observers=observers,
+            metrics=metrics,
         )
 
     def _keys(self) -> None:
@@ -242,6 +246,11 @@ class _Checker:
     def _loss(self, network: NetworkPlan | None, spec: DataSpec | None) -> nn.Module | None:
         component = bind(self.config["loss"], "loss", LOSS, self.complaints, trust=self.trust)
         loss: nn.Module | None = self._value(component.build) if component else None
+        if isinstance(loss, ClassWeighted) and spec:
+            try:
+                loss.check_classes(spec.classes)
+            except ArgumentError as error:
+                self.complaints.add_error("loss", error)
         takes = getattr(loss, "takes", None)
         if loss is None or network is None or takes is None:
             return loss
@@ -303,6 +312,18 @@ class _Checker:
         if settings and data:
             self._trainer_against_data(settings, data)
         return settings, execution, deterministic
+
+    def _metrics(self, settings: TrainerSettings | None, spec: DataSpec | None) -> list[Measure]:
+        """The named metrics; the monitor has to be one of them, or loss or accuracy."""
+        section = self._section("metrics")
+        measures = build_metrics(section, "metrics", spec.classes, self.complaints) if section and spec else []
+        if settings and spec and len(measures) == len([name for name in section if section[name] is not None]):
+            names = [name for measure in measures for name in measure.names(spec.class_names)]
+            try:
+                settings.check_monitor(names)
+            except ArgumentError as error:
+                self.complaints.add_error("trainer", error)
+        return measures
 
     def _trainer_against_data(self, settings: TrainerSettings, data: DataSettings) -> None:
         if settings.accumulate > data.batch_size:

@@ -27,11 +27,12 @@ _GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"e
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
 _COMPONENT = re.compile(
-    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|data|loss|optimizer|schedule|trainer\.execution)\.[^=]+="
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|data|loss|optimizer|schedule"
+    r"|trainer\.execution)\.[^=]+="
 )
 # and these are whole components: a mapping may bring arguments that the old one has not
 _WHOLE_COMPONENT = re.compile(
-    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data|loss|optimizer|schedule)=\s*\{"
 )
 
 

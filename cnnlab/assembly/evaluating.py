@@ -1,66 +1,125 @@
-"""`python evaluate.py run=RUN`: measures a split with a run's checkpoint."""
+"""`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
-from cnnlab.assembly.check import check_config
-from cnnlab.assembly.material import held_out_loader, load_network, read_split, read_training_data
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.material import held_out_loader, read_split, read_training_data
+from cnnlab.assembly.reporting import Predictions, print_report, write_confusion, write_predictions
 from cnnlab.assembly.resuming import check_data
-from cnnlab.assembly.run_directory import RunDirectory
-from cnnlab.assembly.saved import load_saved_config, resolved, trusted_names
+from cnnlab.assembly.saved import resolved, trusted_names
+from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.components import Trust
-from cnnlab.data.normalization import Normalization
-from cnnlab.engine.checkpoint import Checkpoints
-from cnnlab.engine.evaluation import evaluate
+from cnnlab.data.source import Pictures
+from cnnlab.engine.evaluation import VIEWS, Outputs, collect
 from cnnlab.engine.execution import make_deterministic
-from cnnlab.runtime.checks import one_of
+from cnnlab.losses import loss_of_each, probabilities
+from cnnlab.metrics import confusion_matrix, report
+from cnnlab.observers.tensorboard import write_picture
+from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, no_such_key
+from cnnlab.visualization.confusion import confusion_figure, pixels
 
-KEYS = ("run", "split", "checkpoint", "device", "trust")
+KEYS = ("run", "split", "checkpoint", "device", "tta", "top_k", "trust")
 
 
 def run_evaluation(config: DictConfig) -> None:
-    """Prints loss and accuracy and writes them beside the run's config. Raises `ConfigError`."""
+    """Prints the report and writes it, every prediction and a picture beside the run's config. Raises `ConfigError`."""
     if config._get_node("run")._is_missing():  # type: ignore[union-attr]
         raise ConfigError("run: expected a run's directory, as in run=runs/digits/…, received none")
     request = resolved(config)
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
-    path, split = Path(str(request["run"])), one_of("split", request["split"], ("val", "test"))
-    directory = RunDirectory.open(path, "run")
-    saved = resolved(load_saved_config(path / "config.yaml"))
+    one_of("split", request["split"], ("val", "test"))
+    one_of("tta", request["tta"], tuple(VIEWS))
+    path = Path(str(request["run"]))
     trust = Trust(False, trusted_names(request["trust"]), f"python evaluate.py run={path}")
-    blueprint = check_config({**saved, "device": request["device"]}, trust)
-    checkpoint = Checkpoints(path / "checkpoints").resolve(str(request["checkpoint"]))
+    run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust)
+    top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
+    make_deterministic(run.blueprint.deterministic)
+    _evaluate_split(run, request["split"], request["tta"], top_k)
+
+
+def _top_k(given: Any, classes: int) -> int:
+    """How many guesses count: 5 as usual, 2 where there are no more than 5 classes."""
+    if given is None:
+        return 5 if classes > 5 else min(2, classes)
+    return integer("top_k", given, 1, classes)
+
+
+def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
+    blueprint = run.blueprint
+    pictures = _read(run, split)
+    loader = held_out_loader(blueprint, pictures, run.normalization)
+    outputs = collect(run.network(), loader, blueprint.execution, VIEWS[tta])
+    predictions = _predictions(blueprint, outputs)
+    class_names = blueprint.spec.class_names
+    confusion_KK = confusion_matrix(predictions.probability_NK, predictions.target_N)
+    result = {
+        "split": split,
+        "checkpoint": run.checkpoint.folder.name,
+        "pictures": len(pictures),
+        "tta": tta,
+        "loss": predictions.loss,
+        "accuracy": predictions.accuracy,
+        **_named_metrics(blueprint, outputs),
+        **report(predictions.probability_NK, predictions.target_N, class_names, top_k),
+    }
+    name = f"{split}-{run.checkpoint.folder.name}" + ("" if tta == "none" else f"-{tta}")
+    written = [
+        run.directory.write_json(f"evaluation-{name}.json", result),
+        write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names),
+        write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
+        _draw_confusion(run, name, confusion_KK, f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"),
+    ]
+    print_report(result, run.checkpoint.step)
+    print("written to " + "\n           ".join(map(str, written)))
+
+
+def _read(run: SavedRun, split: str) -> Pictures:
+    """The split's pictures. Raises `ConfigError` where they are not those of the run."""
+    blueprint = run.blueprint
     if split == "val" and blueprint.data.validation_count == 0:
         raise ConfigError("split: the run has no validation split: expected test, received 'val'")
     blueprint.source.check()
-    make_deterministic(blueprint.deterministic)
     if split == "val":
         data = read_training_data(blueprint)
-        check_data(checkpoint, data.digest)
-        pictures = data.val
-    else:
-        pictures = read_split(blueprint, "test")
-        then = directory.read_json("environment.json").get("test_digest")
-        if then is not None and then != pictures.digest():
-            raise ConfigError(
-                "data: the test pictures or labels are not those that the run measured: expected the same"
-            )
-    measured = checkpoint.meta["normalization"]
-    normalization = Normalization(tuple(measured["mean_C"]), tuple(measured["sd_C"]))
-    values = evaluate(
-        load_network(blueprint, checkpoint),
-        blueprint.loss.to(blueprint.device),
-        held_out_loader(blueprint, pictures, normalization),
-        blueprint.execution,
+        check_data(run.checkpoint, data.digest)
+        return data.val
+    pictures = read_split(blueprint, "test")
+    then = run.directory.read_json("environment.json").get("test_digest")
+    if then is not None and then != pictures.digest():
+        raise ConfigError("data: the test pictures or labels are not those that the run measured: expected the same")
+    return pictures
+
+
+def _predictions(blueprint: Blueprint, outputs: Outputs) -> Predictions:
+    loss = blueprint.loss.cpu()
+    return Predictions(
+        outputs.index_N,
+        outputs.target_N,
+        probabilities(loss, outputs.output_NK),
+        loss_of_each(loss, outputs.output_NK, outputs.target_N),
     )
-    name = f"evaluation-{split}-{checkpoint.folder.name}.json"
-    result = {"split": split, "checkpoint": checkpoint.folder.name, "pictures": len(pictures), **values}
-    directory.write_json(name, result)
-    print(
-        f"{split}: accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f} on {len(pictures):,} pictures "
-        f"(step {checkpoint.step})\nwritten to {path / name}"
-    )
+
+
+def _named_metrics(blueprint: Blueprint, outputs: Outputs) -> dict[str, float]:
+    """What the run's config names beside loss and accuracy."""
+    meter = blueprint.meter()
+    if meter is None:
+        return {}
+    meter.update(outputs.output_NK.to(blueprint.device), outputs.target_N.to(blueprint.device))
+    return meter.read()
+
+
+def _draw_confusion(run: SavedRun, name: str, confusion_KK: Tensor, title: str) -> Path:
+    figure = confusion_figure(confusion_KK, run.blueprint.spec.class_names, title)
+    path = run.directory.path / "figures" / f"confusion-{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    write_picture(run.directory.path, f"confusion/{name}", pixels(figure), run.checkpoint.step)
+    return path

@@ -1,5 +1,6 @@
 """A blueprint's splits, loaders and networks: what training and evaluation both need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,8 @@ from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Pictures
 from cnnlab.data.splits import carve
 from cnnlab.engine.checkpoint import Checkpoint
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.losses import ClassWeighted
+from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class TrainingData:
     train: Pictures
     val: Pictures
     normalization: Normalization
+    class_counts: list[int]  # of the training pictures
     digest: str  # of the whole file's pictures and labels, before any split
 
 
@@ -31,7 +34,18 @@ def read_training_data(blueprint: Blueprint) -> TrainingData:
     kept, carved = carve(everything.y_N, settings.validation_count, settings.validation_from, settings.split_seed)
     train = everything.select(kept[: settings.limit])
     normalization = Normalization.fit(settings.normalize, train.x_NCHW)
-    return TrainingData(train, everything.select(carved), normalization, everything.digest())
+    class_counts = torch.bincount(train.y_N, minlength=blueprint.spec.classes).tolist()
+    fit_loss(blueprint, class_counts)
+    return TrainingData(train, everything.select(carved), normalization, class_counts, everything.digest())
+
+
+def fit_loss(blueprint: Blueprint, class_counts: Sequence[int]) -> None:
+    """Gives a class-weighted loss the training pictures of each class. Raises `ConfigError` where one has none."""
+    if isinstance(blueprint.loss, ClassWeighted):
+        try:
+            blueprint.loss.fit(class_counts)
+        except ArgumentError as error:
+            raise ConfigError(f"loss.{error}") from error
 
 
 def read_split(blueprint: Blueprint, split: str) -> Pictures:

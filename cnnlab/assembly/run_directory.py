@@ -71,14 +71,14 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def write_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> Path:
         """Replaces a file at once: it is the old one or the new one."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(text)
-        temporary.replace(self.path / name)
+        return temporary.replace(self.path / name)
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+    def write_json(self, name: str, content: dict[str, Any]) -> Path:
+        return self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The content of a JSON file, empty where there is none."""

@@ -185,7 +185,9 @@ def _build_trainer(
             "normalization": {"mean_C": data.normalization.mean_C, "sd_C": data.normalization.sd_C},
             "input_shape": blueprint.spec.input_shape,
             "class_names": blueprint.spec.class_names,
+            "class_counts": data.class_counts,
         },
+        meter=blueprint.meter(),
         interrupted=lambda: bool(stopped_by),
     )
     seed_generators(blueprint.seed)
@@ -277,7 +279,7 @@ def _measure_test(
         "environment.json", {**directory.read_json("environment.json"), "test_digest": pictures.digest()}
     )
     loader = held_out_loader(blueprint, pictures, data.normalization)
-    values = evaluate(load_network(blueprint, best), blueprint.loss, loader, blueprint.execution)
+    values = evaluate(load_network(blueprint, best), blueprint.loss, loader, blueprint.execution, blueprint.meter())
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
     return values
 

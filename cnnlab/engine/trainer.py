@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
-from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.evaluation import Meter, evaluate
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.records import Metrics, Notice, Record
@@ -84,17 +84,19 @@ class TrainerSettings:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
         if self.ema is not None:
             number("ema", self.ema, 0, 1, open_maximum=True)
-        if self.monitor is not None:
-            splits = ("val", "test") if self.monitor_test else ("val",)
-            legal = [f"{metric}/{split}" for split in splits for metric in ("accuracy", "loss")]
-            if self.monitor not in legal:
-                raise ArgumentError(
-                    "monitor",
-                    f"expected one of {listing(legal)} or null, received {self.monitor!r};"
-                    f"{did_you_mean(self.monitor, legal)}".rstrip(";"),
-                )
         if self.patience is not None and self.monitor is None:
             raise ArgumentError("patience", "expected a monitor beside it, received monitor=null")
+
+    def check_monitor(self, metrics: Sequence[str]) -> None:
+        """Raises `ArgumentError` for a monitor that is none of loss, accuracy and `metrics` on a measured split."""
+        splits = ("val", "test") if self.monitor_test else ("val",)
+        legal = [f"{metric}/{split}" for split in splits for metric in ("accuracy", "loss", *metrics)]
+        if self.monitor is not None and self.monitor not in legal:
+            raise ArgumentError(
+                "monitor",
+                f"expected one of {listing(legal)} or null, received {self.monitor!r};"
+                f"{did_you_mean(self.monitor, legal)}".rstrip(";"),
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
         """Updates in the whole run, where epochs or max_steps say it; None where only time does."""
@@ -158,7 +160,8 @@ class Learner:
 class Trainer:
     """Trains until the settings, early stopping or an interruption say so.
 
-    `interrupted` is asked at every step; a checkpoint is written before the loop ends. `log` takes the records.
+    `interrupted` is asked at every step; a checkpoint is written before the loop ends. `log` takes the records. `meter`
+    measures the held-out splits beside loss and accuracy.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Trainer:
         log: Callable[[Record], None],
         *,
         meta: Mapping[str, Any],
+        meter: Meter | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.learner = learner
@@ -180,6 +184,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.log = log
         self.meta = meta
+        self.meter = meter
         self.interrupted = interrupted
         self.progress = Progress()
         self.tally = Tally()
@@ -295,14 +300,14 @@ class Trainer:
         for split, loader in self.held_out.items():
             loader.set_epoch(0)
             learner = self.learner
-            measured = evaluate(learner.evaluated, learner.loss, loader, learner.execution)
+            measured = evaluate(learner.evaluated, learner.loss, loader, learner.execution, self.meter)
             self._log(split, measured)
             values.update({f"{metric}/{split}": value for metric, value in measured.items()})
         if self.settings.monitor is None:
             progress.best_step, progress.best_epoch, progress.best_values = progress.step, self.epoch, values
             return
         value = values[self.settings.monitor]
-        sign = 1 if self.settings.monitor.startswith("accuracy") else -1
+        sign = -1 if self.settings.monitor.split("/")[0] in self._lower_is_better() else 1
         improved = math.isfinite(value) and (
             progress.best is None or sign * (value - progress.best) > self.settings.min_delta
         )
@@ -313,6 +318,9 @@ class Trainer:
         progress.without_improvement += 1
         if progress.without_improvement == self.settings.patience:
             self.log(Notice(f"{self.settings.monitor} has not improved for {self.settings.patience} validations"))
+
+    def _lower_is_better(self) -> list[str]:
+        return ["loss", *(self.meter.lower_is_better if self.meter else ())]
 
     def _log(self, split: str, values: dict[str, float], *, final: bool = False) -> None:
         self.log(Metrics(self.progress.step, self.epoch, split, values, final))

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from cnnlab.engine.records import Finished, Metrics, Notice, Record, Started
 from cnnlab.runtime.checks import number
 
+SHOWN_FIRST = ("loss", "accuracy")
+
 
 class Console:
     """Shows loss, accuracy, images/s and the time left; one line for each measurement of a held-out split.
@@ -69,9 +71,11 @@ class Console:
     def _line(self, record: Metrics) -> None:
         steps = f"/{self.total_steps}" if self.total_steps else ""
         rate = record.values.get("images_per_second")
+        more = [] if record.split == "train" else [n for n in record.values if n not in SHOWN_FIRST and "." not in n]
         self.console.print(
             f"{self._epoch(record.epoch)}  step {record.step}{steps}  {record.split:<5}  "
             f"loss {record.values['loss']:.4f}  accuracy {record.values['accuracy']:.4f}"
+            + "".join(f"  {name} {record.values[name]:.4f}" for name in more)
             + (f"  {rate:,.0f} images/s" if rate else "")
         )
         self.printed = time.monotonic()

@@ -1,6 +1,9 @@
 """TensorBoard: curves, hyper-parameters and the layer table in one event file."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cnnlab.engine.records import Finished, Metrics, Record, Started
 
@@ -28,8 +31,8 @@ class TensorBoard:
             self._start(record)
         elif isinstance(record, Metrics) and self.writer:
             for name, value in record.values.items():
-                if name != "seconds":
-                    tag = f"{name}/{record.split}" if name in SHARED else name
+                if name != "seconds":  # what training alone measures, such as lr, needs no split in its tag
+                    tag = f"{name}/{record.split}" if name in SHARED or record.split != "train" else name
                     self.writer.add_scalar(tag, value, record.step)
             self.writer.flush()  # out of this process: a kill loses no point
         elif isinstance(record, Finished) and self.writer:
@@ -67,6 +70,15 @@ class TensorBoard:
     def close(self) -> None:
         if self.writer:
             self.writer.close()
+
+
+def write_picture(directory: Path, tag: str, picture_HWC: np.ndarray, step: int) -> None:
+    """Adds a uint8 picture to a run's curves, in an event file of its own; the others stay as they are."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(directory))
+    writer.add_image(tag, picture_HWC, step, dataformats="HWC")
+    writer.close()
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,229 @@
+"""Metrics: those that YAML names, measured at every validation, and the report of an evaluation.
+
+Both are torchmetrics', which takes seconds to import: that happens only where they are asked for. Its metrics keep
+sums and counts (those that need every prediction keep them), so that batches and ranks add.
+"""
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cnnlab.components import Component, Kind, bind
+from cnnlab.runtime.errors import Complaints, ConfigError, first_line, no_such_key
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+MEASURED_ANYWAY = ("loss", "accuracy")
+BINS = 15
+MOST_CONFUSED = 10
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_BEFORE_A_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric by its name in the config; `of_each_class` where it gives a number for each of the classes."""
+
+    name: str
+    metric: "Metric"
+    of_each_class: bool
+
+    def names(self, class_names: Sequence[str]) -> list[str]:
+        """`["f1"]`, or `["f1.cat", "f1.dog", …]`; a slash would part the name from its split."""
+        if self.of_each_class:
+            return [f"{self.name}.{of.replace('/', '_')}" for of in class_names]
+        return [self.name]
+
+
+def build_metrics(specs: Any, key: str, classes: int, complaints: Complaints) -> list[Measure]:
+    """The metrics of a mapping of name → spec, such as `{f1: {type: f1_score, average: macro}}`.
+
+    A type is torchmetrics' classification metric for several classes by its name in snake case (`f1_score`, `auroc`,
+    `cohen_kappa`, …). Adds a complaint for one that is unknown, or gives neither one number nor one for each class.
+    """
+    if not isinstance(specs, Mapping):
+        complaints.add(key, f"expected a mapping of name → metric, received {specs!r}")
+        return []
+    measures = []
+    for name, spec in specs.items():
+        place = f"{key}.{name}"
+        if spec is None:
+            continue
+        if not _NAME.fullmatch(str(name)) or name in MEASURED_ANYWAY:
+            complaints.add(
+                place,
+                "expected a name of small letters, digits and '_', other than loss and accuracy, which are measured "
+                "anyway",
+            )
+            continue
+        measure = _build(str(name), spec, place, classes, complaints)
+        if measure:
+            measures.append(measure)
+    return measures
+
+
+def _build(name: str, spec: Any, key: str, classes: int, complaints: Complaints) -> Measure | None:
+    component = bind(
+        spec, key, Kind("metric", metric_classes()), complaints, provided=("num_classes",), withheld=("num_classes",)
+    )
+    if component is None or not _known_arguments(component, complaints):
+        return None
+    try:
+        metric: Metric = component.build(num_classes=classes)
+        return Measure(name, metric, _probe(metric, key, classes))
+    except ConfigError as error:
+        complaints.add("", str(error))
+        return None
+
+
+def metric_classes() -> dict[str, Any]:
+    """torchmetrics' classification metrics for several classes, by their names in snake case."""
+    import torchmetrics.classification
+
+    prefix = "Multiclass"
+    return {
+        _BEFORE_A_CAPITAL.sub("_", name.removeprefix(prefix)).lower(): value
+        for name, value in vars(torchmetrics.classification).items()
+        if name.startswith(prefix)
+    }
+
+
+def _known_arguments(component: Component, complaints: Complaints) -> bool:
+    """torchmetrics takes any keyword and refuses it later, in words of its own."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    legal = [n for n, parameter in component.parameters.items() if parameter.kind in kinds and n != "num_classes"]
+    unknown = [name for name in component.arguments if name not in legal]
+    for name in unknown:
+        complaints.add(f"{component.key}.{name}", no_such_key(name, legal))
+    return not unknown
+
+
+def _probe(metric: "Metric", key: str, classes: int) -> bool:
+    """Measures a made-up batch: whether it gives a number for each class. Raises `ConfigError` for a curve or table."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            metric.update(torch.full((classes, classes), 1 / classes), torch.arange(classes))
+            value = metric.compute()
+    except Exception as error:  # whatever torchmetrics makes of its arguments
+        raise ConfigError(f"{key}: {first_line(error)}") from error
+    if not isinstance(value, Tensor) or value.shape not in ((), (classes,)):
+        raise ConfigError(
+            f"{key}: {type(metric).__name__} gives a curve or a table: expected a metric of one number, or of one for "
+            f"each class, such as f1_score"
+        )
+    metric.reset()
+    return value.dim() > 0
+
+
+class Meter:
+    """Named metrics over a split: takes outputs and targets batch by batch, reads, and starts anew.
+
+    `probabilities` turns a batch's outputs into (N, K) in [0, 1]. A metric that measures each class is read as
+    `f1.cat`, `f1.dog`, ….
+    """
+
+    def __init__(
+        self,
+        measures: Sequence[Measure],
+        class_names: Sequence[str],
+        probabilities: Callable[[Tensor], Tensor],
+        device: torch.device,
+    ) -> None:
+        self.metrics = [(measure.names(class_names), measure.metric.to(device)) for measure in measures]
+        self.probabilities = probabilities
+
+    @property
+    def lower_is_better(self) -> Collection[str]:
+        return [name for names, metric in self.metrics if not metric.higher_is_better for name in names]
+
+    def update(self, output_NK: Tensor, target: Tensor) -> None:
+        probability_NK = self.probabilities(output_NK)
+        target_N = target if target.dim() == 1 else target.argmax(1)
+        for _, metric in self.metrics:
+            metric.update(probability_NK, target_N)
+
+    def read(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for names, metric in self.metrics:
+            values |= dict(zip(names, metric.compute().reshape(-1).tolist(), strict=True))
+            metric.reset()
+        return values
+
+
+def report(probability_NK: Tensor, target_N: Tensor, class_names: Sequence[str], top_k: int) -> dict[str, Any]:
+    """Everything that follows from the predictions of a split, in plain values.
+
+    `calibration_error` is the expected calibration error with 15 bins (arXiv 1706.04599): Σ_b n_b/N · |accuracy_b −
+    confidence_b|. Precision, recall and F1 of a class that is never predicted, or has no pictures, are 0; `macro` is
+    their mean over the classes that occur among labels or predictions.
+    """
+    from torchmetrics.functional import classification as functional
+
+    classes = len(class_names)
+    prediction_N = probability_NK.argmax(1)
+    per_class = {
+        "precision": functional.multiclass_precision(prediction_N, target_N, classes, average=None),
+        "recall": functional.multiclass_recall(prediction_N, target_N, classes, average=None),
+        "f1": functional.multiclass_f1_score(prediction_N, target_N, classes, average=None),
+    }
+    confusion_KK = confusion_matrix(probability_NK, target_N)
+    occurs_K = (confusion_KK.sum(0) + confusion_KK.sum(1)) > 0
+    # confidences of exactly 1 belong to the last bin; torchmetrics would give them one of their own
+    confident_NK = probability_NK.double().clamp(0, 1 - 2**-53)
+    error = functional.multiclass_calibration_error(confident_NK, target_N, classes, n_bins=BINS, norm="l1")
+    ranks_N = rank_of_label(probability_NK, target_N)
+    return {
+        "top_k": {str(top_k): float((ranks_N <= top_k).double().mean())},
+        "calibration_error": float(error),
+        "macro": {name: float(values_K[occurs_K].double().mean()) for name, values_K in per_class.items()},
+        "per_class": [
+            {
+                "class": name,
+                "pictures": int(confusion_KK[k].sum()),
+                **{metric: float(values_K[k]) for metric, values_K in per_class.items()},
+            }
+            for k, name in enumerate(class_names)
+        ],
+        "most_confused": most_confused(confusion_KK, class_names),
+    }
+
+
+def confusion_matrix(probability_NK: Tensor, target_N: Tensor) -> Tensor:
+    """(K, K) int64 counts: rows are labels, columns predictions."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    matrix: Tensor = multiclass_confusion_matrix(probability_NK, target_N, probability_NK.shape[1])
+    return matrix
+
+
+def rank_of_label(probability_NK: Tensor, target_N: Tensor) -> Tensor:
+    """(N,) int64: 1 where the label has the largest probability; of equal ones the lower class comes first."""
+    own_N1 = probability_NK.gather(1, target_N[:, None])
+    before_NK = torch.arange(probability_NK.shape[1], device=target_N.device) < target_N[:, None]
+    ahead_NK = (probability_NK > own_N1) | ((probability_NK == own_N1) & before_NK)
+    return ahead_NK.sum(1) + 1
+
+
+def most_confused(confusion_KK: Tensor, class_names: Sequence[str], most: int = MOST_CONFUSED) -> list[dict[str, Any]]:
+    """The pairs (label, prediction) with most mistakes; `share` is of the label's pictures."""
+    mistakes_KK = confusion_KK.clone().fill_diagonal_(0)
+    order = mistakes_KK.flatten().argsort(descending=True, stable=True)[:most]
+    pairs = [divmod(int(place), len(class_names)) for place in order]
+    return [
+        {
+            "label": class_names[label],
+            "prediction": class_names[prediction],
+            "pictures": int(mistakes_KK[label, prediction]),
+            "share": float(mistakes_KK[label, prediction] / confusion_KK[label].sum()),
+        }
+        for label, prediction in pairs
+        if mistakes_KK[label, prediction] > 0
+    ]
