@@ -1,0 +1,217 @@
+"""Each augmentation does what it says: a planted pixel lands where it was computed to land."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from cnnlab.data.augmentation import (
+    AUGMENTATIONS,
+    Affine,
+    AlternatingFlip,
+    Augmentation,
+    Brightness,
+    Contrast,
+    Cutout,
+    HorizontalFlip,
+    RandomResizedCrop,
+    Rotation,
+    Shift,
+)
+from cnnlab.runtime.counter import uniforms
+from cnnlab.runtime.errors import ArgumentError
+
+
+def planted(row: int, column: int, size: int = 9, channels: int = 1) -> Tensor:
+    x_NCHW = torch.zeros(1, channels, size, size)
+    x_NCHW[:, :, row, column] = 200
+    return x_NCHW
+
+
+def bright(x_NCHW: Tensor) -> list[tuple[int, int]]:
+    return [(int(row), int(column)) for row, column in x_NCHW[0, 0].nonzero()]
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor([values])
+
+
+def with_defaults(name: str) -> Augmentation:
+    return AUGMENTATIONS[name](**({"size": 3} if name == "cutout" else {}))
+
+
+def test_a_flip_mirrors_where_the_number_is_below_p() -> None:
+    flip = HorizontalFlip(p=0.3)
+    assert bright(flip(planted(2, 1), numbers(0.29), 0)) == [(2, 7)]
+    assert bright(flip(planted(2, 1), numbers(0.31), 0)) == [(2, 1)]
+
+
+def test_alternating_flips_show_both_sides_in_any_two_epochs() -> None:
+    u_ND = uniforms(3, torch.arange(50), 1)
+    x_NCHW = torch.rand(50, 1, 4, 4)
+    shown = [AlternatingFlip()(x_NCHW, u_ND, epoch) for epoch in range(4)]
+    for before, after in pairwise(shown):
+        torch.testing.assert_close(after, before.flip(3))
+    mirrored = (shown[0] != x_NCHW).flatten(1).any(1).sum()
+    assert 10 < mirrored < 40
+
+
+@pytest.mark.parametrize(("number", "moved"), [(0.0, -2), (0.19, -2), (0.21, -1), (0.5, 0), (0.7, 1), (0.99, 2)])
+def test_a_shift_moves_by_whole_pixels(number: float, moved: int) -> None:
+    shift = Shift(pixels=2, padding_mode="constant")
+    assert bright(shift(planted(4, 3), numbers(number, 0.5), 0)) == [(4 + moved, 3)]
+    assert bright(shift(planted(4, 3), numbers(0.5, number), 0)) == [(4, 3 + moved)]
+
+
+def test_what_a_shift_brings_in_is_the_padding_value() -> None:
+    shifted = Shift(pixels=1, padding_mode="constant", padding_value=7)(torch.ones(1, 2, 3, 3), numbers(0.9, 0.5), 0)
+    assert shifted[0, :, 0].eq(7).all()
+    assert shifted[0, :, 1:].eq(1).all()
+
+
+def test_a_reflecting_shift_is_a_window_of_the_reflected_picture() -> None:
+    x_NCHW = torch.rand(6, 3, 8, 5)
+    u_ND = uniforms(1, torch.arange(6), 2)
+    shifted = Shift(pixels=3)(x_NCHW, u_ND, 0)
+    padded = torch.nn.functional.pad(x_NCHW, (3, 3, 3, 3), mode="reflect")
+    for n, (down, right) in enumerate((u_ND * 7).long().tolist()):
+        window = padded[n, :, 6 - down : 14 - down, 6 - right : 11 - right]
+        torch.testing.assert_close(shifted[n], window)
+
+
+@pytest.mark.parametrize(
+    ("u", "moved"),
+    [((0.9, 0.5, 0.5), (0, 0)), ((0.1, 0.2, 0.9), (2, -1)), ((0.4, 0.9, 0.1), (-3, 3)), ((0.5, 0.1, 0.5), (0, 1))],
+)
+def test_affine_equals_torchvisions(u: tuple[float, float, float], moved: tuple[int, int]) -> None:
+    x_NCHW = torch.rand(1, 3, 12, 12)
+    degrees, scale, shear = 40.0, (0.7, 1.4), 20.0
+    places = [0.5 + pixels / (2 * 0.25 * 12) for pixels in moved]
+    ours = Affine(degrees, 0.25, scale, shear)(x_NCHW, numbers(*u, *places), 0)
+    theirs = TF.affine(  # it turns clockwise, and takes moves as (right, down)
+        x_NCHW,
+        -(2 * u[0] - 1) * degrees,
+        [moved[1], moved[0]],
+        scale[0] + u[2] * (scale[1] - scale[0]),
+        [-(2 * u[1] - 1) * shear, 0.0],
+        TF.InterpolationMode.BILINEAR,
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_quarter_turn_is_rot90() -> None:
+    x_NCHW = torch.rand(2, 1, 7, 7)
+    turned = Rotation(degrees=90)(x_NCHW, torch.ones(2, 5), 0)
+    torch.testing.assert_close(turned, x_NCHW.rot90(1, (2, 3)), atol=1e-5, rtol=0)
+
+
+def test_a_translation_moves_the_planted_pixel_by_a_share_of_the_side() -> None:
+    moved = Affine(degrees=0, translate=0.5, scale=(1.0, 1.0))(
+        planted(4, 4, size=10), numbers(0.5, 0.5, 0.5, 0.7, 0.2), 0
+    )
+    assert bright(moved.round()) == [(6, 1)]  # 0.4 · 0.5 · 10 rows down, −0.6 · 0.5 · 10 columns
+
+
+def test_scaling_by_two_doubles_distances_from_the_middle() -> None:
+    large = Affine(degrees=0, translate=0, scale=(2.0, 2.0))(torch.eye(8)[None, None], torch.full((1, 5), 0.5), 0)
+    expected = torch.nn.functional.interpolate(torch.eye(8)[None, None, 2:6, 2:6], scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(large[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-5, rtol=0)
+
+
+def test_a_resized_crop_of_everything_changes_nothing() -> None:
+    x_NCHW = torch.rand(3, 3, 6, 6)
+    crop = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    torch.testing.assert_close(crop(x_NCHW, uniforms(0, torch.arange(3), 4), 0), x_NCHW)
+
+
+def test_a_resized_crop_of_a_quarter_is_a_corner_enlarged() -> None:
+    x_NCHW = torch.rand(1, 1, 8, 8)
+    corner = RandomResizedCrop(scale=(0.25, 0.25), ratio=(1.0, 1.0))(x_NCHW, numbers(0.5, 0.5, 0.0, 0.0), 0)
+    expected = torch.nn.functional.interpolate(x_NCHW[:, :, :4, :4], scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(corner[:, :, :-1, :-1], expected[:, :, :-1, :-1])
+
+
+def test_cutout_paints_a_square_about_the_drawn_pixel() -> None:
+    painted = Cutout(size=3, fill=9)(torch.ones(1, 2, 8, 8), numbers(0.5, 0.25), 0)
+    assert (painted[0] == 9).sum() == 2 * 9
+    assert (painted[0, :, 3:6, 1:4] == 9).all()
+
+
+def test_cutout_is_cut_at_the_edges() -> None:
+    painted = Cutout(size=4, fill=9)(torch.ones(1, 1, 8, 8), numbers(0.0, 0.99), 0)
+    assert (painted[0, 0, :2, 5:] == 9).all()
+    assert (painted == 9).sum() == 6
+
+
+def test_brightness_multiplies_within_the_range() -> None:
+    x_NCHW = torch.tensor([[[[100.0, 240.0]]]])
+    assert Brightness(0.5)(x_NCHW, numbers(1.0), 0).flatten().tolist() == [150, 255]
+    assert Brightness(0.5)(x_NCHW, numbers(0.0), 0).flatten().tolist() == [50, 120]
+
+
+def test_contrast_stretches_about_the_mean() -> None:
+    x_NCHW = torch.tensor([[[[100.0, 140.0]]]])
+    assert Contrast(0.5)(x_NCHW, numbers(1.0), 0).flatten().tolist() == [90, 150]
+    assert Contrast(1.0)(x_NCHW, numbers(0.0), 0).flatten().tolist() == [120, 120]
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_picture_comes_out_the_same_in_whatever_batch(name: str) -> None:
+    augmentation = with_defaults(name)
+    x_NCHW = torch.rand(6, 3, 10, 10) * 255
+    u_ND = uniforms(5, torch.arange(6), augmentation.draws)
+    whole = augmentation(x_NCHW, u_ND, 1)
+    assert whole.shape == x_NCHW.shape
+    torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], 1), whole[4:5], rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_pictures_that_came_in_stay_as_they_were(name: str) -> None:
+    augmentation = with_defaults(name)
+    x_NCHW = torch.rand(4, 1, 8, 8) * 255
+    before = x_NCHW.clone()
+    augmentation(x_NCHW, torch.full((4, augmentation.draws), 0.1), 0)
+    assert torch.equal(x_NCHW, before)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_augmentation_really_changes_pictures(name: str) -> None:
+    augmentation = with_defaults(name)
+    x_NCHW = torch.rand(20, 1, 8, 8) * 255
+    changed = augmentation(x_NCHW, uniforms(2, torch.arange(20), augmentation.draws), 0)
+    assert (changed != x_NCHW).flatten(1).any(1).sum() >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "argument"),
+    [
+        ("horizontal_flip", {"p": 1.5}, "p"),
+        ("shift", {"pixels": 0}, "pixels"),
+        ("shift", {"padding_mode": "mirror"}, "padding_mode"),
+        ("shift", {"padding_value": 256}, "padding_value"),
+        ("affine", {"degrees": 200}, "degrees"),
+        ("affine", {"scale": (1.2, 0.8)}, "scale"),
+        ("affine", {"scale": (0.0, 0.8)}, "scale"),
+        ("affine", {"shear": 90}, "shear"),
+        ("random_resized_crop", {"scale": (0.5, 1.5)}, "scale"),
+        ("random_resized_crop", {"ratio": 1.0}, "ratio"),
+        ("cutout", {"size": 0}, "size"),
+        ("brightness", {"amount": 2}, "amount"),
+        ("contrast", {"amount": math.nan}, "amount"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(name: str, arguments: dict[str, object], argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        AUGMENTATIONS[name](**arguments)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(("augmentation", "argument"), [(Shift(pixels=8), "pixels"), (Cutout(size=9), "size")])
+def test_what_does_not_fit_the_picture_is_refused(augmentation: Augmentation, argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        augmentation.check((1, 8, 8))
+    assert caught.value.argument == argument
+    augmentation.check((1, 9, 9))
