@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from cnnlab.assembly.check import check_config
 from cnnlab.assembly.material import held_out_loader, load_network, read_split, read_training_data
-from cnnlab.assembly.resuming import check_data
+from cnnlab.assembly.resuming import check_classes, check_data
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import load_saved_config, resolved, trusted_names
 from cnnlab.components import Trust
@@ -34,8 +34,11 @@ def run_evaluation(config: DictConfig) -> None:
     trust = Trust(False, trusted_names(request["trust"]), f"python evaluate.py run={path}")
     blueprint = check_config({**saved, "device": request["device"]}, trust)
     checkpoint = Checkpoints(path / "checkpoints").resolve(str(request["checkpoint"]))
-    if split == "val" and blueprint.data.validation_count == 0:
+    check_classes(checkpoint, blueprint.spec.class_names)
+    if split == "val" and not blueprint.data.has_validation(blueprint.spec):
         raise ConfigError("split: the run has no validation split: expected test, received 'val'")
+    if split == "test" and "test" not in blueprint.spec.counts:
+        raise ConfigError("split: the run's data have no test split: expected split=val, received 'test'")
     blueprint.source.check()
     make_deterministic(blueprint.deterministic)
     if split == "val":

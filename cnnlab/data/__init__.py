@@ -7,6 +7,7 @@ else happens (`check`), and reads one split at a time.
 from collections.abc import Callable
 
 from cnnlab.data.digits import Digits
+from cnnlab.data.image_folder import ImageFolder
 from cnnlab.data.source import Source
 from cnnlab.data.torchvision_sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
@@ -18,4 +19,5 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "svhn": SVHN,
+    "image_folder": ImageFolder,
 }
