@@ -1,8 +1,10 @@
 """Every bad input ends with status 2 and a message that names key and legal values, before anything is written."""
 
+import io
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -10,6 +12,8 @@ from urllib.error import URLError
 import pytest
 import torch
 from commands import run
+from picture_folders import noise, png_header, write_folders
+from PIL import Image
 
 from cnnlab.assembly import evaluate, train
 
@@ -37,7 +41,9 @@ TRAINING = [
     bad("trainer.clip_norm=[1,2", "trainer.clip_norm"),
     bad("+model.blocks.1x=relu", "model.blocks.1x"),
     # options of groups
-    bad("data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, kmnist, mnist"),
+    bad(
+        "data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, image_folder, kmnist, mnist"
+    ),
     bad("optimizer=adm", "optimizer: ", "did you mean 'adam'?", "adam, adamw, sgd"),
     bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "bce, cross_entropy, focal, quadratic"),
     bad("model=cn", "model: ", "did you mean 'cnn'?", "lenet, linear, mlp"),
@@ -123,6 +129,8 @@ TRAINING = [
     bad("data.limit=2000", "data.limit: ", "at most 1257 (1437 training pictures − 180 for validation)", "2000"),
     bad("data.validation.count=1437", "data.validation.count: ", "fewer than the 1437", "received 1437"),
     bad("data.validation.from=start", "data.validation.from: ", "random, end", "'start'"),
+    bad("data.validation.count=1.5", "data.validation.count: ", "a share of the pictures in (0, 1)", "received 1.5"),
+    bad("data.sampling=balance", "data.sampling: ", "shuffle, balanced", "did you mean 'balanced'?"),
     bad("data.normalize=standardise", "data.normalize: ", "did you mean 'standardize'?", "unit, none"),
     bad(
         "data.batch_size=64 | trainer.accumulate=100",
@@ -179,6 +187,8 @@ TRAINING = [
     bad("name=../evil", "name: ", "1 to 64 letters", "'../evil'"),
     bad("name=..", "name: ", "1 to 64 letters", "'..'"),
     without_gpu("device=cuda", "device: ", "no usable GPU", "device=cpu or device=auto"),
+    bad("data=image_folder", "data.root: ", "the folder of your pictures, as in data.root=my_pictures"),
+    bad("data=image_folder | data.root=nowhere", "data.root: ", "/nowhere does not exist"),
     bad("device=tpu", "device: ", "expected auto, cpu or cuda", "'tpu'"),
     bad("run_dir=.", "run_dir: ", "exists", "resume=."),
     bad("resume=nowhere", "resume: ", "config.yaml", "'nowhere'", "does not exist"),
@@ -205,6 +215,97 @@ def test_training_refuses(in_tmp_path: Path, overrides: list[str], fragments: tu
 @pytest.mark.parametrize(("overrides", "fragments"), EVALUATION)
 def test_evaluation_refuses(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
     answer = run(evaluate, *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+def folders(root: Path) -> None:
+    """What is right: two classes, pictures of 8×8, a test folder."""
+    write_folders(root, {"train/cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
+
+
+def damaged(content: bytes, place: str = "train/cat/003.png") -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        folders(root)
+        (root / place).write_bytes(content)
+
+    return make
+
+
+def with_folders(sizes: Mapping[str, int]) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        folders(root)
+        write_folders(root, sizes)
+
+    return make
+
+
+def with_link(root: Path) -> None:
+    folders(root)
+    write_folders(root.parent / "secret", {"emu": 2})
+    (root / "train" / "emu").symlink_to(root.parent / "secret" / "emu")
+
+
+def jpeg(keep: float) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(32, 32)).save(buffer, "JPEG")
+    return buffer.getvalue()[: int(len(buffer.getvalue()) * keep)]
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'
+OWN_PICTURES = {
+    "a corrupt picture": (damaged(jpeg(1)[:20] + b"x" * 200), [], ["1 of 16", "train/cat/003.png: "]),
+    "a truncated jpeg": (damaged(jpeg(0.6)), [], ["train/cat/003.png: ", "cannot be decoded", "truncated"]),
+    "an empty file": (damaged(b""), [], ["train/cat/003.png: the file is empty"]),
+    "a damaged test picture": (damaged(jpeg(0.6), "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: "]),
+    "an svg named png": (damaged(SVG), [], ["train/cat/003.png: ", "no picture of a kind that is read", "JPEG, PNG"]),
+    "a picture of 100 megapixels": (
+        damaged(png_header(10_000, 10_000)),
+        [],
+        ["train/cat/003.png: ", "at most 64 megapixels", "10000×10000, 100.0 megapixels"],
+    ),
+    "an empty class folder": (with_folders({"train/emu": 0}), [], ["data.root: ", "train/emu has no picture"]),
+    "one class only": (lambda root: write_folders(root, {"train/cat": 4}), [], ["two or more", "found cat"]),
+    "validation with other classes": (
+        with_folders({"val/cat": 1, "val/dgo": 1}),
+        [],
+        ["data.root: ", "/val; it lacks dog and has beside them dgo"],
+    ),
+    "a link out of the folder": (with_link, [], ["data.root: ", "train/emu: the link leads out of "]),
+    "a size of 0": (folders, ["data.size=0"], ["data.size: ", "≥ 1", "received 0"]),
+    "a size of three": (folders, ["data.size=[8,8,8]"], ["data.size: ", "a list of 2", "[8, 8, 8]"]),
+    "a size beyond all memory": (folders, ["data.size=1000000"], ["data.size: ", "GB", "a smaller size"]),
+    "two channels": (folders, ["data.channels=2"], ["data.channels: ", "expected one of 1, 3, received 2"]),
+    "an unknown way to resize": (folders, ["data.resize=crob"], ["data.resize: ", "did you mean 'crop'?", "squash"]),
+    "a share above 1": (folders, ["data.test_share=1.5"], ["data.test_share: ", "in [0, 1)", "received 1.5"]),
+    "a validation share that leaves too little": (
+        folders,
+        ["data.validation.count=0.99"],
+        ["data.validation.count: ", "fewer than the 16 training pictures", "received 0.99"],
+    ),
+    "measuring a test split that is not there": (
+        lambda root: write_folders(root, {"cat": 8, "dog": 8}),
+        ["data.test_share=0", "trainer.monitor_test=true"],
+        ["trainer.monitor_test: ", "no test split"],
+    ),
+    "no validation for the monitor": (
+        folders,
+        ["data.validation.count=0"],
+        ["trainer.monitor: ", "needs a validation split"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_PICTURES)
+def test_own_pictures_are_refused_and_nothing_is_left(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, case: str
+) -> None:
+    make, overrides, fragments = OWN_PICTURES[case]
+    root = tmp_path_factory.mktemp("own") / "pictures"
+    make(root)
+    answer = run(train, "data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4", FAST, *overrides)
     assert answer.code == 2, answer.err
     assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
     assert answer.err.startswith("error: ")

@@ -91,12 +91,12 @@ class _Checker:
         self._keys()
         self._run()
         source, data = self._data()
-        spec = source.describe() if source else None
+        spec = self._value(source.describe) if source else None
         steps = self._steps_per_epoch(data, spec)
         network = self._network(spec)
         loss = self._loss(network, spec)
         optimizer, groups = self._optimizer(network)
-        settings, execution, deterministic = self._trainer(data)
+        settings, execution, deterministic = self._trainer(data, spec)
         metrics = self._metrics(settings, spec)
         total = settings.total_steps(steps) if settings and steps else None
         length_known = settings is not None and steps is not None
@@ -292,7 +292,9 @@ class _Checker:
             self._value(lambda: build_optimizer(component, skeleton, checked))
         return component, checked
 
-    def _trainer(self, data: DataSettings | None) -> tuple[TrainerSettings | None, Execution | None, Any]:
+    def _trainer(
+        self, data: DataSettings | None, spec: DataSpec | None
+    ) -> tuple[TrainerSettings | None, Execution | None, Any]:
         section = self._section("trainer")
         given = section.pop("execution", None)
         if isinstance(given, Mapping):
@@ -309,8 +311,8 @@ class _Checker:
                 self.complaints.add(f"trainer.{name}", no_such_key(name, [*names, "deterministic", "execution"]))
                 del section[name]
         settings: TrainerSettings | None = self._bound(TrainerSettings, section, "trainer")
-        if settings and data:
-            self._trainer_against_data(settings, data)
+        if settings and data and spec:
+            self._trainer_against_data(settings, data, spec)
         return settings, execution, deterministic
 
     def _metrics(self, settings: TrainerSettings | None, spec: DataSpec | None) -> list[Measure]:
@@ -325,18 +327,20 @@ class _Checker:
                 self.complaints.add_error("trainer", error)
         return measures
 
-    def _trainer_against_data(self, settings: TrainerSettings, data: DataSettings) -> None:
+    def _trainer_against_data(self, settings: TrainerSettings, data: DataSettings, spec: DataSpec) -> None:
         if settings.accumulate > data.batch_size:
             self.complaints.add(
                 "trainer.accumulate",
                 f"expected at most data.batch_size={data.batch_size}, received {settings.accumulate}",
             )
-        if not data.validation.get("count") and (settings.monitor or "").endswith("/val"):
+        if not data.has_validation(spec) and (settings.monitor or "").endswith("/val"):
             self.complaints.add(
                 "trainer.monitor",
                 f"{settings.monitor} needs a validation split, but data.validation.count=0: expected "
                 f"trainer.monitor=null or a count",
             )
+        if settings.monitor_test and "test" not in spec.counts:
+            self.complaints.add("trainer.monitor_test", "the data have no test split: expected false")
 
     def _schedule(
         self, total: int | None, steps: int | None, length_known: bool

@@ -9,7 +9,7 @@ from torch import Tensor
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.material import held_out_loader, read_split, read_training_data
 from cnnlab.assembly.reporting import Predictions, print_report, write_confusion, write_predictions
-from cnnlab.assembly.resuming import check_data
+from cnnlab.assembly.resuming import check_classes, check_data
 from cnnlab.assembly.saved import resolved, trusted_names
 from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.components import Trust
@@ -83,8 +83,11 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
 def _read(run: SavedRun, split: str) -> Pictures:
     """The split's pictures. Raises `ConfigError` where they are not those of the run."""
     blueprint = run.blueprint
-    if split == "val" and blueprint.data.validation_count == 0:
+    check_classes(run.checkpoint, blueprint.spec.class_names)
+    if split == "val" and not blueprint.data.has_validation(blueprint.spec):
         raise ConfigError("split: the run has no validation split: expected test, received 'val'")
+    if split == "test" and "test" not in blueprint.spec.counts:
+        raise ConfigError("split: the run's data have no test split: expected split=val, received 'test'")
     blueprint.source.check()
     if split == "val":
         data = read_training_data(blueprint)

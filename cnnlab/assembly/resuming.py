@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,21 @@ def check_data(checkpoint: Checkpoint | None, digest: str) -> None:
             f"data: the pictures or labels are not those that the run was trained with (SHA-256 {then[:12]}… then, "
             f"{digest[:12]}… now): expected the same data"
         )
+
+
+def check_classes(checkpoint: Checkpoint | None, class_names: Sequence[str]) -> None:
+    """Raises `ConfigError` with the first difference where the data's classes or their order are not the run's."""
+    then = list(checkpoint.meta["class_names"] if checkpoint else class_names)
+    for number, (old, new) in enumerate(zip_longest(then, class_names)):
+        if old != new:
+            raise ConfigError(
+                f"data: class {number} was {_shown(old)} in the run and is {_shown(new)} now ({len(then)} and "
+                f"{len(class_names)} classes): expected the same classes in the same order"
+            )
+
+
+def _shown(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
 
 
 def changes_of_environment(checkpoint: Checkpoint | None, now: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from cnnlab.assembly.check import check_config
 from cnnlab.assembly.compose import as_given
 from cnnlab.assembly.material import (
     TrainingData,
+    describe_splits,
     held_out_loader,
     load_network,
     load_weights,
@@ -28,7 +29,13 @@ from cnnlab.assembly.material import (
     read_training_data,
     train_loader,
 )
-from cnnlab.assembly.resuming import Resumption, changes_of_environment, check_data, take_up
+from cnnlab.assembly.resuming import (
+    Resumption,
+    changes_of_environment,
+    check_classes,
+    check_data,
+    take_up,
+)
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import resolved, trusted_names
 from cnnlab.components import Trust
@@ -56,23 +63,31 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
         _resume(take_up(Path(str(config.resume)), overrides, trusted))
         return
     blueprint = check_config(resolved(config), Trust())
-    print(_table_text(blueprint))
+    _print_plan(blueprint)
     if blueprint.settings.max_steps == 0:
         return
     blueprint.source.check()
     wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
     directory = RunDirectory.create(blueprint.name, wanted)
+    try:
+        data = read_training_data(blueprint)
+        if "test" in blueprint.spec.counts:
+            read_split(blueprint, "test")  # a damaged test picture is told now, not after the training
+    except BaseException:
+        directory.discard()
+        raise
     with _failures_in_summary(directory):
         _write_config(directory, config, overrides)
-        _run(blueprint, directory, resolved(config), read_training_data(blueprint), None)
+        _run(blueprint, directory, resolved(config), data, None)
 
 
 def _resume(run: Resumption) -> None:
-    print(_table_text(run.blueprint))
+    _print_plan(run.blueprint)
     run.blueprint.source.check()
     run.directory.lock()
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
+        check_classes(checkpoint, run.blueprint.spec.class_names)
         data = read_training_data(run.blueprint)
         check_data(checkpoint, data.digest)
     except ConfigError:
@@ -90,6 +105,15 @@ def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequen
     saved.run_dir = None
     directory.write_text("config.yaml", OmegaConf.to_yaml(saved, resolve=False))
     directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([as_given(one) for one in overrides])))
+
+
+def _print_plan(blueprint: Blueprint) -> None:
+    """The network and the data that a run is going to use."""
+    print(_table_text(blueprint))
+    print(describe_splits(blueprint))
+    for note in blueprint.source.notes():
+        print(note)
+    print()
 
 
 def _table_text(blueprint: Blueprint) -> str:
@@ -145,13 +169,13 @@ def _run(
             status = _fit(trainer, blueprint)
             summary = _summary(status, trainer)
             directory.write_json("summary.json", summary)
-            if status == "completed":
+            if status == "completed" and "test" in blueprint.spec.counts:
                 summary["test"] = _measure_test(blueprint, directory, data, trainer, observers)
                 directory.write_json("summary.json", summary)
             observers.log(Finished(_final_metrics(summary)))
         finally:
             observers.close()
-    _say_goodbye(summary, directory)
+    _say_goodbye(summary, directory, blueprint)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
 
@@ -322,11 +346,13 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory) -> None:
-    path = directory.path
+def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory, blueprint: Blueprint) -> None:
+    path, has_test = directory.path, "test" in blueprint.spec.counts
     best, test = summary["best"], summary.get("test")
     if test:
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
+    elif not has_test:
+        print("\nthe data have no test split: no accuracy was measured on pictures that chose nothing")
     print(f"{summary['status']}: {path}")
     python = _program("python", Path(sys.executable))
     if summary["status"] == "interrupted":
@@ -334,8 +360,8 @@ def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory) -> None:
     print(
         f"  curves     {_program('tensorboard', Path(sys.executable).with_name('tensorboard'))} --logdir {path.parent}"
     )
-    if best["step"] is not None:
-        print(f"  evaluate   {python} evaluate.py run={path}")
+    if best["step"] is not None and (has_test or blueprint.data.has_validation(blueprint.spec)):
+        print(f"  evaluate   {python} evaluate.py run={path}{'' if has_test else ' split=val'}")
 
 
 def _program(name: str, ours: Path) -> str:
