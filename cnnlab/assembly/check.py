@@ -69,10 +69,13 @@ def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
     return component is not None and ("total_steps" in component.parameters or "total_steps" in schedule.values())
 
 
-def check_config(config: Mapping[str, Any], trust: Trust) -> Blueprint:
-    """Checks a resolved config. Raises `ConfigError` with every complaint, one a line."""
+def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None = None) -> Blueprint:
+    """Checks a resolved config. Raises `ConfigError` with every complaint, one a line.
+
+    `spec` is what a saved run knows of its data, which need not be there any more.
+    """
     complaints = Complaints()
-    checker = _Checker(config, trust, complaints)
+    checker = _Checker(config, trust, complaints, spec)
     blueprint = checker.check()
     complaints.raise_if_any()
     assert blueprint is not None
@@ -82,8 +85,11 @@ def check_config(config: Mapping[str, Any], trust: Trust) -> Blueprint:
 class _Checker:
     """Goes through the config's sections; each leaves what it could check, and its complaints."""
 
-    def __init__(self, config: Mapping[str, Any], trust: Trust, complaints: Complaints) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], trust: Trust, complaints: Complaints, spec: DataSpec | None = None
+    ) -> None:
         self.config = config
+        self.known_spec = spec
         self.trust = trust
         self.complaints = complaints
 
@@ -91,7 +97,7 @@ class _Checker:
         self._keys()
         self._run()
         source, data = self._data()
-        spec = self._value(source.describe) if source else None
+        spec = self.known_spec or (self._value(source.describe) if source else None)
         steps = self._steps_per_epoch(data, spec)
         network = self._network(spec)
         loss = self._loss(network, spec)

@@ -16,6 +16,7 @@ from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.metrics import rank_of_label
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
+MOST_PICTURES = 10  # of an unlabelled folder, in the terminal
 MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
 
 
@@ -71,6 +72,40 @@ def write_predictions(
         row = [*where, class_names[label], class_names[prediction], *numbers, rank]
         writer.writerow([*row, *(f"{number:.9g}" for number in probability_K)])
     return directory.write_text(name, text.getvalue())
+
+
+def write_image_predictions(
+    directory: RunDirectory, name: str, paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+) -> Path:
+    """One line a picture without a label: path, prediction, its probability; up to 100 classes, those of all."""
+    every = class_names if len(class_names) <= MOST_PROBABILITIES else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "prediction", "probability", *(f"p({name})" for name in every)])
+    for path, probability_K in zip(paths, probability_NK, strict=True):
+        best = int(probability_K.argmax())
+        numbers = [probability_K[best], *(probability_K if every else ())]
+        writer.writerow([path, class_names[best], *(f"{float(number):.9g}" for number in numbers)])
+    return directory.write_text(name, text.getvalue())
+
+
+def print_predictions(
+    counts: Mapping[str, int], paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+) -> None:
+    """How many pictures each class was given, and the first of them one by one."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("picture")
+    table.add_column("prediction")
+    table.add_column("probability", justify="right")
+    for path, probability_K in list(zip(paths, probability_NK, strict=True))[:MOST_PICTURES]:
+        best = int(probability_K.argmax())
+        table.add_row(path, class_names[best], f"{float(probability_K[best]):.4f}")
+    console.print(table)
+    if len(paths) > MOST_PICTURES:
+        print(f"and {len(paths) - MOST_PICTURES:,} more")
+    given = sorted(counts.items(), key=lambda item: -item[1])
+    print("predicted: " + ", ".join(f"{name} {count:,}" for name, count in given[:MOST_CLASSES]))
 
 
 def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:

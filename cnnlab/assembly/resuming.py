@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.check import check_config, schedule_depends_on_length
 from cnnlab.assembly.compose import apply_overrides, as_given, value_overrides
+from cnnlab.assembly.programs import command, trusting
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import load_saved_config, resolved
 from cnnlab.components import Trust
@@ -60,7 +61,7 @@ def take_up(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> R
     _check_changes(changes, before)
     apply_overrides(config, changes)
     after = resolved(config)
-    blueprint = check_config(after, Trust(False, trusted, f"python train.py resume={path}"))
+    blueprint = check_config(after, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
     _check_length(blueprint, before, after)
     given: Any = OmegaConf.load(path / "overrides.yaml") if (path / "overrides.yaml").is_file() else []
     return Resumption(directory, config, [*map(str, given), *(as_given(str(c.input_line)) for c in changes)], blueprint)

@@ -1,10 +1,7 @@
 """One run, from a composed config to `summary.json`."""
 
 import io
-import os
-import shutil
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +26,7 @@ from cnnlab.assembly.material import (
     read_training_data,
     train_loader,
 )
+from cnnlab.assembly.programs import command, program
 from cnnlab.assembly.resuming import (
     Resumption,
     changes_of_environment,
@@ -55,17 +53,19 @@ from cnnlab.runtime.randomness import derive, seed_generators
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
 
 
-def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> None:
-    """Trains or resumes. Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`."""
+def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> Path | None:
+    """Trains or resumes; returns the run's directory, or None where only the table was wanted.
+
+    Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
+    """
     trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
     trusted = trusted_names(trust)
     if config.resume is not None:
-        _resume(take_up(Path(str(config.resume)), overrides, trusted))
-        return
+        return _resume(take_up(Path(str(config.resume)), overrides, trusted))
     blueprint = check_config(resolved(config), Trust())
     _print_plan(blueprint)
     if blueprint.settings.max_steps == 0:
-        return
+        return None
     blueprint.source.check()
     wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
     directory = RunDirectory.create(blueprint.name, wanted)
@@ -79,9 +79,10 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
     with _failures_in_summary(directory):
         _write_config(directory, config, overrides)
         _run(blueprint, directory, resolved(config), data, None)
+    return directory.path
 
 
-def _resume(run: Resumption) -> None:
+def _resume(run: Resumption) -> Path:
     _print_plan(run.blueprint)
     run.blueprint.source.check()
     run.directory.lock()
@@ -96,6 +97,7 @@ def _resume(run: Resumption) -> None:
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config, run.overrides)
         _run(run.blueprint, run.directory, resolved(run.config), data, checkpoint)
+    return run.directory.path
 
 
 def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -210,6 +212,7 @@ def _build_trainer(
             "input_shape": blueprint.spec.input_shape,
             "class_names": blueprint.spec.class_names,
             "class_counts": data.class_counts,
+            "counts": blueprint.spec.counts,
         },
         meter=blueprint.meter(),
         interrupted=lambda: bool(stopped_by),
@@ -354,17 +357,8 @@ def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory, blueprint:
     elif not has_test:
         print("\nthe data have no test split: no accuracy was measured on pictures that chose nothing")
     print(f"{summary['status']}: {path}")
-    python = _program("python", Path(sys.executable))
     if summary["status"] == "interrupted":
-        print(f"  go on      {python} train.py resume={path}")
-    print(
-        f"  curves     {_program('tensorboard', Path(sys.executable).with_name('tensorboard'))} --logdir {path.parent}"
-    )
+        print(f"  go on      {command('train')} resume={path}")
+    print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
     if best["step"] is not None and (has_test or blueprint.data.has_validation(blueprint.spec)):
-        print(f"  evaluate   {python} evaluate.py run={path}{'' if has_test else ' split=val'}")
-
-
-def _program(name: str, ours: Path) -> str:
-    """How to call this environment's program here: by its name, or by its path where the name is another's."""
-    found = shutil.which(name)
-    return name if found and Path(found).absolute() == ours.absolute() else os.path.relpath(ours)
+        print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")

@@ -106,13 +106,17 @@ class PictureReader:
 
     def _decode(self, path: Path) -> Tensor:
         _check_file(path)
-        height, width = self.size
         with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise ConfigError(_too_large(f"{file.width}×{file.height}, {file.width * file.height / 1e6:,.1f}"))
             twice = 2 * max(self.size)  # the orientation may still swap the sides
             file.draft(None, (twice, twice))
-            picture = _plain(ImageOps.exif_transpose(file), self.channels)
+            return self.convert(ImageOps.exif_transpose(file))
+
+    def convert(self, picture: Image.Image) -> Tensor:
+        """(C, H, W) uint8 from a picture that is open already. Raises `ConfigError` for more than 16 bits a channel."""
+        height, width = self.size
+        picture = _plain(picture, self.channels)
         if picture.size != (width, height):
             picture = _resized(picture, width, height, self.resize)
         pixels_HWC = np.array(picture).reshape(height, width, self.channels)
