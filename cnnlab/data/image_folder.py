@@ -121,12 +121,12 @@ class _Leftovers:
     folders: list[str] = field(default_factory=list)
 
     def sentences(self) -> list[str]:
-        """One at most for each."""
+        """One at most for each kind."""
         return [
-            f"not read: {len(paths):,} {what}, such as {printable(Path(min(paths)))}"
+            f"{what}: {len(paths):,}, such as {printable(Path(min(paths)))}"
             for paths, what in (
-                (self.files, "files that lie in no class folder or have no extension of a picture"),
-                (self.folders, "folders beside those of the splits"),
+                (self.files, "files not read, in no class folder or without the extension of a picture"),
+                (self.folders, "folders not read, beside those of the splits"),
             )
             if paths
         ]

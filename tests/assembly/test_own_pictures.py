@@ -69,7 +69,7 @@ def test_the_splits_and_where_they_come_from_are_told(ready_run: Path, tmp_path:
 def test_what_is_not_read_is_told_when_a_run_starts(in_tmp_path: Path) -> None:
     write_folders(in_tmp_path / "pictures", WHOLE)
     (in_tmp_path / "pictures" / "readme.txt").touch()
-    assert "\nnot read: 1 files" in train_on(in_tmp_path / "pictures").out
+    assert "extension of a picture: 1, such as readme.txt\n" in train_on(in_tmp_path / "pictures").out
 
 
 def test_a_validation_folder_is_the_validation_split(own: Path) -> None:

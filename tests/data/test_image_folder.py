@@ -143,8 +143,8 @@ def test_what_is_not_read_is_told_in_a_sentence_each(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat" / ".hidden").touch()
     write_picture(tmp_path / "train" / "stray.png", noise(8, 8))
     assert source(tmp_path).notes() == [
-        "not read: 3 files that lie in no class folder or have no extension of a picture, such as stray.png",
-        "not read: 1 folders beside those of the splits, such as extras",
+        "files not read, in no class folder or without the extension of a picture: 3, such as stray.png",
+        "folders not read, beside those of the splits: 1, such as extras",
     ]
 
 
