@@ -123,6 +123,13 @@ def _probe(metric: "Metric", key: str, classes: int) -> bool:
     return value.dim() > 0
 
 
+def _lower_is_better(metric: "Metric") -> bool:
+    """As torchmetrics says; of the metrics where it says nothing, only the equal error rate is an error."""
+    if metric.higher_is_better is None:
+        return type(metric).__name__ == "MulticlassEER"
+    return not metric.higher_is_better
+
+
 class Meter:
     """Named metrics over a split: takes outputs and targets batch by batch, reads, and starts anew.
 
@@ -142,7 +149,7 @@ class Meter:
 
     @property
     def lower_is_better(self) -> Collection[str]:
-        return [name for names, metric in self.metrics if not metric.higher_is_better for name in names]
+        return [name for names, metric in self.metrics if _lower_is_better(metric) for name in names]
 
     def update(self, output_NK: Tensor, target: Tensor) -> None:
         probability_NK = self.probabilities(output_NK)
