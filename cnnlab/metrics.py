@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from cnnlab.components import Component, Kind, bind
-from cnnlab.runtime.errors import Complaints, ConfigError, first_line, no_such_key
+from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing, no_such_key
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-MEASURED_ANYWAY = ("loss", "accuracy")
+# what stands in a record beside the metrics
+RESERVED = ("loss", "accuracy", "step", "epoch", "split", "final", "seconds", "images_per_second")
 BINS = 15
 MOST_CONFUSED = 10
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -56,12 +57,9 @@ def build_metrics(specs: Any, key: str, classes: int, complaints: Complaints) ->
         place = f"{key}.{name}"
         if spec is None:
             continue
-        if not _NAME.fullmatch(str(name)) or name in MEASURED_ANYWAY:
-            complaints.add(
-                place,
-                "expected a name of small letters, digits and '_', other than loss and accuracy, which are measured "
-                "anyway",
-            )
+        if not _NAME.fullmatch(str(name)) or name in RESERVED:
+            other = f"other than {listing(RESERVED)}"
+            complaints.add(place, f"expected a name of small letters, digits and '_' {other}, received {name!r}")
             continue
         measure = _build(str(name), spec, place, classes, complaints)
         if measure:

@@ -66,7 +66,7 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
         "tta": tta,
         "loss": predictions.loss,
         "accuracy": predictions.accuracy,
-        **_named_metrics(blueprint, outputs),
+        "metrics": _named_metrics(blueprint, outputs),
         **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
     }
     name = f"{split}-{run.checkpoint.folder.name}" + ("" if tta == "none" else f"-{tta}")

@@ -98,6 +98,9 @@ def print_report(result: Mapping[str, Any], step: int) -> None:
     )
     [(k, share)] = result["top_k"].items()
     print(f"top-{k} accuracy {share:.4f}, expected calibration error {result['calibration_error']:.4f}")
+    shown = {name: value for name, value in result["metrics"].items() if "." not in name}
+    if shown:
+        print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     console.print(_class_table(result))
     if result["most_confused"]:
         console.print(_confused_table(result["most_confused"]))
