@@ -51,7 +51,7 @@ class ClassWeighted(Loss):
                 raise ArgumentError("weight", f"expected balanced or a number for each class, received {weight!r}")
         elif weight is not None:
             self.weight = torch.tensor([number(f"weight[{k}]", value, 0) for k, value in enumerate(weight)])
-            if not self.weight.any():
+            if len(weight) and not self.weight.any():
                 raise ArgumentError("weight", "expected a weight above 0 for at least one class, received zeros alone")
 
     def check_classes(self, classes: int) -> None:
