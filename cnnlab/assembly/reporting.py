@@ -72,7 +72,7 @@ def write_predictions(
     )
     for index, label, prediction, probability, loss, rank, probability_K in columns:
         where = [index] if paths is None else [index, paths[index]]
-        numbers = [f"{number:.9g}" for number in (probability, loss)]
+        numbers = [f"{number + 0.0:.9g}" for number in (probability, loss)]  # + 0: no −0
         row = [*where, class_names[label], class_names[prediction], *numbers, rank]
         writer.writerow([*row, *(f"{number:.9g}" for number in probability_K)])
     return directory.write_text(name, text.getvalue())
