@@ -112,7 +112,8 @@ def _probe(metric: "Metric", key: str, classes: int) -> bool:
             value = metric.compute()
     except Exception as error:  # whatever torchmetrics makes of its arguments
         raise ConfigError(f"{key}: {first_line(error)}") from error
-    if not isinstance(value, Tensor) or value.shape not in ((), (classes,)):
+    of_five_kinds = type(metric).__name__ == "MulticlassStatScores"  # not of five classes
+    if not isinstance(value, Tensor) or value.shape not in ((), (classes,)) or of_five_kinds:
         raise ConfigError(
             f"{key}: {type(metric).__name__} gives a curve or a table: expected a metric of one number, or of one for "
             f"each class, such as f1_score"
