@@ -292,6 +292,8 @@ def _describe(hint: Any) -> str:
         return f"one of {listing(parts)}"
     if origin is tuple:
         return f"a list of {len(parts)}" if Ellipsis not in parts else "a list"
+    if origin in (list, Sequence):
+        return f"a list (each item {_describe(parts[0])})"
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return "a mapping"
     if isinstance(hint, type) and hint.__name__ in ("Module", "Sequential"):

@@ -63,7 +63,7 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
     outputs = collect(run.network(), loader, blueprint.execution, VIEWS[tta])
     predictions = _predictions(blueprint, outputs)
     class_names = blueprint.spec.class_names
-    confusion_KK = confusion_matrix(predictions.probability_NK, predictions.target_N)
+    confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
     result = {
         "split": split,
         "checkpoint": run.checkpoint.folder.name,
@@ -71,8 +71,8 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
         "tta": tta,
         "loss": predictions.loss,
         "accuracy": predictions.accuracy,
-        **_named_metrics(blueprint, outputs),
-        **report(predictions.probability_NK, predictions.target_N, class_names, top_k),
+        "metrics": _named_metrics(blueprint, outputs),
+        **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
     }
     name = f"{split}-{run.checkpoint.folder.name}" + ("" if tta == "none" else f"-{tta}")
     written = [
@@ -116,6 +116,7 @@ def _predictions(blueprint: Blueprint, outputs: Outputs) -> Predictions:
     return Predictions(
         outputs.index_N,
         outputs.target_N,
+        outputs.output_NK,
         probabilities(loss, outputs.output_NK),
         loss_of_each(loss, outputs.output_NK, outputs.target_N),
     )

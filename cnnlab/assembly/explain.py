@@ -10,6 +10,8 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from cnnlab.runtime.errors import did_you_mean, first_line, listing, no_such_key
 
+OPEN = ("model.blocks", "observers", "metrics")  # mappings whose keys are the person's own
+
 
 def explain(error: Exception, configs: Path) -> str:
     """The message for an error of composition; `configs` is where the groups lie."""
@@ -58,4 +60,5 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
         return f"{key}: {first_line(cause)}"
     if "." not in key and "data" in names:  # at the top, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
-    return f"{key}: {no_such_key(cause.key, names)}"
+    hint = f"; '+{key}=…' adds one" if key.rpartition(".")[0] in OPEN else ""
+    return f"{key}: {no_such_key(cause.key, names)}{hint}"
