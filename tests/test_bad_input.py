@@ -183,6 +183,23 @@ TRAINING = [
     bad("data.validation.count=0", "trainer.monitor: ", "needs a validation split", "data.validation.count=0"),
     bad("trainer.monitor=null | trainer.patience=3", "trainer.patience: ", "expected a monitor", "monitor=null"),
     bad("schedule.total_steps=0", "schedule.total_steps: ", "≥ 1", "received 0"),
+    # losses
+    bad("loss.weight=[1,2,3]", "loss.weight: ", "expected 10 numbers, one for each class of the data", "received 3"),
+    bad("loss.weight=[1,1,1,1,1,1,1,1,1,-1]", "loss.weight[9]: ", "expected a number ≥ 0", "received -1"),
+    bad("loss.weight=ballanced", "loss.weight: ", "expected balanced or a number for each class", "'ballanced'"),
+    bad("loss.weight=3", "loss.weight: ", "expected a list (each item a number) or a word or null", "received 3"),
+    bad("loss=focal | loss.gamma=-1", "loss.gamma: ", "expected a number ≥ 0", "received -1"),
+    bad("loss=bce | loss.weight=balanced", "loss.weight: ", "bce has no argument 'weight'", "sum_classes"),
+    bad("loss=bce | +model.blocks.s=sigmoid", "loss: ", "bce takes logits", "'s' is sigmoid"),
+    # metrics
+    bad("metrics.f1=f1_score", "metrics.f1: ", "'+metrics.f1=…' adds one"),
+    bad("+metrics.f1=f1_scor", "metrics.f1: ", "no metric 'f1_scor'", "did you mean 'f1_score'?", "cohen_kappa"),
+    bad("+metrics.f1={type: f1_score, averge: macro}", "metrics.f1.averge: ", "did you mean 'average'?", "top_k"),
+    bad("+metrics.roc=roc", "metrics.roc: ", "gives a curve or a table", "such as f1_score"),
+    bad("+metrics.step=f1_score", "metrics.step: ", "other than loss, accuracy, step", "received 'step'"),
+    bad("metrics=f1_score", "metrics: ", "expected a mapping", "'f1_score'"),
+    bad("trainer.monitor=f1/val", "trainer.monitor: ", "expected one of accuracy/val, loss/val or null", "'f1/val'"),
+    bad("+metrics.f1=f1_score | trainer.monitor=f2/val", "trainer.monitor: ", "did you mean 'f1/val'?", "loss/val"),
     # places and devices
     bad("name=../evil", "name: ", "1 to 64 letters", "'../evil'"),
     bad("name=..", "name: ", "1 to 64 letters", "'..'"),
@@ -199,6 +216,8 @@ EVALUATION = [
     bad("device=cpu", "run: ", "expected a run's directory", "received none"),
     bad("run=nowhere", "run: ", "config.yaml", "'nowhere'", "does not exist"),
     bad("run=nowhere | split=foo", "split: ", "val, test", "'foo'"),
+    bad("run=nowhere | tta=flipp", "tta: ", "none, flip, shift, flip_shift", "'flipp'", "did you mean 'flip'?"),
+    bad("run=nowhere | topk=3", "topk: ", "did you mean 'top_k'?", "tta"),
     bad("run=nowhere | checkpiont=best", "checkpiont: ", "did you mean 'checkpoint'?", "split"),
 ]
 

@@ -317,6 +317,8 @@ def test_a_value_of_the_annotated_type_is_no_problem(value: Any, hint: Any) -> N
         ("x", int | tuple[int, int], "a whole number or a list of 2"),
         ((1, 2, 3), int | tuple[int, int], "a whole number or a list of 2"),
         ((1, 0.5), tuple[int, int], "a list of 2"),
+        (3, Sequence[float] | str | None, "a list (each item a number) or a word or null"),
+        ((1, "a"), list[int], "a list (each item a whole number)"),
         ((1, "x"), tuple[int, ...], "a list"),
         ("max", Literal["mean", "sum"], "one of mean, sum"),
         ((1,), dict[str, int], "a mapping"),
