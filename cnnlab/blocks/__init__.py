@@ -18,6 +18,7 @@ from cnnlab.blocks.pooling import (
     GlobalMaxPool,
     MaxPool,
 )
+from cnnlab.blocks.shortcut import ZeroPadShortcut
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "conv": Conv,
@@ -43,4 +44,5 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "linear": Linear,
     "residual": Residual,
     "sequence": Sequence,
+    "zero_pad_shortcut": ZeroPadShortcut,
 }
