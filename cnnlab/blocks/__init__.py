@@ -19,6 +19,7 @@ from cnnlab.blocks.pooling import (
     MaxPool,
 )
 from cnnlab.blocks.shortcut import ZeroPadShortcut
+from cnnlab.blocks.torchvision_networks import torchvision_network
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "conv": Conv,
@@ -45,4 +46,5 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "residual": Residual,
     "sequence": Sequence,
     "zero_pad_shortcut": ZeroPadShortcut,
+    "torchvision": torchvision_network,
 }
