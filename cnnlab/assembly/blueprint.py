@@ -1,11 +1,13 @@
 """Everything a run is made of, checked and not yet built."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
@@ -30,6 +32,7 @@ class Blueprint:
     spec: DataSpec
     data: DataSettings
     network: NetworkPlan
+    init_from: InitFrom | None
     loss: nn.Module
     optimizer: Component
     groups: dict[str, dict[str, float]]
@@ -38,6 +41,7 @@ class Blueprint:
     settings: TrainerSettings
     execution: Execution
     observers: list[Observer]
+    starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property
     def steps_per_epoch(self) -> int:

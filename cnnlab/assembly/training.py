@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from cnnlab.assembly.material import (
 from cnnlab.assembly.resuming import Resumption, changes_of_environment, check_data, take_up
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import resolved, trusted_names
+from cnnlab.assembly.starting_weights import put_in, read_starting_weights
 from cnnlab.components import Trust
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.ema import EMA
@@ -60,6 +62,7 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
     if blueprint.settings.max_steps == 0:
         return
     blueprint.source.check()
+    blueprint = _with_starting_weights(blueprint)
     wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
     directory = RunDirectory.create(blueprint.name, wanted)
     with _failures_in_summary(directory):
@@ -68,19 +71,27 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
 
 
 def _resume(run: Resumption) -> None:
-    print(_table_text(run.blueprint))
-    run.blueprint.source.check()
+    blueprint = run.blueprint
+    print(_table_text(blueprint))
+    blueprint.source.check()
     run.directory.lock()
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
-        data = read_training_data(run.blueprint)
+        if checkpoint is None:
+            blueprint = _with_starting_weights(blueprint)
+        data = read_training_data(blueprint)
         check_data(checkpoint, data.digest)
     except ConfigError:
         run.directory.release()
         raise
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config, run.overrides)
-        _run(run.blueprint, run.directory, resolved(run.config), data, checkpoint)
+        _run(blueprint, run.directory, resolved(run.config), data, checkpoint)
+
+
+def _with_starting_weights(blueprint: Blueprint) -> Blueprint:
+    weights = read_starting_weights(blueprint.network, blueprint.init_from, blueprint.data.normalize)
+    return replace(blueprint, starting_weights=weights)
 
 
 def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -211,6 +222,8 @@ def _build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learn
     network = blueprint.network.build()
     if checkpoint:
         load_weights(network, checkpoint, trained=True)
+    else:
+        put_in(network, blueprint.starting_weights)
     network_on_device = blueprint.execution.place(network, blueprint.device)
     ema = EMA(network_on_device, blueprint.settings.ema) if blueprint.settings.ema is not None else None
     if ema and checkpoint:
