@@ -120,7 +120,12 @@ TRAINING = [
     bad(f"optimizer.momentum=2 | {FAST}", "optimizer.momentum: ", "2"),
     bad("optimizer=adam | optimizer.betas=[0.9,1.5]", "optimizer.betas[1]: ", "[0, 1)", "1.5"),
     bad("optimizer.momentum=0", "optimizer.nesterov: ", "expected momentum > 0"),
-    bad("+optimizer.groups={conv9*: {lr: 0.1}}", "optimizer.groups.conv9*: ", "no parameter's name", "conv1.weight"),
+    bad(
+        "+optimizer.groups={conv9*: {lr: 0.1}}",
+        "optimizer.groups.conv9*: ",
+        "no trained parameter's name",
+        "conv1.weight",
+    ),
     bad("model.blocks.dropout1.p=1.5", "model.blocks.dropout1.p: ", "expected a number in [0, 1)", "received 1.5"),
     bad("model.blocks.conv1.kernel_size=0", "model.blocks.conv1.kernel_size: ", "≥ 1", "received 0"),
     bad("model.blocks.conv1.padding=full", "model.blocks.conv1.padding: ", "same, valid", "'full'"),
@@ -146,6 +151,40 @@ TRAINING = [
     bad("loss.label_smoothing=2", "loss.label_smoothing: ", "expected a number in [0, 1]", "received 2"),
     bad("schedule.pct_start=2", "schedule.pct_start: ", "[0, 1]", "received 2"),
     bad("seed=-1", "seed: ", "expected a whole number ≥ 0", "received -1"),
+    # networks that exist, weights to begin with, frozen layers
+    bad("model=resnet81", "model: ", "'resnet81'", "did you mean 'resnet18'?", "cnn, lenet", "torchvision's 80"),
+    bad("model=resnet18 | model.blocks.network.name=resnet81", "model.blocks.network.name: ", "'resnet18'"),
+    bad(
+        "model=resnet18 | model.blocks.network.weights=IMAGENET1K_V3",
+        "model.blocks.network.weights: ",
+        "did you mean 'IMAGENET1K_V1'?",
+        "DEFAULT",
+    ),
+    bad("model=resnet18 | model.blocks.network.weigths=DEFAULT", "network.weigths: ", "did you mean 'weights'?"),
+    bad("model=alexnet", "model.blocks.network: ", "AlexNet does not fit its input 1×8×8", "too small"),
+    bad(
+        "+model.blocks.pad={type: zero_pad_shortcut, out_channels: 8, after: conv2}",
+        "model.blocks.pad.out_channels: ",
+        "at least the 32 channels",
+    ),
+    bad("model.init_from=nowhere", "model.init_from: ", "a run's directory or a .safetensors file", "nothing there"),
+    bad("model.init_from=.", "model.init_from: ", "a folder without checkpoints"),
+    bad(f"model.init_from={REPOSITORY}/README.md", "model.init_from: ", "README.md': another file"),
+    bad("model.init_from=3", "model.init_from: ", "expected a path or a mapping with one, received 3"),
+    bad("model.init_from={checkpoint: best}", "model.init_from.path: ", "it is missing"),
+    bad("model.init_from.strict=false", "model.init_from.path: ", "it is missing"),
+    bad("model.init_from=x | model.init_from.stritc=false", "model.init_from.stritc: ", "did you mean 'strict'?"),
+    bad("model.init_from=x | model.init_from.sha256=abc", "model.init_from.sha256: ", "64 hexadecimal digits"),
+    bad("model.init_from={path: x, map: {a: 3}}", "model.init_from.map: ", "names or null", "'a': 3"),
+    bad("model.init_form=x", "model.init_form: ", "did you mean 'init_from'?", "freeze, blocks"),
+    bad("model.freeze=[conv9]", "model.freeze: ", "'conv9' matches no parameter", "did you mean 'conv3'?", "norm1"),
+    bad("model.freeze=['*']", "model.freeze: ", "matches every parameter: there is nothing to train"),
+    bad("model.freeze=conv1", "model.freeze: ", "expected a list of name patterns", "received 'conv1'"),
+    bad(
+        "model.freeze=[conv1] | +optimizer.groups={conv1*: {lr: 0.1}}",
+        "optimizer.groups.conv1*: ",
+        "no trained parameter's name",
+    ),
     # layers that do not fit
     bad("model=lenet", "model.blocks.conv2: ", "kernel 5×5", "20×4×4", "(4 + 0 − 5) / 1 + 1 < 1", "20×5×5"),
     bad("+model.blocks.p={type: max_pool, kernel_size: 8, after: pool2}", "model.blocks.p: ", "32×2×2", "32×8×8"),
@@ -408,3 +447,71 @@ def test_a_misspelt_option_is_answered_without_torch(tmp_path: Path) -> None:
     assert "hydra" in imported
     assert "torch" not in imported
     assert "data: there is no 'nope'" in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to begin others from."""
+    path = tmp_path_factory.mktemp("source") / "run"
+    assert run(train, FAST, f"run_dir={path}").code == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        bad("model.init_from.checkpoint=5", "model.init_from.checkpoint: ", "one of the steps 3, 6", "received '5'"),
+        bad("model=mlp", "model.init_from: ", "hidden1.weight is not there", "more. model.init_from.strict=false"),
+        bad(f"model.init_from.sha256={'0' * 64}", "model.init_from.sha256: ", "model.safetensors has ", "expected 000"),
+        bad(
+            "model.init_from.map={ouput: null}", "model.init_from.map: ", "did you mean 'output'?", "there is "
+        ),
+        bad(
+            "model.blocks.conv1.out_channels=4 | model.blocks.conv2.out_channels=4",
+            "conv1.weight is [16, 1, 3, 3] there and [4, 1, 3, 3] here",
+            "'model.init_from.map={conv1: null}'",
+        ),
+        bad("model=linear | model.init_from.strict=false | ~model.blocks.output | +model.blocks.out={type: linear, "
+            "out_features: classes}", "model.init_from: nothing in ", "fits"),
+    ],
+)  # fmt: skip
+def test_a_source_of_weights_that_does_not_fit_is_refused(
+    in_tmp_path: Path, source: Path, overrides: list[str], fragments: tuple[str, ...]
+) -> None:
+    answer = run(train, f"model.init_from={source}", *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_weights_that_cannot_be_downloaded_leave_no_run(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise URLError("no network")
+
+    home = tmp_path_factory.mktemp("torch_home")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    answer = run(train, "model=resnet18", "model.blocks.network.weights=DEFAULT")
+    assert answer.code == 2, answer.err
+    place = home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    assert answer.err.startswith("error: model.blocks.network.weights: https://")
+    assert f"no network>; expected a network, or the file at {place}" in answer.err
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_weights_of_another_hash_leave_no_run(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("torch_home")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    place = home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"something else")
+    answer = run(train, "model=resnet18", "model.blocks.network.weights=DEFAULT")
+    assert answer.code == 2, answer.err
+    assert f"{place} is damaged or another file: its SHA-256 is" in answer.err
+    assert "expected f37072fd" in answer.err
+    assert not list(in_tmp_path.iterdir())

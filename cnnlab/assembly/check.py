@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from cnnlab.assembly.blueprint import Blueprint, build_schedule
+from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component, Kind, Trust, bind, bind_arguments
 from cnnlab.data import SOURCES
+from cnnlab.data.normalization import check_normalization
 from cnnlab.data.settings import SETTINGS, DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
@@ -49,6 +51,7 @@ KEYS = (
     "trainer",
     "observers",
 )
+MODEL_KEYS = ("init", "init_from", "freeze", "blocks")
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PROVIDED_TO_SCHEDULES = ("optimizer", "total_steps", "steps_per_epoch")
 ACTIVATIONS = (nn.Softmax, nn.Sigmoid, nn.Tanh, nn.LogSoftmax)
@@ -100,6 +103,7 @@ class _Checker:
         spec = self.known_spec or (self._value(source.describe) if source else None)
         steps = self._steps_per_epoch(data, spec)
         network = self._network(spec)
+        init_from = self._init_from()
         loss = self._loss(network, spec)
         optimizer, groups = self._optimizer(network)
         settings, execution, deterministic = self._trainer(data, spec)
@@ -131,6 +135,7 @@ class _Checker:
             spec=spec,
             data=data,
             network=network,
+            init_from=init_from,
             loss=loss,
             optimizer=optimizer,
             groups=groups,
@@ -203,6 +208,7 @@ class _Checker:
         if data is None or spec is None:
             return None
         try:
+            check_normalization(data.normalize, spec.input_shape[0])
             return data.steps_per_epoch(spec)
         except ArgumentError as error:
             self.complaints.add_error("data", error)
@@ -211,11 +217,8 @@ class _Checker:
     def _network(self, spec: DataSpec | None) -> NetworkPlan | None:
         section = self._section("model")
         for name in section:
-            if name not in ("init", "blocks"):
-                self.complaints.add(
-                    f"model.{name}",
-                    f"there is no such key;{did_you_mean(name, ('init', 'blocks'))} expected init and blocks",
-                )
+            if name not in MODEL_KEYS:
+                self.complaints.add(f"model.{name}", no_such_key(name, MODEL_KEYS))
         if spec is None:  # the blocks' own mistakes are told all the same
             Reader(self.complaints, {"classes": 2}, self.trust).read(section.get("blocks"), "model.blocks")
             return None
@@ -224,8 +227,8 @@ class _Checker:
             section.get("blocks"),
             self.complaints,
             classes=spec.classes,
-            init=section.get("init", "default"),
             trust=self.trust,
+            **{name: section[name] for name in ("init", "freeze") if name in section},
         )
         if plan and plan.output_shape != (spec.classes,):
             last = plan.layers[-1].component.key
@@ -237,6 +240,18 @@ class _Checker:
         if plan:
             self._check_memory(plan)
         return plan
+
+    def _init_from(self) -> InitFrom | None:
+        model = self.config["model"]
+        given = model.get("init_from") if isinstance(model, Mapping) else None
+        if given is None:
+            return None
+        if not isinstance(given, str | Mapping):
+            self.complaints.add("model.init_from", f"expected a path or a mapping with one, received {given!r}")
+            return None
+        settings = {"path": given} if isinstance(given, str) else given
+        init_from: InitFrom | None = self._bound(InitFrom, settings, "model.init_from")
+        return init_from
 
     def _check_memory(self, plan: NetworkPlan) -> None:
         """Weights and gradients in fp32 are the least that training needs."""
@@ -289,7 +304,7 @@ class _Checker:
         with torch.device("meta"):
             skeleton = network.build() if network else None
         if skeleton is not None:
-            names = [name for name, _ in skeleton.named_parameters()]
+            names = [name for name, parameter in skeleton.named_parameters() if parameter.requires_grad]
             if not names:
                 self.complaints.add("model.blocks", "no block has a parameter: there is nothing to train")
         before = len(self.complaints.messages)

@@ -8,6 +8,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from cnnlab.assembly.torchvision_models import summarized
 from cnnlab.runtime.errors import did_you_mean, first_line, listing, no_such_key
 
 OPEN = ("model.blocks", "observers", "metrics")  # mappings whose keys are the person's own
@@ -49,7 +50,7 @@ def _no_such_choice(missing: str, options: list[str], configs: Path) -> str:
     # Hydra lists one folder, the person's own among them; the files of folders within ours are legal too
     own = [path.relative_to(configs / group).with_suffix("").as_posix() for path in (configs / group).rglob("*.yaml")]
     legal = sorted({*own, *options})
-    return f"{group}: there is no {name!r};{did_you_mean(name, legal)} expected one of {listing(legal)}"
+    return f"{group}: there is no {name!r};{did_you_mean(name, legal)} expected one of {listing(summarized(legal))}"
 
 
 def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:

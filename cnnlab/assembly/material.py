@@ -133,4 +133,5 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, trained: bool = 
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ConfigError(f"checkpoint: {checkpoint.folder} holds another network: {'; '.join(differences[:5])}{more}")
-    network.load_state_dict(saved)
+    own.update(saved)  # with the versions of torchvision's modules, which some of them ask for
+    network.load_state_dict(own)

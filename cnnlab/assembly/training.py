@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from cnnlab.assembly.resuming import (
 )
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import resolved, trusted_names
+from cnnlab.assembly.starting_weights import put_in, read_starting_weights
 from cnnlab.components import Trust
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.ema import EMA
@@ -67,6 +69,7 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
     if blueprint.settings.max_steps == 0:
         return None
     blueprint.source.check()
+    blueprint = _with_starting_weights(blueprint)
     wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
     directory = RunDirectory.create(blueprint.name, wanted)
     try:
@@ -83,21 +86,29 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
 
 
 def _resume(run: Resumption) -> Path:
-    _print_plan(run.blueprint)
-    run.blueprint.source.check()
+    blueprint = run.blueprint
+    _print_plan(blueprint)
+    blueprint.source.check()
     run.directory.lock()
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
-        check_classes(checkpoint, run.blueprint.spec.class_names)
-        data = read_training_data(run.blueprint)
+        check_classes(checkpoint, blueprint.spec.class_names)
+        if checkpoint is None:
+            blueprint = _with_starting_weights(blueprint)
+        data = read_training_data(blueprint)
         check_data(checkpoint, data.digest)
     except ConfigError:
         run.directory.release()
         raise
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config, run.overrides)
-        _run(run.blueprint, run.directory, resolved(run.config), data, checkpoint)
+        _run(blueprint, run.directory, resolved(run.config), data, checkpoint)
     return run.directory.path
+
+
+def _with_starting_weights(blueprint: Blueprint) -> Blueprint:
+    weights = read_starting_weights(blueprint.network, blueprint.init_from, blueprint.data.normalize)
+    return replace(blueprint, starting_weights=weights)
 
 
 def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -240,6 +251,8 @@ def _build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learn
     network = blueprint.network.build()
     if checkpoint:
         load_weights(network, checkpoint, trained=True)
+    else:
+        put_in(network, blueprint.starting_weights)
     network_on_device = blueprint.execution.place(network, blueprint.device)
     ema = EMA(network_on_device, blueprint.settings.ema) if blueprint.settings.ema is not None else None
     if ema and checkpoint:
