@@ -48,7 +48,7 @@ from cnnlab.runtime.randomness import derive, seed_generators
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
 
 
-def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> None:
+def run_training(config: DictConfig, overrides: Sequence[str]) -> None:
     """Trains or resumes. Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`."""
     trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
     trusted = trusted_names(trust)
@@ -60,8 +60,7 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
     if blueprint.settings.max_steps == 0:
         return
     blueprint.source.check()
-    wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
-    directory = RunDirectory.create(blueprint.name, wanted)
+    directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
     with _failures_in_summary(directory):
         _write_config(directory, config, overrides)
         _run(blueprint, directory, resolved(config), read_training_data(blueprint), None)
