@@ -38,7 +38,7 @@ from cnnlab.assembly.results import (
     told_error,
     write_csv,
 )
-from cnnlab.assembly.run_directory import make_sweep_directory
+from cnnlab.assembly.run_directory import RunDirectory, make_sweep_directory
 from cnnlab.assembly.saved import resolved, trusted_names
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
@@ -75,7 +75,8 @@ class GridSweeper(Sweeper):
         _show(results, folder)
         failures = list_failures(results)
         if stopped_by is not None:
-            print(f"interrupted: {failures}", file=sys.stderr)
+            if failures:
+                print(f"interrupted: {failures}", file=sys.stderr)
             raise Interrupted(stopped_by)
         if failures:
             raise TrainingError(failures)
@@ -204,8 +205,8 @@ def _ended(job: Job, folder: Path, how: Ended) -> Result:
 
 def _found(job: Job, folder: Path) -> Result:
     """The result of a job that nothing was returned of."""
-    summary = folder / job.name / "summary.json"
-    return read_result(job, "interrupted" if summary.exists() else "not started", folder / job.name)
+    directory = folder / job.name
+    return read_result(job, RunDirectory(directory).read_json("summary.json").get("status", "not started"), directory)
 
 
 def _returned(job: Job, folder: Path, returned: JobReturn) -> Result:

@@ -6,18 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from commands import Answer, run
 from fast_run import FAST, read_json
+from hydra.core.plugins import Plugins
 
 import cnnlab
 from cnnlab.assembly import train
 from cnnlab.assembly.processes import Processes, Task
-from cnnlab.assembly.run_directory import make_sweep_directory
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.assembly.run_directory import RunDirectory, make_sweep_directory
+from cnnlab.runtime.errors import ConfigError, Interrupted
 
 REPOSITORY = Path(__file__).parents[2]
 BASIC = "hydra/launcher=basic"  # in this process: faster, where the process does not matter
@@ -91,6 +92,23 @@ def test_with_another_launcher_too_a_job_that_fails_does_not_stop_the_others(in_
     told = answer.err.split("error: 2 of 3 jobs did not complete:\n")[1].splitlines()
     assert told[0] == "  000 optimizer.lr=-1: failed: optimizer.lr: expected a number ≥ 0, received -1"
     assert told[1].startswith("  001 optimizer.lr=1e30: failed: the loss of step ")
+
+
+def test_what_another_launcher_did_until_it_was_stopped_is_in_the_table(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(launcher: object, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        for overrides, status in zip(job_overrides, ("completed", "interrupted"), strict=False):
+            directory = RunDirectory.create("fast", Path(overrides[-1].removeprefix("run_dir=").strip("'")))
+            directory.write_json("summary.json", {"status": status})
+            directory.release()
+        raise Interrupted(signal.SIGTERM)
+
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    monkeypatch.setattr(basic, "launch", launch)
+    answer = grid(BASIC, "seed=1,2,3")
+    assert answer.code == 128 + signal.SIGTERM
+    assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["completed", "interrupted", "not started"]
 
 
 @pytest.mark.slow
