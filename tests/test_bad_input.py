@@ -248,7 +248,31 @@ TRAINING = [
     bad("device=tpu", "device: ", "expected auto, cpu or cuda", "'tpu'"),
     bad("run_dir=.", "run_dir: ", "exists", "resume=."),
     bad("resume=nowhere", "resume: ", "config.yaml", "'nowhere'", "does not exist"),
-    # sweeps
+]
+
+SWEEPS = [
+    bad("seed=range(3,3)", "seed: ", "expected at least one value", "received range(3,3)"),
+    bad("seed=choice()", "seed=choice(): ", "empty choice is not legal"),
+    bad("model=glob(z*)", "model: ", "expected at least one value", "received glob(z*)"),
+    bad("seed=1,2,1", "seed: ", "expected each value once", "received 1,2,1", "1 comes twice"),
+    bad("optimizer.lr=0.1,1e-1", "optimizer.lr: ", "received 0.1,1e-1", "1e-1 is 0.1 again"),
+    bad("seed=1,2 | seed=3,4", "seed: ", "expected one axis", "received seed=1,2 and seed=3,4"),
+    bad("optimizer.lr=0.1,0.2 | optimizer.lr=0.3", "optimizer.lr: ", "optimizer.lr=0.1,0.2 and optimizer.lr=0.3"),
+    bad("optimizer.lr=interval(0.01,0.1)", "optimizer.lr: ", "0.01,0.1 or range(1,4)", "received interval(0.01,0.1)"),
+    bad("seed=range(1,9,0)", "seed: ", "received range(1,9,0)", "must not be zero"),
+    bad("seed=range(0,200) | data.split_seed=range(0,200)", "seed × data.split_seed: ", "10,000 jobs", "40,000"),
+    bad("sede=1,2", "sede: ", "did you mean 'seed'?"),
+    bad("trainer.ephocs=1,2", "trainer.ephocs: ", "did you mean 'epochs'?"),
+    bad("optimizer.momentun=0.1,0.9", "optimizer.momentun: ", "did you mean 'momentum'?"),
+    bad("model=cnn,mpl", "model: ", "there is no 'mpl'", "did you mean 'mlp'?"),
+    bad("model=1,2", "model: ", "expected the name of a file", "received 1"),
+    bad("optimizer.lr=-1,-2", "no job of the grid can run", "000 optimizer.lr=-1: optimizer.lr: expected a number ≥ 0"),
+    bad("seed=1,2 | resume=runs/digits/some", "resume: ", "a grid starts new runs", "resume=RUN"),
+    bad("seed=1,2 | run_dir=here", "run_dir: ", "the same for every job", "hydra.sweep.dir=PATH", "run_dir=here"),
+    bad("seed=1,2 | hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs: ", "expected a whole number ≥ 1", "received 0"),
+    bad("seed=1,2 | hydra.launcher.n_jobs=all", "hydra.launcher.n_jobs: ", "whole number", "received 'all'"),
+    bad("seed=1,2 | hydra.launcher.jobs=2", "hydra.launcher.jobs: ", "did you mean 'n_jobs'?"),
+    bad("seed=1,2 | hydra/launcher=joblip", "hydra/launcher: ", "there is no 'joblip'", "cnnlab_processes"),
 ]
 
 EVALUATION = [
@@ -264,6 +288,15 @@ EVALUATION = [
 @pytest.mark.parametrize(("overrides", "fragments"), TRAINING)
 def test_training_refuses(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
     answer = run(train, *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("overrides", "fragments"), SWEEPS)
+def test_a_grid_is_refused_as_a_whole(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
+    answer = run(train, "-m", FAST, *overrides)
     assert answer.code == 2, answer.err
     assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
     assert answer.err.startswith("error: ")

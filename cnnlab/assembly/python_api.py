@@ -49,7 +49,7 @@ def train(config: DictConfig) -> Path:
 
     try:
         with _hydra():
-            directory = run_training(config, [], None)
+            directory = run_training(config, [])
     except Interrupted as interruption:
         raise KeyboardInterrupt from interruption
     if directory is None:

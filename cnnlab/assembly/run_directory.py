@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -100,3 +101,19 @@ class RunDirectory:
         content = json.loads(path.read_text())
         assert isinstance(content, dict)
         return content
+
+
+def make_sweep_directory(wanted: Path) -> Path:
+    """Makes `wanted`, or `wanted_2`, … where that is taken: two sweeps never share one. Raises `ConfigError`."""
+    for number in itertools.count(1):
+        path = wanted if number == 1 else Path(f"{wanted}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"hydra.sweep.dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
+            ) from error
+        break
+    return path

@@ -55,7 +55,7 @@ from cnnlab.runtime.randomness import derive, seed_generators
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
 
 
-def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> Path | None:
+def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
     """Trains or resumes; returns the run's directory, or None where only the table was wanted.
 
     Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
@@ -70,8 +70,7 @@ def run_training(config: DictConfig, overrides: Sequence[str], job_directory: st
         return None
     blueprint.source.check()
     blueprint = _with_starting_weights(blueprint)
-    wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
-    directory = RunDirectory.create(blueprint.name, wanted)
+    directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
     try:
         data = read_training_data(blueprint)
         if "test" in blueprint.spec.counts:
