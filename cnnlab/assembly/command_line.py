@@ -96,6 +96,9 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
         sys.argv[1:] = flags + allow_constructor_arguments(rest)  # argparse takes no override behind a flag
         application()
     except _JobFailedError:
+        if isinstance(failures[0], BrokenPipeError):  # whoever read our words has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         _tell(failures[0])
     except (*COMPOSITION_ERRORS, TrainingError) as error:
         known = isinstance(error, ConfigError | TrainingError)

@@ -18,13 +18,12 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.assembly.torchvision_models import offer_torchvision_models, summarized
+from cnnlab.assembly.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 
-offer_torchvision_models()
 OmegaConf.register_new_resolver("groups_and_choices", lambda: groups_and_choices())
 
 _GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"experiment"}

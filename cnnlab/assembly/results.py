@@ -30,6 +30,7 @@ class Result:
     directory: Path | None = None
     monitor: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    lower_is_better: bool = False
 
     def __str__(self) -> str:
         """A line: of the metrics, the monitored one on every split."""
@@ -47,7 +48,8 @@ def read_result(job: Job, status: str, directory: Path, seconds: float | None = 
     best = summary.get("best", {})
     metrics = {tag: value for tag, value in best.items() if "/" in tag}
     metrics |= {f"{name}/test": value for name, value in summary.get("test", {}).items()}
-    return Result(job, status, seconds, error, directory, best.get("monitor"), metrics)
+    lower_is_better = bool(best.get("lower_is_better"))
+    return Result(job, status, seconds, error, directory, best.get("monitor"), metrics, lower_is_better)
 
 
 def best_result(results: Sequence[Result]) -> Result | None:
@@ -56,8 +58,8 @@ def best_result(results: Sequence[Result]) -> Result | None:
     monitor = next(iter(monitors), None)
     if len(monitors) != 1 or monitor is None:
         return None
-    sign = -1 if monitor.startswith("loss") else 1
     measured = [result for result in results if monitor in result.metrics]
+    sign = -1 if any(result.lower_is_better for result in measured) else 1
     return max(measured, key=lambda result: sign * result.metrics[monitor], default=None)
 
 

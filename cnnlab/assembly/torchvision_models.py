@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
-from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
@@ -133,12 +132,6 @@ class TorchvisionSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         # --config-dir goes before the first "schema" of the path: so this stands behind every folder
         search_path.append("schema", "torchvision://models")
-
-
-def offer_torchvision_models() -> None:
-    """Makes Hydra look for models here, too; a file of the same name goes before."""
-    for plugin in (TorchvisionSource, TorchvisionSearchPath):
-        Plugins.instance().register(plugin)
 
 
 def summarized(choices: Iterable[str]) -> list[str]:

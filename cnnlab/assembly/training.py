@@ -331,6 +331,7 @@ def _summary(status: str, trainer: Trainer) -> dict[str, Any]:
         "epoch": trainer.epoch,
         "best": {
             "monitor": settings.monitor,
+            "lower_is_better": trainer.lower_is_better,
             "step": progress.best_step,
             "epoch": progress.best_epoch,
             **progress.best_values,

@@ -25,7 +25,8 @@ def job(number: int, **values: str) -> Job:
 def result(number: int, monitor: str | None = "accuracy/val", status: str = "completed", **metrics: float) -> Result:
     """A result with metrics such as `accuracy_val`."""
     by_tag = {name.replace("_", "/"): value for name, value in metrics.items()}
-    return Result(job(number), status, 1.5, "", Path(f"sweep/{number:03d}"), monitor, by_tag)
+    falls = (monitor or "").startswith("loss")
+    return Result(job(number), status, 1.5, "", Path(f"sweep/{number:03d}"), monitor, by_tag, falls)
 
 
 def write_summary(directory: Path, **content: Any) -> Path:
