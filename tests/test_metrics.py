@@ -125,23 +125,21 @@ def binned(confidence_N: np.ndarray, right_N: np.ndarray) -> float:
 @pytest.mark.parametrize("sure", [0.1, 1.0, 5.0, 100.0])
 def test_the_calibration_error_is_that_of_fifteen_bins(sure: float) -> None:
     output_NK, probability_NK, target_N = predictions(sure=sure)
-    confidence_N, prediction_N = probability_NK.amax(1), output_NK.argmax(1)
-    expected = binned(confidence_N.double().numpy(), (prediction_N == target_N).numpy())
-    assert calibration_error(confidence_N, prediction_N, target_N, len(NAMES)) == pytest.approx(expected, abs=1e-12)
+    confidence_N, right_N = probability_NK.amax(1), output_NK.argmax(1) == target_N
+    expected = binned(confidence_N.double().numpy(), right_N.numpy())
+    assert calibration_error(confidence_N, right_N) == pytest.approx(expected, abs=1e-12)
     assert report(output_NK, probability_NK, target_N, NAMES, 1)["calibration_error"] == pytest.approx(expected)
 
 
 def test_a_confidence_of_exactly_one_is_in_the_last_bin() -> None:
     # 0.95 and 1 share a bin: |(0 + 1)/2 − 0.975|
-    prediction_N, target_N = torch.tensor([0, 1]), torch.tensor([1, 1])
-    error = calibration_error(torch.tensor([0.95, 1.0]), prediction_N, target_N, 2)
-    assert error == pytest.approx(0.475)
+    assert calibration_error(torch.tensor([0.95, 1.0]), torch.tensor([False, True])) == pytest.approx(0.475)
 
 
 def test_who_is_right_as_often_as_sure_is_calibrated() -> None:
-    sure_N, target_N = torch.full((4,), 0.75), torch.tensor([0, 0, 0, 1])
-    assert calibration_error(sure_N, torch.zeros(4, dtype=torch.int64), target_N, 2) == 0
-    assert calibration_error(sure_N, torch.ones(4, dtype=torch.int64), target_N, 2) == 0.5
+    right_N = torch.tensor([True, True, True, False])
+    assert calibration_error(torch.full((4,), 0.75), right_N) == 0
+    assert calibration_error(torch.full((4,), 0.75), ~right_N) == 0.5
 
 
 def test_the_confusion_matrix_has_a_row_for_each_label() -> None:
