@@ -45,14 +45,13 @@ class Trust:
 
     everything: bool = True
     names: tuple[str, ...] = ()
-    command: str = "python train.py resume=RUN"
+    again: Callable[[list[str]], str] = str  # what the person types to trust these names, too
 
     def check(self, key: str, name: str) -> None:
         if not self.everything and name not in self.names:
-            repeated = ",".join([*self.names, name])
             raise ConfigError(
                 f"{key}: the saved config names the class {name!r}, which is not part of cnnlab; "
-                f"if you know its code, repeat it: {self.command} 'trust=[{repeated}]'"
+                f"if you know its code, repeat it: {self.again([*self.names, name])}"
             )
 
 
@@ -293,6 +292,8 @@ def _describe(hint: Any) -> str:
         return f"one of {listing(parts)}"
     if origin is tuple:
         return f"a list of {len(parts)}" if Ellipsis not in parts else "a list"
+    if origin in (list, Sequence):
+        return f"a list (each item {_describe(parts[0])})"
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return "a mapping"
     if isinstance(hint, type) and hint.__name__ in ("Module", "Sequential"):

@@ -51,7 +51,7 @@ class ClassWeighted(Loss):
                 raise ArgumentError("weight", f"expected balanced or a number for each class, received {weight!r}")
         elif weight is not None:
             self.weight = torch.tensor([number(f"weight[{k}]", value, 0) for k, value in enumerate(weight)])
-            if not self.weight.any():
+            if len(weight) and not self.weight.any():
                 raise ArgumentError("weight", "expected a weight above 0 for at least one class, received zeros alone")
 
     def check_classes(self, classes: int) -> None:
@@ -176,11 +176,12 @@ def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:
     return output_NK if within else output_NK.softmax(1)  # a loss of someone else's: by what it was given
 
 
+@torch.no_grad()
 def loss_of_each(loss: nn.Module, output_NK: Tensor, target: Tensor) -> Tensor:
     """(N,) the loss of each picture, for any loss: ours, torch's (by `reduction`), or a person's own, one by one."""
     if isinstance(loss, Loss):
         return loss.each(output_NK, target)
-    if hasattr(loss, "reduction"):
+    if type(loss).__module__ == nn.CrossEntropyLoss.__module__:  # torch's own
         single: Any = copy.copy(loss)
         single.reduction = "none"
         each: Tensor = single(output_NK, target).reshape(len(output_NK), -1).mean(1)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from cnnlab.components import Component, Kind, bind
-from cnnlab.runtime.errors import Complaints, ConfigError, first_line, no_such_key
+from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing, no_such_key
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-MEASURED_ANYWAY = ("loss", "accuracy")
+# what stands in a record beside the metrics
+RESERVED = ("loss", "accuracy", "step", "epoch", "split", "final", "seconds", "images_per_second")
 BINS = 15
 MOST_CONFUSED = 10
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -56,12 +57,9 @@ def build_metrics(specs: Any, key: str, classes: int, complaints: Complaints) ->
         place = f"{key}.{name}"
         if spec is None:
             continue
-        if not _NAME.fullmatch(str(name)) or name in MEASURED_ANYWAY:
-            complaints.add(
-                place,
-                "expected a name of small letters, digits and '_', other than loss and accuracy, which are measured "
-                "anyway",
-            )
+        if not _NAME.fullmatch(str(name)) or name in RESERVED:
+            other = f"other than {listing(RESERVED)}"
+            complaints.add(place, f"expected a name of small letters, digits and '_' {other}, received {name!r}")
             continue
         measure = _build(str(name), spec, place, classes, complaints)
         if measure:
@@ -114,13 +112,21 @@ def _probe(metric: "Metric", key: str, classes: int) -> bool:
             value = metric.compute()
     except Exception as error:  # whatever torchmetrics makes of its arguments
         raise ConfigError(f"{key}: {first_line(error)}") from error
-    if not isinstance(value, Tensor) or value.shape not in ((), (classes,)):
+    of_five_kinds = type(metric).__name__ == "MulticlassStatScores"  # not of five classes
+    if not isinstance(value, Tensor) or value.shape not in ((), (classes,)) or of_five_kinds:
         raise ConfigError(
             f"{key}: {type(metric).__name__} gives a curve or a table: expected a metric of one number, or of one for "
             f"each class, such as f1_score"
         )
     metric.reset()
     return value.dim() > 0
+
+
+def _lower_is_better(metric: "Metric") -> bool:
+    """As torchmetrics says; of the metrics where it says nothing, only the equal error rate is an error."""
+    if metric.higher_is_better is None:
+        return type(metric).__name__ == "MulticlassEER"
+    return not metric.higher_is_better
 
 
 class Meter:
@@ -142,7 +148,7 @@ class Meter:
 
     @property
     def lower_is_better(self) -> Collection[str]:
-        return [name for names, metric in self.metrics if not metric.higher_is_better for name in names]
+        return [name for names, metric in self.metrics if _lower_is_better(metric) for name in names]
 
     def update(self, output_NK: Tensor, target: Tensor) -> None:
         probability_NK = self.probabilities(output_NK)
@@ -158,31 +164,30 @@ class Meter:
         return values
 
 
-def report(probability_NK: Tensor, target_N: Tensor, class_names: Sequence[str], top_k: int) -> dict[str, Any]:
+def report(
+    output_NK: Tensor, probability_NK: Tensor, target_N: Tensor, class_names: Sequence[str], top_k: int
+) -> dict[str, Any]:
     """Everything that follows from the predictions of a split, in plain values.
 
-    `calibration_error` is the expected calibration error with 15 bins (arXiv 1706.04599): Σ_b n_b/N · |accuracy_b −
-    confidence_b|. Precision, recall and F1 of a class that is never predicted, or has no pictures, are 0; `macro` is
-    their mean over the classes that occur among labels or predictions.
+    The outputs say which class is predicted and which come next: of float32 probabilities several can be exactly 0 or
+    1. Precision, recall and F1 of a class that is never predicted, or has no pictures, are 0; `macro` is their mean
+    over the classes that occur among labels or predictions.
     """
     from torchmetrics.functional import classification as functional
 
     classes = len(class_names)
-    prediction_N = probability_NK.argmax(1)
+    prediction_N = output_NK.argmax(1)
     per_class = {
         "precision": functional.multiclass_precision(prediction_N, target_N, classes, average=None),
         "recall": functional.multiclass_recall(prediction_N, target_N, classes, average=None),
         "f1": functional.multiclass_f1_score(prediction_N, target_N, classes, average=None),
     }
-    confusion_KK = confusion_matrix(probability_NK, target_N)
+    confusion_KK = confusion_matrix(prediction_N, target_N, classes)
     occurs_K = (confusion_KK.sum(0) + confusion_KK.sum(1)) > 0
-    # confidences of exactly 1 belong to the last bin; torchmetrics would give them one of their own
-    confident_NK = probability_NK.double().clamp(0, 1 - 2**-53)
-    error = functional.multiclass_calibration_error(confident_NK, target_N, classes, n_bins=BINS, norm="l1")
-    ranks_N = rank_of_label(probability_NK, target_N)
+    ranks_N = rank_of_label(output_NK, target_N)
     return {
         "top_k": {str(top_k): float((ranks_N <= top_k).double().mean())},
-        "calibration_error": float(error),
+        "calibration_error": calibration_error(probability_NK.amax(1), prediction_N == target_N),
         "macro": {name: float(values_K[occurs_K].double().mean()) for name, values_K in per_class.items()},
         "per_class": [
             {
@@ -196,19 +201,31 @@ def report(probability_NK: Tensor, target_N: Tensor, class_names: Sequence[str],
     }
 
 
-def confusion_matrix(probability_NK: Tensor, target_N: Tensor) -> Tensor:
+def calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
+    """The expected calibration error with 15 bins (arXiv 1706.04599): Σ_b n_b/N · |accuracy_b − confidence_b|.
+
+    torchmetrics adds confidences up in float32, which is off by 1e-5 for 10,000 pictures that a network is sure of, and
+    gives confidences of exactly 1 a bin of their own.
+    """
+    confidence_N = confidence_N.double()
+    bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
+    excess_B = torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_N, right_N.double() - confidence_N)
+    return float(excess_B.abs().sum() / len(confidence_N))
+
+
+def confusion_matrix(prediction_N: Tensor, target_N: Tensor, classes: int) -> Tensor:
     """(K, K) int64 counts: rows are labels, columns predictions."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    matrix: Tensor = multiclass_confusion_matrix(probability_NK, target_N, probability_NK.shape[1])
+    matrix: Tensor = multiclass_confusion_matrix(prediction_N, target_N, classes)
     return matrix
 
 
-def rank_of_label(probability_NK: Tensor, target_N: Tensor) -> Tensor:
-    """(N,) int64: 1 where the label has the largest probability; of equal ones the lower class comes first."""
-    own_N1 = probability_NK.gather(1, target_N[:, None])
-    before_NK = torch.arange(probability_NK.shape[1], device=target_N.device) < target_N[:, None]
-    ahead_NK = (probability_NK > own_N1) | ((probability_NK == own_N1) & before_NK)
+def rank_of_label(output_NK: Tensor, target_N: Tensor) -> Tensor:
+    """(N,) int64: 1 where the label has the largest output; of equal ones the lower class comes first."""
+    own_N1 = output_NK.gather(1, target_N[:, None])
+    before_NK = torch.arange(output_NK.shape[1], device=target_N.device) < target_N[:, None]
+    ahead_NK = (output_NK > own_N1) | ((output_NK == own_N1) & before_NK)
     return ahead_NK.sum(1) + 1
 
 

@@ -1,8 +1,10 @@
 """Every bad input ends with status 2 and a message that names key and legal values, before anything is written."""
 
+import io
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -10,6 +12,8 @@ from urllib.error import URLError
 import pytest
 import torch
 from commands import run
+from picture_folders import noise, png_header, write_folders
+from PIL import Image
 
 from cnnlab.assembly import evaluate, train
 
@@ -37,7 +41,9 @@ TRAINING = [
     bad("trainer.clip_norm=[1,2", "trainer.clip_norm"),
     bad("+model.blocks.1x=relu", "model.blocks.1x"),
     # options of groups
-    bad("data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, kmnist, mnist"),
+    bad(
+        "data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, image_folder, kmnist, mnist"
+    ),
     bad("optimizer=adm", "optimizer: ", "did you mean 'adam'?", "adam, adamw, sgd"),
     bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "bce, cross_entropy, focal, quadratic"),
     bad("model=cn", "model: ", "did you mean 'cnn'?", "lenet, linear, mlp"),
@@ -114,7 +120,12 @@ TRAINING = [
     bad(f"optimizer.momentum=2 | {FAST}", "optimizer.momentum: ", "2"),
     bad("optimizer=adam | optimizer.betas=[0.9,1.5]", "optimizer.betas[1]: ", "[0, 1)", "1.5"),
     bad("optimizer.momentum=0", "optimizer.nesterov: ", "expected momentum > 0"),
-    bad("+optimizer.groups={conv9*: {lr: 0.1}}", "optimizer.groups.conv9*: ", "no parameter's name", "conv1.weight"),
+    bad(
+        "+optimizer.groups={conv9*: {lr: 0.1}}",
+        "optimizer.groups.conv9*: ",
+        "no trained parameter's name",
+        "conv1.weight",
+    ),
     bad("model.blocks.dropout1.p=1.5", "model.blocks.dropout1.p: ", "expected a number in [0, 1)", "received 1.5"),
     bad("model.blocks.conv1.kernel_size=0", "model.blocks.conv1.kernel_size: ", "≥ 1", "received 0"),
     bad("model.blocks.conv1.padding=full", "model.blocks.conv1.padding: ", "same, valid", "'full'"),
@@ -123,6 +134,8 @@ TRAINING = [
     bad("data.limit=2000", "data.limit: ", "at most 1257 (1437 training pictures − 180 for validation)", "2000"),
     bad("data.validation.count=1437", "data.validation.count: ", "fewer than the 1437", "received 1437"),
     bad("data.validation.from=start", "data.validation.from: ", "random, end", "'start'"),
+    bad("data.validation.count=1.5", "data.validation.count: ", "a share of the pictures in (0, 1)", "received 1.5"),
+    bad("data.sampling=balance", "data.sampling: ", "shuffle, balanced", "did you mean 'balanced'?"),
     bad("data.normalize=standardise", "data.normalize: ", "did you mean 'standardize'?", "unit, none"),
     bad(
         "data.batch_size=64 | trainer.accumulate=100",
@@ -138,6 +151,40 @@ TRAINING = [
     bad("loss.label_smoothing=2", "loss.label_smoothing: ", "expected a number in [0, 1]", "received 2"),
     bad("schedule.pct_start=2", "schedule.pct_start: ", "[0, 1]", "received 2"),
     bad("seed=-1", "seed: ", "expected a whole number ≥ 0", "received -1"),
+    # networks that exist, weights to begin with, frozen layers
+    bad("model=resnet81", "model: ", "'resnet81'", "did you mean 'resnet18'?", "cnn, lenet", "torchvision's 80"),
+    bad("model=resnet18 | model.blocks.network.name=resnet81", "model.blocks.network.name: ", "'resnet18'"),
+    bad(
+        "model=resnet18 | model.blocks.network.weights=IMAGENET1K_V3",
+        "model.blocks.network.weights: ",
+        "did you mean 'IMAGENET1K_V1'?",
+        "DEFAULT",
+    ),
+    bad("model=resnet18 | model.blocks.network.weigths=DEFAULT", "network.weigths: ", "did you mean 'weights'?"),
+    bad("model=alexnet", "model.blocks.network: ", "AlexNet does not fit its input 1×8×8", "too small"),
+    bad(
+        "+model.blocks.pad={type: zero_pad_shortcut, out_channels: 8, after: conv2}",
+        "model.blocks.pad.out_channels: ",
+        "at least the 32 channels",
+    ),
+    bad("model.init_from=nowhere", "model.init_from: ", "a run's directory or a .safetensors file", "nothing there"),
+    bad("model.init_from=.", "model.init_from: ", "a folder without checkpoints"),
+    bad(f"model.init_from={REPOSITORY}/README.md", "model.init_from: ", "README.md': another file"),
+    bad("model.init_from=3", "model.init_from: ", "expected a path or a mapping with one, received 3"),
+    bad("model.init_from={checkpoint: best}", "model.init_from.path: ", "it is missing"),
+    bad("model.init_from.strict=false", "model.init_from.path: ", "it is missing"),
+    bad("model.init_from=x | model.init_from.stritc=false", "model.init_from.stritc: ", "did you mean 'strict'?"),
+    bad("model.init_from=x | model.init_from.sha256=abc", "model.init_from.sha256: ", "64 hexadecimal digits"),
+    bad("model.init_from={path: x, map: {a: 3}}", "model.init_from.map: ", "names or null", "'a': 3"),
+    bad("model.init_form=x", "model.init_form: ", "did you mean 'init_from'?", "freeze, blocks"),
+    bad("model.freeze=[conv9]", "model.freeze: ", "'conv9' matches no parameter", "did you mean 'conv3'?", "norm1"),
+    bad("model.freeze=['*']", "model.freeze: ", "matches every parameter: there is nothing to train"),
+    bad("model.freeze=conv1", "model.freeze: ", "expected a list of name patterns", "received 'conv1'"),
+    bad(
+        "model.freeze=[conv1] | +optimizer.groups={conv1*: {lr: 0.1}}",
+        "optimizer.groups.conv1*: ",
+        "no trained parameter's name",
+    ),
     # layers that do not fit
     bad("model=lenet", "model.blocks.conv2: ", "kernel 5×5", "20×4×4", "(4 + 0 − 5) / 1 + 1 < 1", "20×5×5"),
     bad("+model.blocks.p={type: max_pool, kernel_size: 8, after: pool2}", "model.blocks.p: ", "32×2×2", "32×8×8"),
@@ -175,20 +222,65 @@ TRAINING = [
     bad("data.validation.count=0", "trainer.monitor: ", "needs a validation split", "data.validation.count=0"),
     bad("trainer.monitor=null | trainer.patience=3", "trainer.patience: ", "expected a monitor", "monitor=null"),
     bad("schedule.total_steps=0", "schedule.total_steps: ", "≥ 1", "received 0"),
+    # losses
+    bad("loss.weight=[1,2,3]", "loss.weight: ", "expected 10 numbers, one for each class of the data", "received 3"),
+    bad("loss.weight=[1,1,1,1,1,1,1,1,1,-1]", "loss.weight[9]: ", "expected a number ≥ 0", "received -1"),
+    bad("loss.weight=ballanced", "loss.weight: ", "expected balanced or a number for each class", "'ballanced'"),
+    bad("loss.weight=3", "loss.weight: ", "expected a list (each item a number) or a word or null", "received 3"),
+    bad("loss=focal | loss.gamma=-1", "loss.gamma: ", "expected a number ≥ 0", "received -1"),
+    bad("loss=bce | loss.weight=balanced", "loss.weight: ", "bce has no argument 'weight'", "sum_classes"),
+    bad("loss=bce | +model.blocks.s=sigmoid", "loss: ", "bce takes logits", "'s' is sigmoid"),
+    # metrics
+    bad("metrics.f1=f1_score", "metrics.f1: ", "'+metrics.f1=…' adds one"),
+    bad("+metrics.f1=f1_scor", "metrics.f1: ", "no metric 'f1_scor'", "did you mean 'f1_score'?", "cohen_kappa"),
+    bad("+metrics.f1={type: f1_score, averge: macro}", "metrics.f1.averge: ", "did you mean 'average'?", "top_k"),
+    bad("+metrics.roc=roc", "metrics.roc: ", "gives a curve or a table", "such as f1_score"),
+    bad("+metrics.step=f1_score", "metrics.step: ", "other than loss, accuracy, step", "received 'step'"),
+    bad("metrics=f1_score", "metrics: ", "expected a mapping", "'f1_score'"),
+    bad("trainer.monitor=f1/val", "trainer.monitor: ", "expected one of accuracy/val, loss/val or null", "'f1/val'"),
+    bad("+metrics.f1=f1_score | trainer.monitor=f2/val", "trainer.monitor: ", "did you mean 'f1/val'?", "loss/val"),
     # places and devices
     bad("name=../evil", "name: ", "1 to 64 letters", "'../evil'"),
     bad("name=..", "name: ", "1 to 64 letters", "'..'"),
     without_gpu("device=cuda", "device: ", "no usable GPU", "device=cpu or device=auto"),
+    bad("data=image_folder", "data.root: ", "the folder of your pictures, as in data.root=my_pictures"),
+    bad("data=image_folder | data.root=nowhere", "data.root: ", "/nowhere does not exist"),
     bad("device=tpu", "device: ", "expected auto, cpu or cuda", "'tpu'"),
     bad("run_dir=.", "run_dir: ", "exists", "resume=."),
     bad("resume=nowhere", "resume: ", "config.yaml", "'nowhere'", "does not exist"),
-    # sweeps
+]
+
+SWEEPS = [
+    bad("seed=range(3,3)", "seed: ", "expected at least one value", "received range(3,3)"),
+    bad("seed=choice()", "seed=choice(): ", "empty choice is not legal"),
+    bad("model=glob(z*)", "model: ", "expected at least one value", "received glob(z*)"),
+    bad("seed=1,2,1", "seed: ", "expected each value once", "received 1,2,1", "1 comes twice"),
+    bad("optimizer.lr=0.1,1e-1", "optimizer.lr: ", "received 0.1,1e-1", "1e-1 is 0.1 again"),
+    bad("seed=1,2 | seed=3,4", "seed: ", "expected one axis", "received seed=1,2 and seed=3,4"),
+    bad("optimizer.lr=0.1,0.2 | optimizer.lr=0.3", "optimizer.lr: ", "optimizer.lr=0.1,0.2 and optimizer.lr=0.3"),
+    bad("optimizer.lr=interval(0.01,0.1)", "optimizer.lr: ", "0.01,0.1 or range(1,4)", "received interval(0.01,0.1)"),
+    bad("seed=range(1,9,0)", "seed: ", "received range(1,9,0)", "must not be zero"),
+    bad("seed=range(0,200) | data.split_seed=range(0,200)", "seed × data.split_seed: ", "10,000 jobs", "40,000"),
+    bad("sede=1,2", "sede: ", "did you mean 'seed'?"),
+    bad("trainer.ephocs=1,2", "trainer.ephocs: ", "did you mean 'epochs'?"),
+    bad("optimizer.momentun=0.1,0.9", "optimizer.momentun: ", "did you mean 'momentum'?"),
+    bad("model=cnn,mpl", "model: ", "there is no 'mpl'", "did you mean 'mlp'?"),
+    bad("model=1,2", "model: ", "expected the name of a file", "received 1"),
+    bad("optimizer.lr=-1,-2", "no job of the grid can run", "000 optimizer.lr=-1: optimizer.lr: expected a number ≥ 0"),
+    bad("seed=1,2 | resume=runs/digits/some", "resume: ", "a grid starts new runs", "resume=RUN"),
+    bad("seed=1,2 | run_dir=here", "run_dir: ", "the same for every job", "hydra.sweep.dir=PATH", "run_dir=here"),
+    bad("seed=1,2 | hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs: ", "expected a whole number ≥ 1", "received 0"),
+    bad("seed=1,2 | hydra.launcher.n_jobs=all", "hydra.launcher.n_jobs: ", "whole number", "received 'all'"),
+    bad("seed=1,2 | hydra.launcher.jobs=2", "hydra.launcher.jobs: ", "did you mean 'n_jobs'?"),
+    bad("seed=1,2 | hydra/launcher=joblip", "hydra/launcher: ", "there is no 'joblip'", "cnnlab_processes"),
 ]
 
 EVALUATION = [
     bad("device=cpu", "run: ", "expected a run's directory", "received none"),
     bad("run=nowhere", "run: ", "config.yaml", "'nowhere'", "does not exist"),
     bad("run=nowhere | split=foo", "split: ", "val, test", "'foo'"),
+    bad("run=nowhere | tta=flipp", "tta: ", "none, flip, shift, flip_shift", "'flipp'", "did you mean 'flip'?"),
+    bad("run=nowhere | topk=3", "topk: ", "did you mean 'top_k'?", "tta"),
     bad("run=nowhere | checkpiont=best", "checkpiont: ", "did you mean 'checkpoint'?", "split"),
 ]
 
@@ -202,9 +294,109 @@ def test_training_refuses(in_tmp_path: Path, overrides: list[str], fragments: tu
     assert not list(in_tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("overrides", "fragments"), SWEEPS)
+def test_a_grid_is_refused_as_a_whole(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
+    answer = run(train, "-m", FAST, *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("overrides", "fragments"), EVALUATION)
 def test_evaluation_refuses(in_tmp_path: Path, overrides: list[str], fragments: tuple[str, ...]) -> None:
     answer = run(evaluate, *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+def folders(root: Path) -> None:
+    """What is right: two classes, pictures of 8×8, a test folder."""
+    write_folders(root, {"train/cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
+
+
+def damaged(content: bytes, place: str = "train/cat/003.png") -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        folders(root)
+        (root / place).write_bytes(content)
+
+    return make
+
+
+def with_folders(sizes: Mapping[str, int]) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        folders(root)
+        write_folders(root, sizes)
+
+    return make
+
+
+def with_link(root: Path) -> None:
+    folders(root)
+    write_folders(root.parent / "secret", {"emu": 2})
+    (root / "train" / "emu").symlink_to(root.parent / "secret" / "emu")
+
+
+def jpeg(keep: float) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(32, 32)).save(buffer, "JPEG")
+    return buffer.getvalue()[: int(len(buffer.getvalue()) * keep)]
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'
+OWN_PICTURES = {
+    "a corrupt picture": (damaged(jpeg(1)[:20] + b"x" * 200), [], ["1 of 16", "train/cat/003.png: "]),
+    "a truncated jpeg": (damaged(jpeg(0.6)), [], ["train/cat/003.png: ", "cannot be decoded", "truncated"]),
+    "an empty file": (damaged(b""), [], ["train/cat/003.png: the file is empty"]),
+    "a damaged test picture": (damaged(jpeg(0.6), "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: "]),
+    "an svg named png": (damaged(SVG), [], ["train/cat/003.png: ", "no picture of a kind that is read", "JPEG, PNG"]),
+    "a picture of 100 megapixels": (
+        damaged(png_header(10_000, 10_000)),
+        [],
+        ["train/cat/003.png: ", "at most 64 megapixels", "10000×10000, 100.0 megapixels"],
+    ),
+    "an empty class folder": (with_folders({"train/emu": 0}), [], ["data.root: ", "train/emu has no picture"]),
+    "one class only": (lambda root: write_folders(root, {"train/cat": 4}), [], ["two or more", "found cat"]),
+    "validation with other classes": (
+        with_folders({"val/cat": 1, "val/dgo": 1}),
+        [],
+        ["data.root: ", "/val; it lacks dog and has beside them dgo"],
+    ),
+    "a link out of the folder": (with_link, [], ["data.root: ", "train/emu: the link leads out of "]),
+    "a size of 0": (folders, ["data.size=0"], ["data.size: ", "≥ 1", "received 0"]),
+    "a size of three": (folders, ["data.size=[8,8,8]"], ["data.size: ", "a list of 2", "[8, 8, 8]"]),
+    "a size beyond all memory": (folders, ["data.size=1000000"], ["data.size: ", "GB", "a smaller size"]),
+    "two channels": (folders, ["data.channels=2"], ["data.channels: ", "expected one of 1, 3, received 2"]),
+    "an unknown way to resize": (folders, ["data.resize=crob"], ["data.resize: ", "did you mean 'crop'?", "squash"]),
+    "a share above 1": (folders, ["data.test_share=1.5"], ["data.test_share: ", "in [0, 1)", "received 1.5"]),
+    "a validation share that leaves too little": (
+        folders,
+        ["data.validation.count=0.99"],
+        ["data.validation.count: ", "fewer than the 16 training pictures", "received 0.99"],
+    ),
+    "measuring a test split that is not there": (
+        lambda root: write_folders(root, {"cat": 8, "dog": 8}),
+        ["data.test_share=0", "trainer.monitor_test=true"],
+        ["trainer.monitor_test: ", "no test split"],
+    ),
+    "no validation for the monitor": (
+        folders,
+        ["data.validation.count=0"],
+        ["trainer.monitor: ", "needs a validation split"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_PICTURES)
+def test_own_pictures_are_refused_and_nothing_is_left(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, case: str
+) -> None:
+    make, overrides, fragments = OWN_PICTURES[case]
+    root = tmp_path_factory.mktemp("own") / "pictures"
+    make(root)
+    answer = run(train, "data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4", FAST, *overrides)
     assert answer.code == 2, answer.err
     assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
     assert answer.err.startswith("error: ")
@@ -288,3 +480,71 @@ def test_a_misspelt_option_is_answered_without_torch(tmp_path: Path) -> None:
     assert "hydra" in imported
     assert "torch" not in imported
     assert "data: there is no 'nope'" in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to begin others from."""
+    path = tmp_path_factory.mktemp("source") / "run"
+    assert run(train, FAST, f"run_dir={path}").code == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        bad("model.init_from.checkpoint=5", "model.init_from.checkpoint: ", "one of the steps 3, 6", "received '5'"),
+        bad("model=mlp", "model.init_from: ", "hidden1.weight is not there", "more. model.init_from.strict=false"),
+        bad(f"model.init_from.sha256={'0' * 64}", "model.init_from.sha256: ", "model.safetensors has ", "expected 000"),
+        bad(
+            "model.init_from.map={ouput: null}", "model.init_from.map: ", "did you mean 'output'?", "there is "
+        ),
+        bad(
+            "model.blocks.conv1.out_channels=4 | model.blocks.conv2.out_channels=4",
+            "conv1.weight is [16, 1, 3, 3] there and [4, 1, 3, 3] here",
+            "'model.init_from.map={conv1: null}'",
+        ),
+        bad("model=linear | model.init_from.strict=false | ~model.blocks.output | +model.blocks.out={type: linear, "
+            "out_features: classes}", "model.init_from: nothing in ", "fits"),
+    ],
+)  # fmt: skip
+def test_a_source_of_weights_that_does_not_fit_is_refused(
+    in_tmp_path: Path, source: Path, overrides: list[str], fragments: tuple[str, ...]
+) -> None:
+    answer = run(train, f"model.init_from={source}", *overrides)
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    assert answer.err.startswith("error: ")
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_weights_that_cannot_be_downloaded_leave_no_run(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise URLError("no network")
+
+    home = tmp_path_factory.mktemp("torch_home")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    answer = run(train, "model=resnet18", "model.blocks.network.weights=DEFAULT")
+    assert answer.code == 2, answer.err
+    place = home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    assert answer.err.startswith("error: model.blocks.network.weights: https://")
+    assert f"no network>; expected a network, or the file at {place}" in answer.err
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_weights_of_another_hash_leave_no_run(
+    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("torch_home")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    place = home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"something else")
+    answer = run(train, "model=resnet18", "model.blocks.network.weights=DEFAULT")
+    assert answer.code == 2, answer.err
+    assert f"{place} is damaged or another file: its SHA-256 is" in answer.err
+    assert "expected f37072fd" in answer.err
+    assert not list(in_tmp_path.iterdir())

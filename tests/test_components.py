@@ -171,11 +171,11 @@ def test_an_untrusted_class_is_refused_before_it_is_imported(user_module: Callab
 
 
 def test_the_refusal_of_an_untrusted_class_prints_the_command_that_trusts_it() -> None:
-    trust = Trust(everything=False, names=("my.Other",), command="python train.py resume=runs/a")
+    trust = Trust(everything=False, names=("my.Other",), again=lambda names: f"resume=runs/a trust={names}")
     with pytest.raises(ConfigError) as caught:
         trust.check("model.blocks.mine", "my.pkg.Block")
     assert str(caught.value).startswith("model.blocks.mine: ")
-    assert str(caught.value).endswith("python train.py resume=runs/a 'trust=[my.Other,my.pkg.Block]'")
+    assert str(caught.value).endswith("resume=runs/a trust=['my.Other', 'my.pkg.Block']")
 
 
 def test_a_class_that_the_command_repeats_is_trusted(user_module: Callable[..., str]) -> None:
@@ -317,6 +317,8 @@ def test_a_value_of_the_annotated_type_is_no_problem(value: Any, hint: Any) -> N
         ("x", int | tuple[int, int], "a whole number or a list of 2"),
         ((1, 2, 3), int | tuple[int, int], "a whole number or a list of 2"),
         ((1, 0.5), tuple[int, int], "a list of 2"),
+        (3, Sequence[float] | str | None, "a list (each item a number) or a word or null"),
+        ((1, "a"), list[int], "a list (each item a whole number)"),
         ((1, "x"), tuple[int, ...], "a list"),
         ("max", Literal["mean", "sum"], "one of mean, sum"),
         ((1,), dict[str, int], "a mapping"),

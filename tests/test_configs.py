@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import composed
+from picture_folders import write_folders
 
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.check import check_config
@@ -19,6 +20,7 @@ CHOICES = [
 ]
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
+    ("data", "image_folder"): ["data.root=pictures", "data.batch_size=2", "data.test_share=0.2"],
     ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],
     ("model", "lenet"): ["data=mnist"],
     ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
@@ -34,7 +36,8 @@ def built(*overrides: str) -> tuple[Blueprint, torch.nn.Module, torch.optim.Opti
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
-def test_every_choice_builds_a_network_that_takes_the_data(group: str, choice: str) -> None:
+def test_every_choice_builds_a_network_that_takes_the_data(in_tmp_path: Path, group: str, choice: str) -> None:
+    write_folders(in_tmp_path / "pictures", {"train/cat": 6, "train/dog": 6})
     blueprint, network, _ = built(f"{group}={choice}", *COMPANIONS.get((group, choice), []))
     output_NK = network.eval()(torch.zeros(2, *blueprint.spec.input_shape))
     assert output_NK.shape == (2, blueprint.spec.classes)

@@ -1,12 +1,14 @@
 """Everything a run is made of, checked and not yet built."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
@@ -33,6 +35,7 @@ class Blueprint:
     spec: DataSpec
     data: DataSettings
     network: NetworkPlan
+    init_from: InitFrom | None
     loss: nn.Module
     optimizer: Component
     groups: dict[str, dict[str, float]]
@@ -42,6 +45,7 @@ class Blueprint:
     execution: Execution
     observers: list[Observer]
     metrics: list[Measure]
+    starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property
     def steps_per_epoch(self) -> int:

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from cnnlab.assembly.blueprint import Blueprint, build_schedule
+from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component, Kind, Trust, bind, bind_arguments
 from cnnlab.data import SOURCES
+from cnnlab.data.normalization import check_normalization
 from cnnlab.data.settings import SETTINGS, DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
@@ -49,6 +51,7 @@ KEYS = (
     "trainer",
     "observers",
 )
+MODEL_KEYS = ("init", "init_from", "freeze", "blocks")
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PROVIDED_TO_SCHEDULES = ("optimizer", "total_steps", "steps_per_epoch")
 ACTIVATIONS = (nn.Softmax, nn.Sigmoid, nn.Tanh, nn.LogSoftmax)
@@ -69,10 +72,13 @@ def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
     return component is not None and ("total_steps" in component.parameters or "total_steps" in schedule.values())
 
 
-def check_config(config: Mapping[str, Any], trust: Trust) -> Blueprint:
-    """Checks a resolved config. Raises `ConfigError` with every complaint, one a line."""
+def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None = None) -> Blueprint:
+    """Checks a resolved config. Raises `ConfigError` with every complaint, one a line.
+
+    `spec` is what a saved run knows of its data, which need not be there any more.
+    """
     complaints = Complaints()
-    checker = _Checker(config, trust, complaints)
+    checker = _Checker(config, trust, complaints, spec)
     blueprint = checker.check()
     complaints.raise_if_any()
     assert blueprint is not None
@@ -82,8 +88,11 @@ def check_config(config: Mapping[str, Any], trust: Trust) -> Blueprint:
 class _Checker:
     """Goes through the config's sections; each leaves what it could check, and its complaints."""
 
-    def __init__(self, config: Mapping[str, Any], trust: Trust, complaints: Complaints) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], trust: Trust, complaints: Complaints, spec: DataSpec | None = None
+    ) -> None:
         self.config = config
+        self.known_spec = spec
         self.trust = trust
         self.complaints = complaints
 
@@ -91,12 +100,13 @@ class _Checker:
         self._keys()
         self._run()
         source, data = self._data()
-        spec = source.describe() if source else None
+        spec = self.known_spec or (self._value(source.describe) if source else None)
         steps = self._steps_per_epoch(data, spec)
         network = self._network(spec)
+        init_from = self._init_from()
         loss = self._loss(network, spec)
         optimizer, groups = self._optimizer(network)
-        settings, execution, deterministic = self._trainer(data)
+        settings, execution, deterministic = self._trainer(data, spec)
         metrics = self._metrics(settings, spec)
         total = settings.total_steps(steps) if settings and steps else None
         length_known = settings is not None and steps is not None
@@ -125,6 +135,7 @@ class _Checker:
             spec=spec,
             data=data,
             network=network,
+            init_from=init_from,
             loss=loss,
             optimizer=optimizer,
             groups=groups,
@@ -197,6 +208,7 @@ class _Checker:
         if data is None or spec is None:
             return None
         try:
+            check_normalization(data.normalize, spec.input_shape[0])
             return data.steps_per_epoch(spec)
         except ArgumentError as error:
             self.complaints.add_error("data", error)
@@ -205,11 +217,8 @@ class _Checker:
     def _network(self, spec: DataSpec | None) -> NetworkPlan | None:
         section = self._section("model")
         for name in section:
-            if name not in ("init", "blocks"):
-                self.complaints.add(
-                    f"model.{name}",
-                    f"there is no such key;{did_you_mean(name, ('init', 'blocks'))} expected init and blocks",
-                )
+            if name not in MODEL_KEYS:
+                self.complaints.add(f"model.{name}", no_such_key(name, MODEL_KEYS))
         if spec is None:  # the blocks' own mistakes are told all the same
             Reader(self.complaints, {"classes": 2}, self.trust).read(section.get("blocks"), "model.blocks")
             return None
@@ -218,8 +227,8 @@ class _Checker:
             section.get("blocks"),
             self.complaints,
             classes=spec.classes,
-            init=section.get("init", "default"),
             trust=self.trust,
+            **{name: section[name] for name in ("init", "freeze") if name in section},
         )
         if plan and plan.output_shape != (spec.classes,):
             last = plan.layers[-1].component.key
@@ -231,6 +240,18 @@ class _Checker:
         if plan:
             self._check_memory(plan)
         return plan
+
+    def _init_from(self) -> InitFrom | None:
+        model = self.config["model"]
+        given = model.get("init_from") if isinstance(model, Mapping) else None
+        if given is None:
+            return None
+        if not isinstance(given, str | Mapping):
+            self.complaints.add("model.init_from", f"expected a path or a mapping with one, received {given!r}")
+            return None
+        settings = {"path": given} if isinstance(given, str) else given
+        init_from: InitFrom | None = self._bound(InitFrom, settings, "model.init_from")
+        return init_from
 
     def _check_memory(self, plan: NetworkPlan) -> None:
         """Weights and gradients in fp32 are the least that training needs."""
@@ -283,7 +304,7 @@ class _Checker:
         with torch.device("meta"):
             skeleton = network.build() if network else None
         if skeleton is not None:
-            names = [name for name, _ in skeleton.named_parameters()]
+            names = [name for name, parameter in skeleton.named_parameters() if parameter.requires_grad]
             if not names:
                 self.complaints.add("model.blocks", "no block has a parameter: there is nothing to train")
         before = len(self.complaints.messages)
@@ -292,7 +313,9 @@ class _Checker:
             self._value(lambda: build_optimizer(component, skeleton, checked))
         return component, checked
 
-    def _trainer(self, data: DataSettings | None) -> tuple[TrainerSettings | None, Execution | None, Any]:
+    def _trainer(
+        self, data: DataSettings | None, spec: DataSpec | None
+    ) -> tuple[TrainerSettings | None, Execution | None, Any]:
         section = self._section("trainer")
         given = section.pop("execution", None)
         if isinstance(given, Mapping):
@@ -309,8 +332,8 @@ class _Checker:
                 self.complaints.add(f"trainer.{name}", no_such_key(name, [*names, "deterministic", "execution"]))
                 del section[name]
         settings: TrainerSettings | None = self._bound(TrainerSettings, section, "trainer")
-        if settings and data:
-            self._trainer_against_data(settings, data)
+        if settings and data and spec:
+            self._trainer_against_data(settings, data, spec)
         return settings, execution, deterministic
 
     def _metrics(self, settings: TrainerSettings | None, spec: DataSpec | None) -> list[Measure]:
@@ -325,18 +348,20 @@ class _Checker:
                 self.complaints.add_error("trainer", error)
         return measures
 
-    def _trainer_against_data(self, settings: TrainerSettings, data: DataSettings) -> None:
+    def _trainer_against_data(self, settings: TrainerSettings, data: DataSettings, spec: DataSpec) -> None:
         if settings.accumulate > data.batch_size:
             self.complaints.add(
                 "trainer.accumulate",
                 f"expected at most data.batch_size={data.batch_size}, received {settings.accumulate}",
             )
-        if not data.validation.get("count") and (settings.monitor or "").endswith("/val"):
+        if not data.has_validation(spec) and (settings.monitor or "").endswith("/val"):
             self.complaints.add(
                 "trainer.monitor",
                 f"{settings.monitor} needs a validation split, but data.validation.count=0: expected "
                 f"trainer.monitor=null or a count",
             )
+        if settings.monitor_test and "test" not in spec.counts:
+            self.complaints.add("trainer.monitor_test", "the data have no test split: expected false")
 
     def _schedule(
         self, total: int | None, steps: int | None, length_known: bool

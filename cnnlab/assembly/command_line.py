@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import hydra
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.assembly.compose import CONFIGS, allow_constructor_arguments, as_given, compose_job
+from cnnlab.assembly.compose import CONFIGS, allow_constructor_arguments, compose_job
 from cnnlab.assembly.explain import explain
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
 
@@ -24,6 +25,7 @@ USER_MISTAKE, FAILURE = 2, 1
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 FULL_ERROR = "HYDRA_FULL_ERROR"
+_show_traceback = ContextVar("show_traceback", default=False)  # whether the person asked for it
 
 
 class _JobFailedError(BaseException):
@@ -40,13 +42,17 @@ def evaluate() -> None:
     _command("evaluate", _evaluate_job)
 
 
+def environment_of_jobs() -> dict[str, str]:
+    """The environment as the person left it, for processes that are started while Hydra works."""
+    return {name: value for name, value in os.environ.items() if name != FULL_ERROR or _show_traceback.get()}
+
+
 def _train_job(composed: DictConfig) -> None:
-    job = HydraConfig.get()
     overrides = _task_overrides()
     config = compose_job(composed, overrides)
     from cnnlab.assembly.training import run_training
 
-    run_training(config, overrides, f"{job.sweep.dir}/{job.job.num:03d}" if _sweeping() else None)
+    run_training(config, overrides)
 
 
 def _task_overrides() -> list[str]:
@@ -62,30 +68,23 @@ def _evaluate_job(composed: DictConfig) -> None:
     run_evaluation(composed)
 
 
-def _sweeping() -> bool:
-    return HydraConfig.get().mode is RunMode.MULTIRUN
-
-
 def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
     """Runs a Hydra application; exits 2 for a user's mistake, 1 for a failure, 128 + n after signal n."""
-    show_traceback = os.environ.get(FULL_ERROR) == "1"
+    _show_traceback.set(os.environ.get(FULL_ERROR) == "1")
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of print and exit
     failures: list[Exception] = []
 
     def task(composed: DictConfig) -> None:
-        if _sweeping():
-            number = HydraConfig.get().job.num
-            print(f"\njob {number}: {' '.join(map(as_given, _task_overrides()))}", flush=True)
-        if not show_traceback:  # not for the children of a job
+        if not _show_traceback.get():  # not for the children of a job
             del os.environ[FULL_ERROR]
         try:
             job(composed)
         except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # in this process, one job after another: on to the next
+                _tell(error)
+                raise
             failures.append(error)
-            if not _sweeping():
-                raise _JobFailedError from error
-            print(f"job {HydraConfig.get().job.num} failed: ", end="", file=sys.stderr)
-            _tell(error, show_traceback)  # and on to the next job
+            raise _JobFailedError from error
         finally:
             os.environ[FULL_ERROR] = "1"
 
@@ -97,24 +96,27 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
         sys.argv[1:] = flags + allow_constructor_arguments(rest)  # argparse takes no override behind a flag
         application()
     except _JobFailedError:
-        _tell(failures[0], show_traceback)
-    except COMPOSITION_ERRORS as error:
-        failures.append(error if isinstance(error, ConfigError) else ConfigError(explain(error, CONFIGS)))
-        _tell(failures[-1], show_traceback)
+        if isinstance(failures[0], BrokenPipeError):  # whoever read our words has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        _tell(failures[0])
+    except (*COMPOSITION_ERRORS, TrainingError) as error:
+        known = isinstance(error, ConfigError | TrainingError)
+        failures.append(error if known else ConfigError(explain(error, CONFIGS)))
+        _tell(failures[-1])
     except Interrupted as interruption:
         sys.exit(interruption.exit_status)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     finally:
-        if not show_traceback:
+        if not _show_traceback.get():
             os.environ.pop(FULL_ERROR, None)
     if failures:
         sys.exit(USER_MISTAKE if isinstance(failures[0], USER_MISTAKES) else FAILURE)
 
 
-def _tell(error: Exception, show_traceback: bool) -> None:
+def _tell(error: Exception) -> None:
     """A sentence for what a person can mend; a traceback for what only we can, or where it is asked for."""
-    if show_traceback or not isinstance(error, (*USER_MISTAKES, TrainingError)):
+    if _show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
-    message = str(error) if isinstance(error, ConfigError | TrainingError) else explain(error, CONFIGS)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {explain(error, CONFIGS)}", file=sys.stderr, flush=True)

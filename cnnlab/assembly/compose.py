@@ -18,17 +18,22 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab.assembly.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 
+OmegaConf.register_new_resolver("groups_and_choices", lambda: groups_and_choices())
+
 _GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"experiment"}
+
+INIT_FROM = ["model", "init_from"]  # no component: a word alone is its path
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
 _COMPONENT = re.compile(
-    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|data|loss|optimizer|schedule"
-    r"|trainer\.execution)\.[^=]+="
+    r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data|loss"
+    r"|optimizer|schedule|trainer\.execution)\.[^=]+="
 )
 # and these are whole components: a mapping may bring arguments that the old one has not
 _WHOLE_COMPONENT = re.compile(
@@ -49,6 +54,15 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
         f"++{argument}" if _COMPONENT.match(argument) or _WHOLE_COMPONENT.match(argument) else argument
         for argument in arguments
     ]
+
+
+def groups_and_choices() -> str:
+    """A line for each group, for `--help`."""
+    application = GlobalHydra.instance().hydra
+    assert application is not None
+    groups = [group for group in application.list_all_config_groups() if not group.startswith("hydra")]
+    choices = {group: sorted(_config_loader().get_group_options(group)) for group in sorted(groups)}
+    return "\n".join(f"{group}: {listing(summarized(names))}" for group, names in choices.items())
 
 
 def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -144,6 +158,8 @@ def _parent(config: DictConfig, path: list[str]) -> DictConfig:
     """The mapping that the last key stands in; a component given by its name alone becomes a mapping."""
     node = config
     for depth, key in enumerate(path[:-1]):
+        if key not in node and depth and path[:2] == INIT_FROM:
+            node[key] = {}  # it need not stand in the YAML
         if key not in node:
             raise _no_such_key(node, path[: depth + 1])
         child = node._get_node(key)
@@ -155,7 +171,7 @@ def _parent(config: DictConfig, path: list[str]) -> DictConfig:
                     f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is {value!r}: expected a component that "
                     f"could take {path[depth + 1]!r}"
                 )
-            node[key] = {"type": value}
+            node[key] = {"path" if path[: depth + 1] == INIT_FROM else "type": value}
         node = node[key]
     return node
 

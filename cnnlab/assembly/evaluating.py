@@ -8,8 +8,10 @@ from torch import Tensor
 
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.material import held_out_loader, read_split, read_training_data
+from cnnlab.assembly.predicting import predict_images
+from cnnlab.assembly.programs import command, trusting
 from cnnlab.assembly.reporting import Predictions, print_report, write_confusion, write_predictions
-from cnnlab.assembly.resuming import check_data
+from cnnlab.assembly.resuming import check_classes, check_data
 from cnnlab.assembly.saved import resolved, trusted_names
 from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.components import Trust
@@ -23,7 +25,7 @@ from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, no_such_key
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
-KEYS = ("run", "split", "checkpoint", "device", "tta", "top_k", "trust")
+KEYS = ("run", "split", "images", "checkpoint", "device", "tta", "top_k", "trust")
 
 
 def run_evaluation(config: DictConfig) -> None:
@@ -37,11 +39,14 @@ def run_evaluation(config: DictConfig) -> None:
     one_of("split", request["split"], ("val", "test"))
     one_of("tta", request["tta"], tuple(VIEWS))
     path = Path(str(request["run"]))
-    trust = Trust(False, trusted_names(request["trust"]), f"python evaluate.py run={path}")
+    trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust)
     top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
     make_deterministic(run.blueprint.deterministic)
-    _evaluate_split(run, request["split"], request["tta"], top_k)
+    if request["images"] is not None:
+        predict_images(run, Path(str(request["images"])), request["tta"])
+    else:
+        _evaluate_split(run, request["split"], request["tta"], top_k)
 
 
 def _top_k(given: Any, classes: int) -> int:
@@ -58,7 +63,7 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
     outputs = collect(run.network(), loader, blueprint.execution, VIEWS[tta])
     predictions = _predictions(blueprint, outputs)
     class_names = blueprint.spec.class_names
-    confusion_KK = confusion_matrix(predictions.probability_NK, predictions.target_N)
+    confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
     result = {
         "split": split,
         "checkpoint": run.checkpoint.folder.name,
@@ -66,13 +71,13 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
         "tta": tta,
         "loss": predictions.loss,
         "accuracy": predictions.accuracy,
-        **_named_metrics(blueprint, outputs),
-        **report(predictions.probability_NK, predictions.target_N, class_names, top_k),
+        "metrics": _named_metrics(blueprint, outputs),
+        **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
     }
     name = f"{split}-{run.checkpoint.folder.name}" + ("" if tta == "none" else f"-{tta}")
     written = [
         run.directory.write_json(f"evaluation-{name}.json", result),
-        write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names),
+        write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, _paths(run, split)),
         write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
         _draw_confusion(run, name, confusion_KK, f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"),
     ]
@@ -83,8 +88,11 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
 def _read(run: SavedRun, split: str) -> Pictures:
     """The split's pictures. Raises `ConfigError` where they are not those of the run."""
     blueprint = run.blueprint
-    if split == "val" and blueprint.data.validation_count == 0:
+    if split == "val" and not blueprint.data.has_validation(blueprint.spec):
         raise ConfigError("split: the run has no validation split: expected test, received 'val'")
+    if split == "test" and "test" not in blueprint.spec.counts:
+        raise ConfigError("split: the run's data have no test split: expected split=val, received 'test'")
+    check_classes(run.checkpoint, blueprint.source.describe().class_names)
     blueprint.source.check()
     if split == "val":
         data = read_training_data(blueprint)
@@ -97,11 +105,18 @@ def _read(run: SavedRun, split: str) -> Pictures:
     return pictures
 
 
+def _paths(run: SavedRun, split: str) -> list[str] | None:
+    """The split's files, where its pictures are files; carved validation pictures count among those that train."""
+    carved = split == "val" and "val" not in run.blueprint.spec.counts
+    return run.blueprint.source.paths("train" if carved else split)
+
+
 def _predictions(blueprint: Blueprint, outputs: Outputs) -> Predictions:
     loss = blueprint.loss.cpu()
     return Predictions(
         outputs.index_N,
         outputs.target_N,
+        outputs.output_NK,
         probabilities(loss, outputs.output_NK),
         loss_of_each(loss, outputs.output_NK, outputs.target_N),
     )

@@ -8,11 +8,16 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from cnnlab.runtime.errors import did_you_mean, first_line, listing, no_such_key
+from cnnlab.assembly.torchvision_models import summarized
+from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, first_line, listing, no_such_key
+
+OPEN = ("model.blocks", "observers", "metrics")  # mappings whose keys are the person's own
 
 
 def explain(error: Exception, configs: Path) -> str:
-    """The message for an error of composition; `configs` is where the groups lie."""
+    """The message for an error; ours come with one, Hydra's get one. `configs` is where the groups lie."""
+    if isinstance(error, ConfigError | TrainingError):
+        return str(error)
     cause = error.__cause__
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
@@ -20,6 +25,9 @@ def explain(error: Exception, configs: Path) -> str:
         return f"{place}: expected YAML, but {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
         given = str(error.override).removeprefix("++")
+        function = re.search(r"while evaluating '.*': (.+)", str(error))
+        if function:  # choice() and the like
+            return f"{given}: {function[1]}"
         return f"{given}: cannot be read: {first_line(error)}; expected KEY=VALUE, with quotes around braces"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(str(error.missing_cfg_file), list(error.options or []), configs)
@@ -41,13 +49,14 @@ def explain(error: Exception, configs: Path) -> str:
 
 
 def _no_such_choice(missing: str, options: list[str], configs: Path) -> str:
-    group, _, name = missing.partition("/")
-    if not name:
+    parts = re.fullmatch(r"((?:hydra/)?[^/]+)/(.+)", missing)
+    if not parts:
         return f"there is no config {missing!r} in {configs}"
+    group, name = parts.groups()
     # Hydra lists one folder, the person's own among them; the files of folders within ours are legal too
     own = [path.relative_to(configs / group).with_suffix("").as_posix() for path in (configs / group).rglob("*.yaml")]
     legal = sorted({*own, *options})
-    return f"{group}: there is no {name!r};{did_you_mean(name, legal)} expected one of {listing(legal)}"
+    return f"{group}: there is no {name!r};{did_you_mean(name, legal)} expected one of {listing(summarized(legal))}"
 
 
 def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
@@ -58,4 +67,5 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
         return f"{key}: {first_line(cause)}"
     if "." not in key and "data" in names:  # at the top, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
-    return f"{key}: {no_such_key(cause.key, names)}"
+    hint = f"; '+{key}=…' adds one" if key.rpartition(".")[0] in OPEN else ""
+    return f"{key}: {no_such_key(cause.key, names)}{hint}"

@@ -1,5 +1,6 @@
 """A blueprint's splits, loaders and networks: what training and evaluation both need."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,19 +25,29 @@ class TrainingData:
     val: Pictures
     normalization: Normalization
     class_counts: list[int]  # of the training pictures
-    digest: str  # of the whole file's pictures and labels, before any split
+    digest: str  # of all pictures and labels that train or validate, before any split is carved
 
 
 def read_training_data(blueprint: Blueprint) -> TrainingData:
-    """Reads, carves and measures the training split. Raises `ConfigError` for labels outside the classes."""
+    """Reads the training and validation pictures and measures the former. Raises `ConfigError`.
+
+    Validation is the source's own split where it has one, and is carved out of the training pictures elsewhere.
+    """
     everything = read_split(blueprint, "train")
-    settings = blueprint.data
-    kept, carved = carve(everything.y_N, settings.validation_count, settings.validation_from, settings.split_seed)
+    settings, spec = blueprint.data, blueprint.spec
+    count = settings.carved_count(spec)
+    kept, carved = carve(everything.y_N, count, settings.validation_from, settings.split_seed)
+    digest = everything.digest()
+    if "val" in spec.counts:
+        val = read_split(blueprint, "val")
+        digest = hashlib.sha256(f"{digest} {val.digest()}".encode()).hexdigest()
+    else:
+        val = everything.select(carved)
     train = everything.select(kept[: settings.limit])
     normalization = Normalization.fit(settings.normalize, train.x_NCHW)
     class_counts = torch.bincount(train.y_N, minlength=blueprint.spec.classes).tolist()
     fit_loss(blueprint, class_counts)
-    return TrainingData(train, everything.select(carved), normalization, class_counts, everything.digest())
+    return TrainingData(train, val, normalization, class_counts, digest)
 
 
 def fit_loss(blueprint: Blueprint, class_counts: Sequence[int]) -> None:
@@ -48,8 +59,23 @@ def fit_loss(blueprint: Blueprint, class_counts: Sequence[int]) -> None:
             raise ConfigError(f"loss.{error}") from error
 
 
+def describe_splits(blueprint: Blueprint) -> str:
+    """One line: how many pictures each split has and where they come from."""
+    data, spec = blueprint.data, blueprint.spec
+    counts, origins = {"train": data.train_count(spec)}, dict(spec.origins)
+    carved = data.carved_count(spec)
+    if carved:
+        counts["val"] = carved
+        origins["val"] = f"carved out of train, {data.validation_from}"
+    counts |= {split: count for split, count in spec.counts.items() if split != "train"}
+    parts = [
+        f"{split} {count:,}" + (f" ({origins[split]})" if split in origins else "") for split, count in counts.items()
+    ]
+    return f"pictures: {', '.join(parts)}" + ("" if "test" in counts else "; no test split")
+
+
 def read_split(blueprint: Blueprint, split: str) -> Pictures:
-    """All pictures of the source's `train` or `test` split, checked against what it described."""
+    """All pictures of one of the source's own splits, checked against what it described. Raises `ConfigError`."""
     pictures = blueprint.source.read(split)
     spec = blueprint.spec
     if len(pictures) != spec.counts[split] or tuple(pictures.x_NCHW.shape[1:]) != spec.input_shape:
@@ -73,6 +99,7 @@ def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normal
         blueprint.data.batch_size,
         device=blueprint.device,
         shuffle=True,
+        balanced=blueprint.data.sampling == "balanced",
         drop_last=blueprint.data.drop_last,
         seed=blueprint.seed,
     )
@@ -106,4 +133,5 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, trained: bool = 
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ConfigError(f"checkpoint: {checkpoint.folder} holds another network: {'; '.join(differences[:5])}{more}")
-    network.load_state_dict(saved)
+    own.update(saved)  # with the versions of torchvision's modules, which some of them ask for
+    network.load_state_dict(own)

@@ -16,21 +16,28 @@ from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.metrics import rank_of_label
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
+MOST_PICTURES = 10  # of an unlabelled folder, in the terminal
 MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of each picture: `probability_NK`, and the loss of each, `loss_N`."""
+    """What a network said of each picture: its outputs, what they mean as `probability_NK`, and the loss of each."""
 
     index_N: Tensor
     target_N: Tensor
+    output_NK: Tensor
     probability_NK: Tensor
     loss_N: Tensor
 
     @property
+    def predicted(self) -> Tensor:
+        """The class with the largest output, (N,)."""
+        return self.output_NK.argmax(1)
+
+    @property
     def accuracy(self) -> float:
-        return float((self.probability_NK.argmax(1) == self.target_N).double().mean())
+        return float((self.predicted == self.target_N).double().mean())
 
     @property
     def loss(self) -> float:
@@ -54,23 +61,56 @@ def write_predictions(
     writer = csv.writer(text, lineterminator="\n")
     where = ["index"] if paths is None else ["index", "path"]
     writer.writerow([*where, "label", "prediction", "probability", "loss", "rank", *(f"p({name})" for name in every)])
-    best_N = predictions.probability_NK.max(1)
     columns = zip(
         predictions.index_N.tolist(),
         predictions.target_N.tolist(),
-        best_N.indices.tolist(),
-        best_N.values.tolist(),
+        predictions.predicted.tolist(),
+        predictions.probability_NK.amax(1).tolist(),
         predictions.loss_N.tolist(),
-        rank_of_label(predictions.probability_NK, predictions.target_N).tolist(),
+        rank_of_label(predictions.output_NK, predictions.target_N).tolist(),
         predictions.probability_NK.tolist() if every else [()] * len(predictions.index_N),
         strict=True,
     )
     for index, label, prediction, probability, loss, rank, probability_K in columns:
         where = [index] if paths is None else [index, paths[index]]
-        numbers = [f"{number:.9g}" for number in (probability, loss)]
+        numbers = [f"{number + 0.0:.9g}" for number in (probability, loss)]  # + 0: no −0
         row = [*where, class_names[label], class_names[prediction], *numbers, rank]
         writer.writerow([*row, *(f"{number:.9g}" for number in probability_K)])
     return directory.write_text(name, text.getvalue())
+
+
+def write_image_predictions(
+    directory: RunDirectory, name: str, paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+) -> Path:
+    """One line a picture without a label: path, prediction, its probability; up to 100 classes, those of all."""
+    every = class_names if len(class_names) <= MOST_PROBABILITIES else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "prediction", "probability", *(f"p({name})" for name in every)])
+    for path, probability_K in zip(paths, probability_NK, strict=True):
+        best = int(probability_K.argmax())
+        numbers = [probability_K[best], *(probability_K if every else ())]
+        writer.writerow([path, class_names[best], *(f"{float(number):.9g}" for number in numbers)])
+    return directory.write_text(name, text.getvalue())
+
+
+def print_predictions(
+    counts: Mapping[str, int], paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+) -> None:
+    """How many pictures each class was given, and the first of them one by one."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("picture")
+    table.add_column("prediction")
+    table.add_column("probability", justify="right")
+    for path, probability_K in list(zip(paths, probability_NK, strict=True))[:MOST_PICTURES]:
+        best = int(probability_K.argmax())
+        table.add_row(path, class_names[best], f"{float(probability_K[best]):.4f}")
+    console.print(table)
+    if len(paths) > MOST_PICTURES:
+        print(f"and {len(paths) - MOST_PICTURES:,} more")
+    given = sorted(counts.items(), key=lambda item: -item[1])
+    print("predicted: " + ", ".join(f"{name} {count:,}" for name, count in given[:MOST_CLASSES]))
 
 
 def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:
@@ -93,6 +133,9 @@ def print_report(result: Mapping[str, Any], step: int) -> None:
     )
     [(k, share)] = result["top_k"].items()
     print(f"top-{k} accuracy {share:.4f}, expected calibration error {result['calibration_error']:.4f}")
+    shown = {name: value for name, value in result["metrics"].items() if "." not in name}
+    if shown:
+        print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     console.print(_class_table(result))
     if result["most_confused"]:
         console.print(_confused_table(result["most_confused"]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.check import check_config, schedule_depends_on_length
 from cnnlab.assembly.compose import apply_overrides, as_given, value_overrides
+from cnnlab.assembly.programs import command, trusting
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import load_saved_config, resolved
 from cnnlab.components import Trust
@@ -59,7 +61,7 @@ def take_up(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> R
     _check_changes(changes, before)
     apply_overrides(config, changes)
     after = resolved(config)
-    blueprint = check_config(after, Trust(False, trusted, f"python train.py resume={path}"))
+    blueprint = check_config(after, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
     _check_length(blueprint, before, after)
     given: Any = OmegaConf.load(path / "overrides.yaml") if (path / "overrides.yaml").is_file() else []
     return Resumption(directory, config, [*map(str, given), *(as_given(str(c.input_line)) for c in changes)], blueprint)
@@ -107,6 +109,21 @@ def check_data(checkpoint: Checkpoint | None, digest: str) -> None:
             f"data: the pictures or labels are not those that the run was trained with (SHA-256 {then[:12]}… then, "
             f"{digest[:12]}… now): expected the same data"
         )
+
+
+def check_classes(checkpoint: Checkpoint | None, class_names: Sequence[str]) -> None:
+    """Raises `ConfigError` with the first difference where the data's classes or their order are not the run's."""
+    then = list(checkpoint.meta["class_names"] if checkpoint else class_names)
+    for number, (old, new) in enumerate(zip_longest(then, class_names)):
+        if old != new:
+            raise ConfigError(
+                f"data: class {number} was {_shown(old)} in the run and is {_shown(new)} now ({len(then)} and "
+                f"{len(class_names)} classes): expected the same classes in the same order"
+            )
+
+
+def _shown(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
 
 
 def changes_of_environment(checkpoint: Checkpoint | None, now: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,8 @@
 """A run's directory: made exclusively, locked while a process works in it."""
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -19,12 +21,14 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made: list[Path] = []  # innermost first
         self._lock: TextIO | None = None
 
     @classmethod
     def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
         """Makes the directory `wanted`, or one of a name of its own under `runs/NAME`."""
         path = wanted or RUNS / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(exist_ok=False)
@@ -37,6 +41,7 @@ class RunDirectory:
                 f"run_dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
             ) from error
         directory = cls(path)
+        directory._made = made
         directory.lock()
         return directory
 
@@ -71,6 +76,14 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
+    def discard(self) -> None:
+        """Removes the directory in which nothing was written yet, and the empty folders that were made around it."""
+        self.release()
+        (self.path / ".lock").unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # another run has begun in it
+                folder.rmdir()
+
     def write_text(self, name: str, text: str) -> Path:
         """Replaces a file at once: it is the old one or the new one."""
         temporary = self.path / f".{name}.tmp"
@@ -88,3 +101,19 @@ class RunDirectory:
         content = json.loads(path.read_text())
         assert isinstance(content, dict)
         return content
+
+
+def make_sweep_directory(wanted: Path) -> Path:
+    """Makes `wanted`, or `wanted_2`, … where that is taken: two sweeps never share one. Raises `ConfigError`."""
+    for number in itertools.count(1):
+        path = wanted if number == 1 else Path(f"{wanted}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"hydra.sweep.dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
+            ) from error
+        break
+    return path

@@ -1,4 +1,7 @@
-"""A run that is there, opened for use: its config checked, its checkpoint verified, nothing written."""
+"""A run that is there, opened for use: its config checked, its checkpoint verified, nothing written.
+
+What it has to know of its data stands in the checkpoint: they need not be there.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import load_saved_config, resolved
 from cnnlab.components import Trust
 from cnnlab.data.normalization import Normalization
+from cnnlab.data.source import DataSpec
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 
 
@@ -28,9 +32,11 @@ class SavedRun:
         """`checkpoint` is `best`, `last` or a step. Raises `ConfigError`."""
         directory = RunDirectory.open(path, "run")
         saved = resolved(load_saved_config(path / "config.yaml"))
-        blueprint = check_config({**saved, "device": device}, trust)
         found = Checkpoints(path / "checkpoints").resolve(checkpoint)
-        fit_loss(blueprint, found.meta["class_counts"])
+        meta = found.meta
+        spec = DataSpec(tuple(meta["input_shape"]), meta["counts"], tuple(meta["class_names"]))
+        blueprint = check_config({**saved, "device": device}, trust, spec)
+        fit_loss(blueprint, meta["class_counts"])
         return cls(directory, blueprint, found)
 
     @property

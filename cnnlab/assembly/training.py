@@ -1,13 +1,11 @@
 """One run, from a composed config to `summary.json`."""
 
 import io
-import os
-import shutil
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from cnnlab.assembly.check import check_config
 from cnnlab.assembly.compose import as_given
 from cnnlab.assembly.material import (
     TrainingData,
+    describe_splits,
     held_out_loader,
     load_network,
     load_weights,
@@ -28,9 +27,17 @@ from cnnlab.assembly.material import (
     read_training_data,
     train_loader,
 )
-from cnnlab.assembly.resuming import Resumption, changes_of_environment, check_data, take_up
+from cnnlab.assembly.programs import command, program
+from cnnlab.assembly.resuming import (
+    Resumption,
+    changes_of_environment,
+    check_classes,
+    check_data,
+    take_up,
+)
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import resolved, trusted_names
+from cnnlab.assembly.starting_weights import put_in, read_starting_weights
 from cnnlab.components import Trust
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.ema import EMA
@@ -48,39 +55,59 @@ from cnnlab.runtime.randomness import derive, seed_generators
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
 
 
-def run_training(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> None:
-    """Trains or resumes. Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`."""
+def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
+    """Trains or resumes; returns the run's directory, or None where only the table was wanted.
+
+    Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
+    """
     trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
     trusted = trusted_names(trust)
     if config.resume is not None:
-        _resume(take_up(Path(str(config.resume)), overrides, trusted))
-        return
+        return _resume(take_up(Path(str(config.resume)), overrides, trusted))
     blueprint = check_config(resolved(config), Trust())
-    print(_table_text(blueprint))
+    _print_plan(blueprint)
     if blueprint.settings.max_steps == 0:
-        return
+        return None
     blueprint.source.check()
-    wanted = blueprint.run_dir or (Path(job_directory) if job_directory else None)
-    directory = RunDirectory.create(blueprint.name, wanted)
+    blueprint = _with_starting_weights(blueprint)
+    directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
+    try:
+        data = read_training_data(blueprint)
+        if "test" in blueprint.spec.counts:
+            read_split(blueprint, "test")  # a damaged test picture is told now, not after the training
+    except BaseException:
+        directory.discard()
+        raise
     with _failures_in_summary(directory):
         _write_config(directory, config, overrides)
-        _run(blueprint, directory, resolved(config), read_training_data(blueprint), None)
+        _run(blueprint, directory, resolved(config), data, None)
+    return directory.path
 
 
-def _resume(run: Resumption) -> None:
-    print(_table_text(run.blueprint))
-    run.blueprint.source.check()
+def _resume(run: Resumption) -> Path:
+    blueprint = run.blueprint
+    _print_plan(blueprint)
+    blueprint.source.check()
     run.directory.lock()
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
-        data = read_training_data(run.blueprint)
+        check_classes(checkpoint, blueprint.spec.class_names)
+        if checkpoint is None:
+            blueprint = _with_starting_weights(blueprint)
+        data = read_training_data(blueprint)
         check_data(checkpoint, data.digest)
     except ConfigError:
         run.directory.release()
         raise
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config, run.overrides)
-        _run(run.blueprint, run.directory, resolved(run.config), data, checkpoint)
+        _run(blueprint, run.directory, resolved(run.config), data, checkpoint)
+    return run.directory.path
+
+
+def _with_starting_weights(blueprint: Blueprint) -> Blueprint:
+    weights = read_starting_weights(blueprint.network, blueprint.init_from, blueprint.data.normalize)
+    return replace(blueprint, starting_weights=weights)
 
 
 def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -90,6 +117,15 @@ def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequen
     saved.run_dir = None
     directory.write_text("config.yaml", OmegaConf.to_yaml(saved, resolve=False))
     directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([as_given(one) for one in overrides])))
+
+
+def _print_plan(blueprint: Blueprint) -> None:
+    """The network and the data that a run is going to use."""
+    print(_table_text(blueprint))
+    print(describe_splits(blueprint))
+    for note in blueprint.source.notes():
+        print(note)
+    print()
 
 
 def _table_text(blueprint: Blueprint) -> str:
@@ -145,13 +181,13 @@ def _run(
             status = _fit(trainer, blueprint)
             summary = _summary(status, trainer)
             directory.write_json("summary.json", summary)
-            if status == "completed":
+            if status == "completed" and "test" in blueprint.spec.counts:
                 summary["test"] = _measure_test(blueprint, directory, data, trainer, observers)
                 directory.write_json("summary.json", summary)
             observers.log(Finished(_final_metrics(summary)))
         finally:
             observers.close()
-    _say_goodbye(summary, directory)
+    _say_goodbye(summary, directory, blueprint)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
 
@@ -186,6 +222,7 @@ def _build_trainer(
             "input_shape": blueprint.spec.input_shape,
             "class_names": blueprint.spec.class_names,
             "class_counts": data.class_counts,
+            "counts": blueprint.spec.counts,
         },
         meter=blueprint.meter(),
         interrupted=lambda: bool(stopped_by),
@@ -213,6 +250,8 @@ def _build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learn
     network = blueprint.network.build()
     if checkpoint:
         load_weights(network, checkpoint, trained=True)
+    else:
+        put_in(network, blueprint.starting_weights)
     network_on_device = blueprint.execution.place(network, blueprint.device)
     ema = EMA(network_on_device, blueprint.settings.ema) if blueprint.settings.ema is not None else None
     if ema and checkpoint:
@@ -292,6 +331,7 @@ def _summary(status: str, trainer: Trainer) -> dict[str, Any]:
         "epoch": trainer.epoch,
         "best": {
             "monitor": settings.monitor,
+            "lower_is_better": trainer.lower_is_better,
             "step": progress.best_step,
             "epoch": progress.best_epoch,
             **progress.best_values,
@@ -322,23 +362,16 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory) -> None:
-    path = directory.path
+def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory, blueprint: Blueprint) -> None:
+    path, has_test = directory.path, "test" in blueprint.spec.counts
     best, test = summary["best"], summary.get("test")
     if test:
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
+    elif not has_test:
+        print("\nthe data have no test split: no accuracy was measured on pictures that chose nothing")
     print(f"{summary['status']}: {path}")
-    python = _program("python", Path(sys.executable))
     if summary["status"] == "interrupted":
-        print(f"  go on      {python} train.py resume={path}")
-    print(
-        f"  curves     {_program('tensorboard', Path(sys.executable).with_name('tensorboard'))} --logdir {path.parent}"
-    )
-    if best["step"] is not None:
-        print(f"  evaluate   {python} evaluate.py run={path}")
-
-
-def _program(name: str, ours: Path) -> str:
-    """How to call this environment's program here: by its name, or by its path where the name is another's."""
-    found = shutil.which(name)
-    return name if found and Path(found).absolute() == ours.absolute() else os.path.relpath(ours)
+        print(f"  go on      {command('train')} resume={path}")
+    print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
+    if best["step"] is not None and (has_test or blueprint.data.has_validation(blueprint.spec)):
+        print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")

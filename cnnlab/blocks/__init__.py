@@ -18,6 +18,8 @@ from cnnlab.blocks.pooling import (
     GlobalMaxPool,
     MaxPool,
 )
+from cnnlab.blocks.shortcut import ZeroPadShortcut
+from cnnlab.blocks.torchvision_networks import torchvision_network
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "conv": Conv,
@@ -43,4 +45,6 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "linear": Linear,
     "residual": Residual,
     "sequence": Sequence,
+    "zero_pad_shortcut": ZeroPadShortcut,
+    "torchvision": torchvision_network,
 }

@@ -7,12 +7,17 @@ else happens (`check`), and reads one split at a time.
 from collections.abc import Callable
 
 from cnnlab.data.digits import Digits
-from cnnlab.data.mnist import KMNIST, MNIST, FashionMNIST
+from cnnlab.data.image_folder import ImageFolder
 from cnnlab.data.source import Source
+from cnnlab.data.torchvision_sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": Digits,
     "mnist": MNIST,
     "fashion_mnist": FashionMNIST,
     "kmnist": KMNIST,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "svhn": SVHN,
+    "image_folder": ImageFolder,
 }

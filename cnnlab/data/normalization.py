@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NORMALIZATIONS = ("standardize", "unit", "none")
+from cnnlab.runtime.errors import ArgumentError
+
+NORMALIZATIONS = ("standardize", "unit", "none", "imagenet")
+# of ImageNet's training pictures, red, green, blue, in units of 0…1; what torchvision's networks were trained with
+# (github.com/pytorch/vision, references/classification/presets.py)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_SD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,18 @@ class Normalization:
 
     @classmethod
     def fit(cls, kind: str, x_NCHW: Tensor) -> "Normalization":
-        """`standardize` measures mean and sd of the training pictures, `unit` maps to [0, 1], `none` to 0…255."""
+        """`standardize` measures mean and sd of the training pictures, `unit` maps to [0, 1], `none` to 0…255.
+
+        `imagenet` takes ImageNet's, for grey pictures their means over the three channels. Raises `ArgumentError`.
+        """
         channels = x_NCHW.shape[1]
+        check_normalization(kind, channels)
+        if kind == "imagenet":
+            mean, sd = (
+                tuple(255 * value for value in (stats if channels == 3 else [sum(stats) / 3]))
+                for stats in (IMAGENET_MEAN, IMAGENET_SD)
+            )
+            return cls(mean, sd)
         if kind == "standardize":
             # exact integer sums: neither the order of the pictures nor the thread count moves a bit
             counts_C256 = torch.stack(
@@ -39,3 +55,9 @@ class Normalization:
         sd_C = torch.tensor(self.sd_C, dtype=torch.float64)
         shift_C11, scale_C11 = (-mean_C / sd_C)[:, None, None], (1 / sd_C)[:, None, None]
         return shift_C11.float().to(device), scale_C11.float().to(device)
+
+
+def check_normalization(kind: str, channels: int) -> None:
+    """Raises `ArgumentError` where pictures of so many channels cannot be normalised so."""
+    if kind == "imagenet" and channels not in (1, 3):
+        raise ArgumentError("normalize", f"imagenet is for pictures of 1 channel or 3, and these have {channels}")

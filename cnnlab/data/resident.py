@@ -11,14 +11,17 @@ from cnnlab.data.source import Pictures
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive
 
+SAMPLINGS = ("shuffle", "balanced")
+
 
 class ResidentLoader:
     """Batches of one split, in an order that is a pure function of (seed, epoch).
 
     `batch_size` is over all ranks; every rank draws the same order and takes every `world_size`-th picture of each
-    batch. `drop_last` leaves out the pictures that fill no whole batch. Position within the epoch is an integer
-    (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest of the current epoch; then
-    `set_epoch` starts another.
+    batch. `shuffle` takes each picture once an epoch; with `balanced` as well, an epoch is as long, and has each class
+    as often as any other (`balanced_order`). `drop_last` leaves out the pictures that fill no whole batch. Position
+    within the epoch is an integer (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest
+    of the current epoch; then `set_epoch` starts another.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class ResidentLoader:
         *,
         device: torch.device,
         shuffle: bool,
+        balanced: bool = False,
         drop_last: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -40,6 +44,7 @@ class ResidentLoader:
         self.shift_C11, self.scale_C11 = normalization.tensors(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.balanced = balanced
         self.drop_last = drop_last
         self.seed = seed
         self.rank = rank
@@ -71,6 +76,8 @@ class ResidentLoader:
         """(pictures,) int64 rows in the order of that epoch, the same on every device."""
         if not self.shuffle:
             return torch.arange(len(self.y_N))
+        if self.balanced:
+            return balanced_order(self.y_N.cpu(), self.seed, epoch)
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
         return torch.randperm(len(self.y_N), generator=generator)
 
@@ -85,3 +92,41 @@ class ResidentLoader:
     def _batch(self, rows: Tensor) -> Batch:
         x_NCHW = torch.addcmul(self.shift_C11, self.x_NCHW[rows].float(), self.scale_C11)
         return Batch(x_NCHW, self.y_N[rows], self.index_N[rows])
+
+
+def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:
+    """(N,) int64 rows of an epoch in which each class that has a picture comes as often as any other, ± 1.
+
+    The epoch goes in rounds; in each, every class gives one picture, in an order drawn anew: so any beginning of it
+    is balanced, whatever `drop_last` cuts off. Each class goes through permutations of its own pictures without
+    end and goes on in the next epoch where it stopped, so that no picture comes again before all others of its class
+    did. The pictures over at the end are given by other classes from epoch to epoch.
+    """
+    labels, class_N, sizes = y_N.unique(return_inverse=True, return_counts=True)
+    count = len(labels)
+    rounds, rest = divmod(len(y_N), count)
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    whole = torch.rand(rounds, count, generator=generator).argsort(stable=True).flatten()
+    last = ((torch.arange(rest) + epoch * rest) % count)[torch.randperm(rest, generator=generator)]
+    giver_N = torch.cat([whole, last])
+    order = torch.empty_like(giver_N)
+    rows_by_class = class_N.argsort(stable=True).split(sizes.tolist())
+    places_by_class = giver_N.argsort(stable=True).split(giver_N.bincount(minlength=count).tolist())
+    for number, label in enumerate(labels.tolist()):
+        given_before = (
+            epoch * rounds - (number - epoch * rest) // count
+        )  # ⌈(epoch · rest − number) / count⌉ at the ends
+        places = places_by_class[number]
+        order[places] = _stream(rows_by_class[number], given_before, len(places), seed, label)
+    return order
+
+
+def _stream(rows: Tensor, start: int, count: int, seed: int, label: int) -> Tensor:
+    """`count` rows of a class from position `start` of its endless row of permutations."""
+    first, last = start // len(rows), (start + count - 1) // len(rows)
+    permutations = [
+        rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive(seed, "class", label, number)))]
+        for number in range(first, last + 1)
+    ]
+    skipped = start - first * len(rows)
+    return torch.cat(permutations)[skipped : skipped + count]

@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cnnlab.data.normalization import NORMALIZATIONS
+from cnnlab.data.resident import SAMPLINGS
 from cnnlab.data.source import DataSpec
-from cnnlab.data.splits import check_validation
+from cnnlab.data.splits import check_validation, part_of
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean
 
@@ -16,7 +17,9 @@ class DataSettings:
     """How a source's pictures become batches. Raises `ArgumentError`.
 
     `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first pictures of the training
-    split, after validation was carved.
+    split, after validation was carved. `validation.count` is a number of training pictures or a share of them in
+    (0, 1); a source that brings a validation split of its own has none carved. `sampling` is `shuffle`, or `balanced`
+    for every class as often as any other.
     """
 
     batch_size: int
@@ -26,6 +29,7 @@ class DataSettings:
     split_seed: int
     validation: Mapping[str, Any]
     normalize: str
+    sampling: str = "shuffle"
 
     def __post_init__(self) -> None:
         integer("batch_size", self.batch_size, 1)
@@ -34,16 +38,29 @@ class DataSettings:
         if self.limit is not None:
             integer("limit", self.limit, 1)
         one_of("normalize", self.normalize, NORMALIZATIONS)
+        one_of("sampling", self.sampling, SAMPLINGS)
         for name in self.validation:
             if name not in ("count", "from"):
                 raise ArgumentError(
                     f"validation.{name}",
                     f"there is no such key;{did_you_mean(name, ('count', 'from'))} expected count and from",
                 )
+        try:
+            check_validation(self.validation.get("count", 0), self.validation_from)
+        except ArgumentError as error:
+            raise ArgumentError(f"validation.{error.argument}", error.message) from error
 
-    @property
-    def validation_count(self) -> int:
-        return int(self.validation.get("count", 0))
+    def has_validation(self, spec: DataSpec) -> bool:
+        return "val" in spec.counts or bool(self.validation.get("count"))
+
+    def carved_count(self, spec: DataSpec) -> int:
+        """How many training pictures are held out for validation. Raises `ArgumentError` where none would be left."""
+        if "val" in spec.counts:
+            return 0
+        try:
+            return part_of(self.validation.get("count", 0), spec.counts["train"])
+        except ArgumentError as error:
+            raise ArgumentError(f"validation.{error.argument}", error.message) from error
 
     @property
     def validation_from(self) -> str:
@@ -51,16 +68,13 @@ class DataSettings:
 
     def train_count(self, spec: DataSpec) -> int:
         """How many pictures train. Raises `ArgumentError` where that leaves no whole batch."""
-        try:
-            check_validation(self.validation.get("count", 0), self.validation_from, spec.counts["train"])
-        except ArgumentError as error:
-            raise ArgumentError(f"validation.{error.argument}", error.message) from error
-        available = spec.counts["train"] - self.validation_count
+        carved = self.carved_count(spec)
+        available = spec.counts["train"] - carved
         if self.limit is not None and self.limit > available:
             raise ArgumentError(
                 "limit",
                 f"expected at most {available} ({spec.counts['train']} training pictures − "
-                f"{self.validation_count} for validation), received {self.limit}",
+                f"{carved} for validation), received {self.limit}",
             )
         count = available if self.limit is None else self.limit
         if self.drop_last and self.batch_size > count:

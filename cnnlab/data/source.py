@@ -2,22 +2,28 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from cnnlab.data.picture_files import PictureReader
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """What can be said of a data set without reading a picture.
 
-    `input_shape` is (C, H, W); `counts` are pictures by split, `train` before any validation split is carved.
+    `input_shape` is (C, H, W); `counts` are pictures by split, `train` before any validation split is carved. `val`
+    is among them where the data set brings a validation split of its own, and `test` where there is a test split.
+    `origins` says in a few words where a split comes from, where that is worth a word.
     """
 
     input_shape: tuple[int, int, int]
     counts: dict[str, int]
     class_names: tuple[str, ...]
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -54,7 +60,7 @@ class Pictures:
 
 
 class Source(ABC):
-    """A data set with a `train` and a `test` split."""
+    """A data set with a `train` split, mostly a `test` split, and sometimes a `val` split of its own."""
 
     @abstractmethod
     def describe(self) -> DataSpec:
@@ -65,4 +71,21 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, split: str) -> Pictures:
-        """All pictures of `train` or `test`."""
+        """All pictures of one of the splits that `describe` counts."""
+
+    def paths(self, split: str) -> list[str] | None:
+        """The files of a split, relative to the data's root, where each picture is a file; None elsewhere.
+
+        `paths(split)[i]` is the picture whose `index_N` in `read(split)` is i. A validation split that was carved out
+        of the training pictures keeps their indices: its files are among `paths("train")`.
+        """
+        return None
+
+    def reader(self) -> PictureReader:
+        """What turns any picture file into a picture of this source's input shape, as a prediction needs it."""
+        channels, height, width = self.describe().input_shape
+        return PictureReader((height, width), channels)
+
+    def notes(self) -> list[str]:
+        """Sentences about what was found and left out, told when a run starts."""
+        return []

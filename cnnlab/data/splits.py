@@ -3,20 +3,30 @@
 import torch
 from torch import Tensor
 
-from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.checks import one_of
 from cnnlab.runtime.errors import ArgumentError
 from cnnlab.runtime.randomness import derive
 
 
-def check_validation(count: int, where: str, available: int) -> None:
-    """Raises `ArgumentError` for a split that cannot be carved from `available` pictures."""
-    integer("count", count, 0)
-    one_of("from", where, ("random", "end"))
-    if count >= available:
+def check_validation(count: float, where: str) -> None:
+    """Raises `ArgumentError` for what says of no split how large it is or where it is carved."""
+    is_number = isinstance(count, int | float) and not isinstance(count, bool)
+    if not is_number or count < 0 or (isinstance(count, float) and not 0 < count < 1):
         raise ArgumentError(
-            "count",
-            f"expected fewer than the {available} training pictures, received {count}",
+            "count", f"expected a whole number ≥ 0 or a share of the pictures in (0, 1), received {count!r}"
         )
+    one_of("from", where, ("random", "end"))
+
+
+def part_of(count: float, available: int) -> int:
+    """How many of `available` pictures a count or a share means; a share is at least one picture.
+
+    Raises `ArgumentError` where none would be left.
+    """
+    pictures = max(1, round(count * available)) if isinstance(count, float) else count
+    if pictures >= available:
+        raise ArgumentError("count", f"expected fewer than the {available} training pictures, received {count}")
+    return pictures
 
 
 def carve(y_N: Tensor, count: int, where: str, seed: int) -> tuple[Tensor, Tensor]:

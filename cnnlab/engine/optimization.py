@@ -59,7 +59,7 @@ def check_optimizer(
         if names and not fnmatch.filter(names, str(pattern)):
             complaints.add(
                 key,
-                f"no parameter's name matches it;{did_you_mean(pattern, names)} the first names are "
+                f"no trained parameter's name matches it;{did_you_mean(pattern, names)} the first names are "
                 f"{', '.join(names[:4])}",
             )
     return {str(pattern): dict(options) for pattern, options in groups.items() if isinstance(options, Mapping)}

@@ -307,7 +307,7 @@ class Trainer:
             progress.best_step, progress.best_epoch, progress.best_values = progress.step, self.epoch, values
             return
         value = values[self.settings.monitor]
-        sign = -1 if self.settings.monitor.split("/")[0] in self._lower_is_better() else 1
+        sign = -1 if self.lower_is_better else 1
         improved = math.isfinite(value) and (
             progress.best is None or sign * (value - progress.best) > self.settings.min_delta
         )
@@ -319,8 +319,11 @@ class Trainer:
         if progress.without_improvement == self.settings.patience:
             self.log(Notice(f"{self.settings.monitor} has not improved for {self.settings.patience} validations"))
 
-    def _lower_is_better(self) -> list[str]:
-        return ["loss", *(self.meter.lower_is_better if self.meter else ())]
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value of the monitor is the better one, as of the loss."""
+        falling = ["loss", *(self.meter.lower_is_better if self.meter else ())]
+        return (self.settings.monitor or "").split("/")[0] in falling
 
     def _log(self, split: str, values: dict[str, float], *, final: bool = False) -> None:
         self.log(Metrics(self.progress.step, self.epoch, split, values, final))

@@ -13,10 +13,11 @@ from cnnlab.blocks.dropout import Dropout, Dropout2d
 from cnnlab.blocks.linear import Linear
 from cnnlab.blocks.normalization import BatchNorm
 from cnnlab.blocks.pooling import AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
+from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.runtime.errors import ConfigError, first_line
 
 Shape = tuple[int, ...]
-WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, ZeroPadShortcut)
 PICTURES = (
     *WINDOWED,
     nn.AdaptiveAvgPool2d,
@@ -81,7 +82,7 @@ def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
         )
     if isinstance(module, nn.Linear):
         _check_linear(module, key, shape)
-    if isinstance(module, nn.Conv2d) and module.in_channels != shape[0]:
+    if isinstance(module, nn.Conv2d | ZeroPadShortcut) and module.in_channels != shape[0]:
         raise ConfigError(
             f"{key}: in_channels={module.in_channels}, but {shape[0]} channels reach it "
             f"({format_shape(shape)}); leave in_channels out and it is inferred"
@@ -179,6 +180,8 @@ def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
         height, width = _window_output(module, shape)
         macs_per_unit = math.prod(module.kernel_size) * module.in_channels // module.groups
         return (module.out_channels, height, width), macs_per_unit * module.out_channels * height * width
+    if isinstance(module, ZeroPadShortcut):
+        return (module.out_channels, *_window_output(module, shape)), 0
     if kind in (MaxPool, AvgPool, nn.MaxPool2d, nn.AvgPool2d) and not module.ceil_mode:
         return (shape[0], *_window_output(module, shape)), 0
     return None

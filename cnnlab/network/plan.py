@@ -17,8 +17,10 @@ from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.initialization import Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
+from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
 from cnnlab.network.fit import Fit, Shape, check_fit, format_shape, measure
+from cnnlab.network.freeze import check_freeze, freeze_matching
 from cnnlab.network.read import INFERRED, Layer, Reader
 from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
 from cnnlab.network.table import LayerRow, make_row
@@ -34,10 +36,17 @@ class NetworkPlan:
     output_shape: Shape
     rows: list[LayerRow]
     initialize: Initializer
+    freeze: tuple[str, ...] = ()
 
     def build(self) -> nn.Sequential:
         """Builds the network on the CPU; draws its weights from torch's global generator."""
-        return _construct(self.layers, self.initialize)
+        network = _construct(self.layers, self.initialize)
+        freeze_matching(network, self.freeze)
+        return network
+
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
+        """Every layer by its path in the network, nested ones behind their container."""
+        return _named_layers(self.layers)
 
     @property
     def output_type(self) -> type[nn.Module]:
@@ -70,6 +79,7 @@ def plan_network(
     *,
     classes: int | None = None,
     init: Any = "default",
+    freeze: Any = (),
     trust: Trust | None = None,
     key: str = "model",
 ) -> NetworkPlan | None:
@@ -83,12 +93,16 @@ def plan_network(
         return None
     try:
         with torch.device("meta"), torch.no_grad():
-            _, output_shape = _fit(layers, input_shape)
+            skeleton, output_shape = _fit(layers, input_shape)
+            frozen = check_freeze(freeze, skeleton, f"{key}.freeze", complaints)
+            freeze_matching(skeleton.train(), frozen)
+            if len(complaints.messages) > before:
+                return None
             rows = _rows(layers)
     except ConfigError as error:
         complaints.add("", str(error))
         return None
-    return NetworkPlan(layers, input_shape, output_shape, rows, initialize)
+    return NetworkPlan(layers, input_shape, output_shape, rows, initialize, frozen)
 
 
 def _fit(layers: list[Layer], shape: Shape) -> tuple[nn.Sequential, Shape]:
@@ -206,8 +220,25 @@ def _rows(
         path, before = f"{prefix}{layer.name}", field
         field = receptive_field(layer.skeleton, before)
         parts = [nested.skeleton for layers in layer.parts.values() for nested in layers if nested.skeleton]
-        rows.append(make_row(path, layer.component.type, depth, layer.skeleton, layer.fit, field, parts))
+        rows.append(make_row(path, _block_name(layer), depth, layer.skeleton, layer.fit, field, parts))
         for parameter, nested_layers in layer.parts.items():
-            inner = path if isinstance(layer.skeleton, Sequence) else f"{path}.{parameter}"
-            rows.extend(_rows(nested_layers, f"{inner}.", depth + 1, before))
+            rows.extend(_rows(nested_layers, _inner_prefix(layer, path, parameter), depth + 1, before))
     return rows
+
+
+def _named_layers(layers: list[Layer], prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    for layer in layers:
+        path = f"{prefix}{layer.name}"
+        yield path, layer
+        for parameter, nested_layers in layer.parts.items():
+            yield from _named_layers(nested_layers, _inner_prefix(layer, path, parameter))
+
+
+def _inner_prefix(layer: Layer, path: str, parameter: str) -> str:
+    """What stands before the names of a container's layers: a sequence holds them as its own."""
+    return f"{path}." if isinstance(layer.skeleton, Sequence) else f"{path}.{parameter}."
+
+
+def _block_name(layer: Layer) -> str:
+    component = layer.component
+    return f"torchvision {component.arguments['name']}" if component.factory is torchvision_network else component.type

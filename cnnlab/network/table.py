@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from cnnlab.blocks.normalization import NORMS
 from cnnlab.network.fit import Fit, Shape, dropped, format_shape, window
 from cnnlab.network.receptive_field import START, ReceptiveField
 
@@ -23,6 +24,7 @@ class LayerRow:
     macs: int
     receptive_field: str
     remark: str = ""
+    frozen: int = 0  # of the parameters, those that do not train
 
 
 def make_row(
@@ -36,16 +38,26 @@ def make_row(
 ) -> LayerRow:
     """The row of one fitted layer; `field` is the receptive field behind it, `parts` have rows of their own."""
     inner = {id(p) for part in parts for p in part.parameters()}
+    own = [parameter for parameter in module.parameters() if id(parameter) not in inner]
+    frozen = sum(parameter.numel() for parameter in own if not parameter.requires_grad)
     return LayerRow(
         path,
         block + _window_note(module),
         depth,
         fit.output_shape,
-        sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in inner),
+        sum(parameter.numel() for parameter in own),
         fit.macs,
         str(field or "–"),
-        _remark(module, fit.input_shape),
+        ", ".join(filter(None, (_frozen_note(module, own), _remark(module, fit.input_shape)))),
+        frozen,
     )
+
+
+def _frozen_note(module: nn.Module, own: list[nn.Parameter]) -> str:
+    training = [parameter.requires_grad for parameter in own]
+    if not own:  # a norm without parameters still has statistics
+        return "frozen" if isinstance(module, NORMS) and not module.training else ""
+    return "" if all(training) else "partly frozen" if any(training) else "frozen"
 
 
 def _window_note(module: nn.Module) -> str:
@@ -81,7 +93,8 @@ def render_table(rows: Rows[LayerRow], input_shape: Shape) -> Table:
     table.add_column("MACs", footer=f"{macs:,}", justify="right", no_wrap=True)
     table.add_column("receptive\nfield", justify="right", no_wrap=True)
     if any(row.remark for row in rows):
-        table.add_column("remark")
+        frozen = sum(row.frozen for row in rows)
+        table.add_column("remark", footer=f"{total - frozen:,} train" if frozen else "")
     table.add_row("input", "", format_shape(input_shape), "", "", str(START) if len(input_shape) == 3 else "")
     for row in rows:
         name = "  " * row.depth + (row.path.rpartition(".")[2] if row.depth else row.path)

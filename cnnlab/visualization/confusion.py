@@ -1,7 +1,7 @@
 """The confusion matrix as a picture."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -29,8 +29,9 @@ def confusion_figure(confusion_KK: Tensor, class_names: Sequence[str], title: st
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the label's pictures", ticks=[0, 0.01, 0.1, 0.3, 1])
     axes.set(title=title, xlabel="prediction", ylabel="label")
     if classes <= MOST_NAMES:
-        axes.set_xticks(range(classes), class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
-        axes.set_yticks(range(classes), class_names)
+        plain: dict[str, Any] = {"parse_math": False}  # dollar signs in a name make no formula
+        axes.set_xticks(range(classes), class_names, rotation=90 if max(map(len, class_names)) > 2 else 0, **plain)
+        axes.set_yticks(range(classes), class_names, **plain)
         axes.tick_params(labelsize=10 if classes <= MOST_NUMBERS else 6)
     if classes <= MOST_NUMBERS:
         _write_counts(axes, counts_KK, shares_KK)

@@ -15,7 +15,7 @@ def compose_all(*arguments: str) -> list[dict[str, Any]]:
     """The config of each job that `python train.py ARGUMENTS` would run."""
     configs: list[dict[str, Any]] = []
 
-    def keep(config: DictConfig, overrides: Sequence[str], job_directory: str | None) -> None:
+    def keep(config: DictConfig, overrides: Sequence[str]) -> None:
         configs.append(resolved(config))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -250,6 +250,6 @@ def test_an_experiment_of_the_users_own_is_found(in_tmp_path: Path) -> None:
 
 
 def test_each_job_of_a_sweep_has_its_own_value() -> None:
-    configs = compose_all("-m", "model.blocks.conv1.out_channels=4,8", "seed=3")
+    configs = compose_all("-m", "model.blocks.conv1.out_channels=4,8", "seed=3", "hydra/launcher=basic")
     assert [config["model"]["blocks"]["conv1"]["out_channels"] for config in configs] == [4, 8]
     assert [config["seed"] for config in configs] == [3, 3]

@@ -53,6 +53,21 @@ def test_a_parent_that_is_a_file_is_no_run_to_resume(in_tmp_path: Path) -> None:
         RunDirectory.create("name", in_tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("there", [[], ["a"], ["a", "a/b"]])
+def test_a_discarded_directory_takes_with_it_what_was_made_for_it(in_tmp_path: Path, there: list[str]) -> None:
+    for folder in there:
+        (in_tmp_path / folder).mkdir()
+    RunDirectory.create("name", in_tmp_path / "a" / "b" / "run").discard()
+    assert [path.relative_to(in_tmp_path).as_posix() for path in sorted(in_tmp_path.rglob("*"))] == there
+
+
+def test_a_discarded_directory_leaves_the_run_beside_it(in_tmp_path: Path) -> None:
+    one, other = RunDirectory.create("name", None), RunDirectory.create("name", None)
+    one.discard()
+    other.release()
+    assert list((in_tmp_path / "runs" / "name").iterdir()) == [other.path.absolute()]
+
+
 def refused(path: Path) -> str:
     """What another one is told who wants a run that is in use."""
     second = RunDirectory(path)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import Answer, run
-from fast_run import FAST, read_json, train_fast
+from fast_run import read_json, train_fast
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cnnlab.assembly import evaluate, train
@@ -177,30 +177,6 @@ def test_a_run_that_fails_gives_its_lock_back(in_tmp_path: Path) -> None:
     directory.lock()
     assert str(os.getpid()) in (directory.path / ".lock").read_text()
     directory.release()
-
-
-def test_the_jobs_of_a_sweep_have_a_directory_each(in_tmp_path: Path) -> None:
-    answer = run(train, "-m", FAST, "seed=1,2")
-    assert answer.code == 0, answer.err
-    (sweep,) = (in_tmp_path / "runs" / "fast").iterdir()
-    assert {path.name: read_json(path / "summary.json")["status"] for path in sweep.glob("[0-9]*")} == {
-        "000": "completed",
-        "001": "completed",
-    }
-
-
-def test_a_job_that_fails_does_not_stop_the_sweep(in_tmp_path: Path) -> None:
-    answer = run(train, "-m", FAST, "optimizer.lr=1e30,0.05")
-    (sweep,) = (in_tmp_path / "runs" / "fast").iterdir()
-    assert [read_json(sweep / job / "summary.json")["status"] for job in ("000", "001")] == ["failed", "completed"]
-    assert answer.code == 1
-    assert "job 0 failed: error: the loss of step" in answer.err
-
-
-def test_a_job_with_a_mistake_does_not_stop_the_sweep(in_tmp_path: Path) -> None:
-    answer = run(train, "-m", FAST, "optimizer.lr=-1,0.05")
-    assert answer.code == 2
-    assert len(list((in_tmp_path / "runs").glob("fast/*/001/summary.json"))) == 1
 
 
 # going on

@@ -35,6 +35,9 @@ def settings(**changes: Any) -> DataSettings:
         ({"limit": "all"}, "limit"),
         ({"normalize": "standardise"}, "normalize"),
         ({"validation": {"counts": 10}}, "validation.counts"),
+        ({"validation": {"count": 1.5}}, "validation.count"),
+        ({"validation": {"count": 10, "from": "start"}}, "validation.from"),
+        ({"sampling": "balance"}, "sampling"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
@@ -45,7 +48,11 @@ def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argume
 
 @pytest.mark.parametrize(
     ("changes", "near"),
-    [({"normalize": "standardise"}, "'standardize'"), ({"validation": {"counts": 10}}, "'count'")],
+    [
+        ({"normalize": "standardise"}, "'standardize'"),
+        ({"validation": {"counts": 10}}, "'count'"),
+        ({"sampling": "balance"}, "'balanced'"),
+    ],
 )
 def test_a_misspelling_is_answered_with_the_nearest_name(changes: dict[str, Any], near: str) -> None:
     with pytest.raises(ArgumentError, match=f"did you mean {near}"):
@@ -55,10 +62,8 @@ def test_a_misspelling_is_answered_with_the_nearest_name(changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"validation": {"count": -1}}, "validation.count"),
-        ({"validation": {"count": 2.5}}, "validation.count"),
         ({"validation": {"count": 100}}, "validation.count"),
-        ({"validation": {"count": 10, "from": "start"}}, "validation.from"),
+        ({"validation": {"count": 0.999}}, "validation.count"),
         ({"limit": 91}, "limit"),
         ({"batch_size": 91}, "batch_size"),
         ({"batch_size": 21, "limit": 20}, "batch_size"),
@@ -86,7 +91,14 @@ def test_a_batch_larger_than_the_data_is_taken_without_drop_last() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "count"),
-    [({}, 90), ({"limit": 90}, 90), ({"limit": 8}, 8), ({"validation": {}}, 100), ({"validation": {"count": 0}}, 100)],
+    [
+        ({}, 90),
+        ({"limit": 90}, 90),
+        ({"limit": 8}, 8),
+        ({"validation": {}}, 100),
+        ({"validation": {"count": 0}}, 100),
+        ({"validation": {"count": 0.25}}, 75),
+    ],
 )
 def test_the_pictures_that_train(changes: dict[str, Any], count: int) -> None:
     assert settings(**changes).train_count(SPEC) == count
@@ -97,6 +109,22 @@ def test_the_pictures_that_train(changes: dict[str, Any], count: int) -> None:
 )
 def test_the_steps_of_an_epoch(batch_size: int, drop_last: bool, steps: int) -> None:
     assert settings(batch_size=batch_size, drop_last=drop_last).steps_per_epoch(SPEC) == steps
+
+
+WITH_VALIDATION = DataSpec((1, 8, 8), {"train": 100, "val": 30, "test": 20}, ("a", "b"))
+
+
+@pytest.mark.parametrize("count", [0, 10, 0.25, 5000])
+def test_nothing_is_carved_where_the_data_bring_a_validation_split(count: float) -> None:
+    own = settings(validation={"count": count})
+    assert own.carved_count(WITH_VALIDATION) == 0
+    assert own.train_count(WITH_VALIDATION) == 100
+    assert own.has_validation(WITH_VALIDATION)
+
+
+@pytest.mark.parametrize(("count", "there"), [(0, False), (10, True), (0.25, True)])
+def test_a_validation_split_is_there_where_it_is_carved(count: float, there: bool) -> None:
+    assert settings(validation={"count": count}).has_validation(SPEC) is there
 
 
 def test_validation_is_carved_at_random_unless_it_says_otherwise() -> None:

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import ResNet18_Weights
 
 from cnnlab.data.normalization import NORMALIZATIONS, Normalization
+from cnnlab.runtime.errors import ArgumentError
 
 
 def pictures() -> Tensor:
@@ -39,6 +41,25 @@ def test_unit_maps_black_to_0_and_white_to_1() -> None:
 def test_none_leaves_the_bytes_as_they_are() -> None:
     x_NCHW = pictures()
     assert torch.equal(apply(Normalization.fit("none", x_NCHW), x_NCHW), x_NCHW.float())
+
+
+def test_imagenet_is_what_torchvisions_networks_expect() -> None:
+    x_NCHW = pictures()
+    expected = ResNet18_Weights.DEFAULT.transforms()
+    mean_C, sd_C = torch.tensor(expected.mean)[:, None, None], torch.tensor(expected.std)[:, None, None]
+    seen_NCHW = apply(Normalization.fit("imagenet", x_NCHW), x_NCHW)
+    torch.testing.assert_close(seen_NCHW, (x_NCHW / 255 - mean_C) / sd_C)
+
+
+def test_imagenet_takes_the_mean_over_channels_for_grey_pictures() -> None:
+    normalization = Normalization.fit("imagenet", torch.zeros(2, 1, 3, 3, dtype=torch.uint8))
+    assert normalization.mean_C == (pytest.approx(255 * (0.485 + 0.456 + 0.406) / 3),)
+    assert normalization.sd_C == (pytest.approx(255 * (0.229 + 0.224 + 0.225) / 3),)
+
+
+def test_imagenet_is_for_grey_and_coloured_pictures_only() -> None:
+    with pytest.raises(ArgumentError, match="normalize: imagenet is for pictures of 1 channel or 3, and these have 2"):
+        Normalization.fit("imagenet", torch.zeros(2, 2, 3, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)

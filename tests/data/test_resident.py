@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import chain
 from typing import Any
 
@@ -5,9 +6,10 @@ import pytest
 import torch
 
 from cnnlab.data.normalization import Normalization
-from cnnlab.data.resident import ResidentLoader
+from cnnlab.data.resident import ResidentLoader, balanced_order
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.randomness import derive
 
 CPU = torch.device("cpu")
 COUNT = 23
@@ -63,6 +65,11 @@ def test_loading_draws_nothing_from_the_global_generator() -> None:
     before = torch.get_rng_state()
     list(loader())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_shuffled_order_is_a_permutation_of_the_seed_and_epoch_alone() -> None:
+    generator = torch.Generator().manual_seed(derive(7, "order", 3))
+    assert torch.equal(loader().order(3), torch.randperm(COUNT, generator=generator))
 
 
 def test_without_shuffling_the_order_is_the_files() -> None:
@@ -145,3 +152,70 @@ def test_ranks_share_each_batch_of_the_single_rank_order(world_size: int) -> Non
         parts = [rank[number] for rank in ranks]
         assert sorted(flat(parts)) == sorted(whole)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+# balanced sampling
+
+UNEVEN = {0: 7, 2: 3, 5: 30, 9: 1}  # class → pictures; 41 are no multiple of 4
+
+
+def uneven_labels() -> torch.Tensor:
+    y_N = torch.cat([torch.full((size,), label) for label, size in UNEVEN.items()])
+    return y_N[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 3, 17])
+def test_a_balanced_epoch_is_as_long_and_has_each_class_as_often(epoch: int) -> None:
+    order = balanced_order(uneven_labels(), 3, epoch)
+    counts = Counter(uneven_labels()[order].tolist())
+    assert sum(counts.values()) == 41
+    assert sorted(counts.values()) == [10, 10, 10, 11]
+
+
+def test_each_class_is_the_one_with_a_picture_more_in_its_turn() -> None:
+    epochs = [Counter(uneven_labels()[balanced_order(uneven_labels(), 3, epoch)].tolist()) for epoch in range(4)]
+    assert sorted(max(UNEVEN, key=lambda label: counts[label]) for counts in epochs) == [0, 2, 5, 9]
+
+
+@pytest.mark.parametrize("length", [1, 4, 6, 13, 40])
+def test_any_beginning_of_a_balanced_epoch_is_balanced(length: int) -> None:
+    counts = Counter(uneven_labels()[balanced_order(uneven_labels(), 3, 2)[:length]].tolist())
+    numbers = [counts[label] for label in UNEVEN]
+    assert max(numbers) - min(numbers) <= 1
+
+
+def test_no_picture_comes_again_before_all_of_its_class_did_whatever_the_epoch() -> None:
+    y_N = uneven_labels()
+    rows = torch.cat([balanced_order(y_N, 3, epoch) for epoch in range(12)])
+    for label, size in UNEVEN.items():
+        given = rows[y_N[rows] == label]
+        for turn in given.split(size)[:-1]:
+            assert len(set(turn.tolist())) == size
+
+
+def test_a_balanced_order_is_a_pure_function_of_seed_and_epoch() -> None:
+    later = [balanced_order(uneven_labels(), 3, epoch) for epoch in range(5)]
+    torch.manual_seed(2)
+    assert torch.equal(balanced_order(uneven_labels(), 3, 4), later[4])
+    assert not torch.equal(balanced_order(uneven_labels(), 4, 4), later[4])
+    assert len({tuple(order.tolist()) for order in later}) == 5
+
+
+def test_the_order_of_classes_is_mixed() -> None:
+    classes = uneven_labels()[balanced_order(uneven_labels(), 3, 0)[:40]].reshape(10, 4)
+    assert len({tuple(turn) for turn in classes.tolist()}) > 3
+
+
+def test_of_one_class_a_balanced_epoch_is_a_permutation() -> None:
+    order = balanced_order(torch.full((9,), 4), 0, 5)
+    assert sorted(order.tolist()) == list(range(9))
+
+
+def test_a_balanced_loader_drops_the_last_batch_and_goes_on_where_it_was() -> None:
+    source = loader(balanced=True, drop_last=True, batch_size=6)
+    batches = epoch_of(source, 2)
+    assert [len(batch) for batch in batches] == [6, 6, 6]
+    assert flat(batches) == (100 + balanced_order(pictures().y_N, 7, 2)[:18]).tolist()
+    resumed = loader(balanced=True, drop_last=True, batch_size=6)
+    resumed.load_state_dict({"epoch": 2, "position": 1})
+    assert indices(list(resumed)) == batches[1:]

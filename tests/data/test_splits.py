@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from cnnlab.data.splits import carve, check_validation
+from cnnlab.data.splits import carve, check_validation, part_of
 from cnnlab.runtime.errors import ArgumentError
 
 
@@ -71,15 +73,39 @@ def test_carving_draws_nothing_from_the_global_generator() -> None:
 
 @pytest.mark.parametrize(
     ("count", "where", "argument"),
-    [(-1, "random", "count"), (10, "random", "count"), (11, "end", "count"), (1.5, "end", "count"), (1, "top", "from")],
+    [
+        (-1, "random", "count"),
+        (1.5, "end", "count"),
+        (1.0, "end", "count"),
+        (0.0, "end", "count"),
+        (-0.1, "end", "count"),
+        (float("nan"), "end", "count"),
+        (True, "random", "count"),
+        (None, "random", "count"),
+        ("many", "random", "count"),
+        (1, "top", "from"),
+    ],
 )
-def test_what_cannot_be_carved_is_refused(count: int, where: str, argument: str) -> None:
+def test_what_says_no_size_or_place_is_refused(count: Any, where: str, argument: str) -> None:
     with pytest.raises(ArgumentError) as caught:
-        check_validation(count, where, available=10)
+        check_validation(count, where)
     assert caught.value.argument == argument
 
 
+@pytest.mark.parametrize(
+    ("count", "pictures"), [(0, 0), (7, 7), (9, 9), (0.5, 5), (0.24, 2), (0.26, 3), (0.001, 1), (0.94, 9)]
+)
+def test_a_count_or_a_share_of_ten_pictures(count: float, pictures: int) -> None:
+    check_validation(count, "random")
+    assert part_of(count, 10) == pictures
+
+
+@pytest.mark.parametrize("count", [10, 11, 0.99])
+def test_what_leaves_nothing_to_train_on_is_refused(count: float) -> None:
+    with pytest.raises(ArgumentError, match=f"expected fewer than the 10 training pictures, received {count}"):
+        part_of(count, 10)
+
+
 def test_all_but_one_picture_may_be_carved() -> None:
-    check_validation(9, "random", available=10)
-    kept, carved = carve(torch.tensor([0, 1] * 5), 9, "random", 0)
+    kept, carved = carve(torch.tensor([0, 1] * 5), part_of(9, 10), "random", 0)
     assert (len(kept), len(carved)) == (1, 9)

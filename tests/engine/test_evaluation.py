@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.evaluation import VIEWS, collect, evaluate
 from cnnlab.engine.execution import Execution
 from cnnlab.runtime.batch import Batch
 
@@ -98,3 +98,126 @@ def test_the_modes_are_kept_where_the_network_fails() -> None:
     with pytest.raises(RuntimeError):
         evaluate(model, F.cross_entropy, [Batch(torch.zeros(1, 9, 2, 2), torch.zeros(1), torch.zeros(1))], Execution())
     assert model.training
+
+
+@pytest.mark.parametrize("sizes", [(11,), (5, 5, 1)])
+def test_collect_gives_what_the_network_says_of_each_picture_in_their_order(sizes: tuple[int, ...]) -> None:
+    model = network(nn.Dropout(0.5), nn.BatchNorm2d(5))
+    x_NCHW, y_N = pictures()
+    outputs = collect(model, batches(*sizes), Execution())
+    torch.testing.assert_close(outputs.output_NK, model.eval()(x_NCHW).detach())
+    assert torch.equal(outputs.target_N, y_N)
+    assert outputs.index_N.tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_collect_puts_every_mode_back(training: bool) -> None:
+    model = network(nn.Dropout(), nn.BatchNorm2d(5)).train(training)
+    model[2].eval()  # frozen
+    before = [module.training for module in model.modules()]
+    collect(model, batches(4), Execution(), VIEWS["flip"])
+    assert [module.training for module in model.modules()] == before
+
+
+def test_collect_leaves_the_running_statistics() -> None:
+    norm = nn.BatchNorm2d(5)
+    model = network(norm).train()
+    collect(model, batches(11), Execution())
+    assert norm.running_mean is not None
+    assert not norm.running_mean.any()
+
+
+def test_collect_builds_no_graph_and_gives_float32() -> None:
+    outputs = collect(network(), batches(3), Execution("bf16"))
+    assert not outputs.output_NK.requires_grad
+    assert outputs.output_NK.dtype == torch.float32
+
+
+def planted(row: int, column: int) -> torch.Tensor:
+    """A picture of 1×3×4 with one bright pixel."""
+    x_NCHW = torch.zeros(1, 1, 3, 4)
+    x_NCHW[0, 0, row, column] = 1
+    return x_NCHW
+
+
+def bright(x_NCHW: torch.Tensor) -> list[list[int]]:
+    assert x_NCHW.shape == (1, 1, 3, 4)
+    return x_NCHW[0, 0].nonzero().tolist()
+
+
+def test_the_first_view_is_the_picture_itself() -> None:
+    for name in ("flip", "shift", "flip_shift"):
+        assert torch.equal(VIEWS[name][0](planted(1, 1)), planted(1, 1))
+
+
+def test_a_flip_mirrors_left_and_right() -> None:
+    assert bright(VIEWS["flip"][1](planted(1, 0))) == [[1, 3]]
+
+
+def test_shifts_move_the_picture_by_one_pixel_each_way() -> None:
+    assert [bright(view(planted(1, 1))) for view in VIEWS["shift"]] == [
+        [[1, 1]],
+        [[0, 1]],
+        [[2, 1]],
+        [[1, 0]],
+        [[1, 2]],
+    ]
+
+
+def test_what_is_shifted_in_repeats_the_edge() -> None:
+    _, up, down, left, right = VIEWS["shift"]
+    assert bright(down(planted(0, 1))) == [[0, 1], [1, 1]]
+    assert bright(up(planted(2, 1))) == [[1, 1], [2, 1]]
+    assert bright(right(planted(1, 0))) == [[1, 0], [1, 1]]
+    assert bright(left(planted(1, 3))) == [[1, 2], [1, 3]]
+    assert bright(up(planted(0, 1))) == []  # and what is shifted out is gone
+
+
+def test_flips_and_shifts_are_every_shift_of_the_picture_and_of_its_mirror_image() -> None:
+    seen = [tuple(place) for view in VIEWS["flip_shift"] for place in bright(view(planted(1, 1)))]
+    assert sorted(seen) == sorted([(1, 1), (0, 1), (2, 1), (1, 0), (1, 2), (1, 2), (0, 2), (2, 2), (1, 1), (1, 3)])
+
+
+@pytest.mark.parametrize("name", list(VIEWS))
+def test_a_view_takes_pictures_of_one_pixel_and_several_channels(name: str) -> None:
+    x_NCHW = torch.randn(2, 3, 1, 1)
+    assert all(torch.equal(view(x_NCHW), x_NCHW) for view in VIEWS[name])
+
+
+@pytest.mark.parametrize("name", ["flip", "shift", "flip_shift"])
+def test_the_output_is_the_mean_over_the_views(name: str) -> None:
+    model = network()
+    x_NCHW, _ = pictures()
+    outputs = collect(model, batches(5, 6), Execution(), VIEWS[name])
+    by_hand = [model(view(x_NCHW)).detach() for view in VIEWS[name]]
+    torch.testing.assert_close(outputs.output_NK, sum(by_hand) / len(by_hand))
+    assert (outputs.output_NK - model(x_NCHW)).abs().max() > 1e-3
+
+
+def test_no_views_are_the_picture_alone() -> None:
+    model = network()
+    plain = collect(model, batches(5, 6), Execution())
+    assert torch.equal(plain.output_NK, collect(model, batches(5, 6), Execution(), VIEWS["none"]).output_NK)
+
+
+class Largest:
+    """A meter that keeps the largest output it was shown."""
+
+    lower_is_better = ()
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def update(self, output_NK: torch.Tensor, target: torch.Tensor) -> None:
+        assert len(output_NK) == len(target)
+        self.seen.append(output_NK)
+
+    def read(self) -> dict[str, float]:
+        return {"largest": float(torch.cat(self.seen).max())}
+
+
+def test_a_meter_sees_every_batch_and_its_figures_stand_beside_the_loss() -> None:
+    model = network()
+    measured = evaluate(model, F.cross_entropy, batches(5, 6), Execution(), Largest())
+    assert list(measured) == ["loss", "accuracy", "largest"]
+    assert measured["largest"] == pytest.approx(float(model(pictures()[0]).detach().max()))

@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.blocks import AvgPool, Conv, MaxPool
+from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.network import build_network, plan_network
-from cnnlab.network.fit import dropped, format_shape
+from cnnlab.network.fit import dropped, format_shape, measure
 from cnnlab.runtime.errors import Complaints, ConfigError
 
 
@@ -295,3 +296,12 @@ def test_the_smallest_legal_input_is_what_torch_takes(spec: dict[str, Any]) -> N
     if smallest > 1:
         message = refusal((1, smallest - 1, smallest - 1), {"layer": spec})
         assert message.endswith(f"the smallest legal input is 1×{smallest}×{smallest}")
+
+
+def test_a_shortcut_without_parameters_gives_what_a_strided_1x1_convolution_would() -> None:
+    for size, stride in ((7, 2), (8, 2), (8, 3)):
+        with torch.device("meta"):
+            shortcut = ZeroPadShortcut(4, 6, stride=stride)
+            convolution = nn.Conv2d(4, 6, 1, stride=stride)
+        ours, theirs = measure(shortcut, "shortcut", (4, size, size)), measure(convolution, "conv", (4, size, size))
+        assert (ours.output_shape, ours.macs) == (theirs.output_shape, 0)

@@ -1,0 +1,106 @@
+"""The classification networks of torchvision, each by its name."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cnnlab.runtime.checks import integer
+from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
+
+# these two give the classes alone, not those of auxiliary heads, and start as published without a warning
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+    "googlenet": {"aux_logits": False, "init_weights": True},
+}
+
+
+def torchvision_network(
+    name: str, num_classes: int | None = None, weights: str | None = None, **options: Any
+) -> nn.Module:
+    """`torchvision.models.NAME`: (N, 3, H, W) → (N, num_classes); the builder's 1000 where `num_classes` is not given.
+
+    A grey picture, of 1 channel, is shown to it as 3 equal ones. `weights` names pretrained ones, such as
+    `IMAGENET1K_V1` or `DEFAULT`; whoever starts a run reads them. `options` go to torchvision's builder, such as
+    `dropout` or `stochastic_depth_prob`. Raises `ArgumentError`.
+    """
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ArgumentError(
+            "name",
+            f"torchvision has no classification network {name!r};{did_you_mean(name, names)} "
+            f"expected one of its {len(names)}, such as resnet18",
+        )
+    if weights is not None:
+        pretrained_weights(name, weights)
+    arguments = _OPTIONS.get(name, {}) | options
+    if num_classes is not None:
+        arguments["num_classes"] = integer("num_classes", num_classes, 1)
+    if weights is not None and name in _OPTIONS:
+        arguments.setdefault("transform_input", True)  # they were trained on pictures of another scale
+    network = _build(name, arguments, options)
+    network.register_forward_pre_hook(_three_channels)
+    return network
+
+
+def pretrained_weights(name: str, weights: str) -> Any:
+    """The entry of torchvision's weights of that network. Raises `ArgumentError` with those there are."""
+    from torchvision import models
+
+    legal = models.get_model_weights(name).__members__
+    if weights not in legal:
+        raise ArgumentError(
+            "weights",
+            f"{name} has no weights {weights!r};{did_you_mean(weights, legal)} expected null, {listing(legal)}",
+        )
+    return legal[weights]
+
+
+def _build(name: str, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    # RegNets compute their widths with tensors, which have no values while a network is planned on the meta device
+    widths: AbstractContextManager[object] = _NumbersOnCpu() if name.startswith("regnet") else nullcontext()
+    try:
+        with widths:
+            network = models.get_model(name, weights=None, **arguments)
+    except TypeError as error:
+        unknown = next((option for option in options if f"unexpected keyword argument {option!r}" in str(error)), None)
+        if unknown is None:
+            raise
+        raise ArgumentError(
+            unknown,
+            f"torchvision's {name} has no argument {unknown!r};"
+            f"{did_you_mean(unknown, ('name', 'num_classes', 'weights'))}".rstrip(";"),
+        ) from error
+    assert isinstance(network, nn.Module)
+    return network
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.arange, torch.tensor):
+            kwargs = {"device": "cpu"} | kwargs
+        return func(*args, **kwargs)
+
+
+def _three_channels(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """The pictures as these networks take them. Raises `ValueError` for what has neither 1 nor 3 channels."""
+    (x_NCHW,) = inputs
+    if x_NCHW.dim() != 4:
+        raise ValueError("expected a picture, received features")
+    if x_NCHW.shape[1] not in (1, 3):
+        raise ValueError(f"expected a picture of 1 channel (grey) or 3, received {x_NCHW.shape[1]} channels")
+    return (x_NCHW.expand(-1, 3, -1, -1),)

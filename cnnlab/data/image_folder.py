@@ -1,0 +1,238 @@
+"""A person's own pictures: files in folders that are named after their classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cnnlab.data.picture_files import EXTENSIONS, Entries, PictureReader, list_pictures, printable, visible
+from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.splits import carve
+from cnnlab.runtime.checks import int_or_pair, number
+from cnnlab.runtime.device import machine_memory
+from cnnlab.runtime.errors import ArgumentError, ConfigError, listing
+from cnnlab.runtime.randomness import derive
+
+# a split's folder goes by any of these names, in upper or lower case
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+TEST_SEED = 0
+ORDER_SEED = 0
+
+
+class ImageFolder(Source):
+    """Pictures of any size under `root`, brought to one `size` by a `PictureReader`. Raises `ArgumentError`.
+
+    Either `root/train/CLASS/…` with `root/val/CLASS/…` and `root/test/CLASS/…` where there are such, or
+    `root/CLASS/…`. What has no folder of its own is carved out of the training pictures: the test split here, a
+    `test_share` of them, stratified, by a fixed seed (0 for none); validation as of any other data set. Classes are
+    the folders' names, sorted by code points; a class's pictures may lie in folders within its folder.
+
+    The training pictures are numbered in a mixed order that never changes, so that the first of them (`data.limit`)
+    and the last (`data.validation.from=end`) are of all classes; the other splits in the order of their paths.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        size: int | tuple[int, int],
+        channels: int,
+        resize: str,
+        test_share: float,
+    ) -> None:
+        if not root:
+            raise ArgumentError(
+                "root", f"expected the folder of your pictures, as in data.root=my_pictures, received {root!r}"
+            )
+        self.root = Path(root).expanduser()
+        self.picture_reader = PictureReader(int_or_pair("size", size, 1), channels, resize)
+        self.test_share = number("test_share", test_share, 0, 1, open_maximum=True)
+
+    def describe(self) -> DataSpec:
+        """Looks at names only. Raises `ConfigError` for folders that make no data set, or one too large."""
+        found = self._found
+        spec = DataSpec(
+            (self.picture_reader.channels, *self.picture_reader.size),
+            {name: len(split.paths) for name, split in found.splits.items()},
+            found.class_names,
+            {name: split.origin for name, split in found.splits.items()},
+        )
+        _check_memory(spec)
+        return spec
+
+    def read(self, split: str) -> Pictures:
+        chosen = self._found.splits[split]
+        try:
+            x_NCHW = self.picture_reader.read_all([self.root / path for path in chosen.paths])
+        except ConfigError as error:
+            raise ConfigError(f"data.root: {error}") from error
+        return Pictures.of(x_NCHW, chosen.y_N)
+
+    def paths(self, split: str) -> list[str]:
+        return list(self._found.splits[split].paths)
+
+    def reader(self) -> PictureReader:
+        return self.picture_reader
+
+    def notes(self) -> list[str]:
+        return self._found.notes
+
+    @cached_property
+    def _found(self) -> "_Found":
+        if not self.root.is_dir():
+            is_there = "is no folder" if self.root.exists() else "does not exist"
+            raise ConfigError(
+                f"data.root: expected the folder of your pictures, but {printable(self.root.absolute())} {is_there}"
+            )
+        try:
+            return _scan(self.root, self.test_share)
+        except ConfigError as error:
+            raise ConfigError(f"data.root: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The files of a split, relative to the root, and the class of each."""
+
+    paths: list[str]
+    y_N: Tensor
+    origin: str
+
+    def select(self, rows: Tensor, origin: str) -> "_Split":
+        return _Split([self.paths[row] for row in rows.tolist()], self.y_N[rows], origin)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What lies under a root."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str, _Split]
+    notes: list[str]
+
+
+@dataclass
+class _Leftovers:
+    """What is not read, for one sentence."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        """One at most for each kind."""
+        return [
+            f"{what}: {len(paths):,}, such as {printable(Path(min(paths)))}"
+            for paths, what in (
+                (self.files, "files not read, in no class folder or without the extension of a picture"),
+                (self.folders, "folders not read, beside those of the splits"),
+            )
+            if paths
+        ]
+
+
+def _scan(root: Path, test_share: float) -> _Found:
+    """Every name under the root once. Raises `ConfigError`."""
+    top = visible(root, root)
+    folders = _split_folders(root, top)
+    leftovers = _Leftovers()
+    if folders:
+        leftovers.files += top.files
+        leftovers.folders += [name for name in top.folders if name not in folders.values()]
+    else:
+        folders = {"train": "."}
+    classes = {split: _classes(root, folder, leftovers) for split, folder in folders.items()}
+    class_names = tuple(sorted(classes["train"]))
+    if len(class_names) < 2:
+        raise ConfigError(
+            f"expected a folder for each class, two or more, in {printable(root / folders['train'])}; found "
+            f"{listing(class_names)}"
+        )
+    for split, folder in folders.items():
+        _check_same_classes(root / folder, set(classes[split]), set(class_names))
+    splits = {split: _files(classes[split], class_names, _shown(root / folder)) for split, folder in folders.items()}
+    if "test" not in splits and test_share > 0:
+        splits["train"], splits["test"] = _carve_test(splits["train"], test_share)
+    splits["train"] = _mixed(splits["train"])
+    return _Found(class_names, splits, leftovers.sentences())
+
+
+def _split_folders(root: Path, top: Entries) -> dict[str, str]:
+    """Split → its folder's name; empty where the root holds the classes themselves.
+
+    A folder is a split's by its name and by having folders of its own: a class may be called `train`.
+    """
+    found: dict[str, str] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        own = [name for name in top.folders if name.lower() in names and visible(root / name, root).folders]
+        if len(own) > 1:
+            raise ConfigError(f"expected one folder for the {split} split in {printable(root)}, found {listing(own)}")
+        if own:
+            found[split] = own[0]
+    if found and "train" not in found:
+        raise ConfigError(f"expected a folder 'train' beside {listing(found.values())} in {printable(root)}")
+    return found
+
+
+def _classes(root: Path, folder: str, leftovers: _Leftovers) -> dict[str, list[str]]:
+    """Class → the paths of its pictures, relative to the root. Raises `ConfigError` for a class without any."""
+    entries = visible(root / folder, root)
+    leftovers.files += [str(Path(folder, name)) for name in entries.files]
+    classes = {}
+    for name in entries.folders:
+        place = Path(folder, name)
+        if not name.isprintable():
+            raise ConfigError(f"expected a class's name in printable letters, received the folder {printable(place)}")
+        found = list_pictures(root / place, root)
+        leftovers.files += [str(place / path) for path in found.others]
+        if not found.pictures:
+            others = f"; its {len(found.others):,} files are of other kinds" if found.others else ""
+            raise ConfigError(
+                f"the class folder {printable(root / place)} has no picture ({listing(sorted(EXTENSIONS))}){others}"
+            )
+        classes[name] = [str(place / path) for path in found.pictures]
+    return classes
+
+
+def _check_same_classes(folder: Path, found: set[str], expected: set[str]) -> None:
+    """Raises `ConfigError` where a split has not the classes of the training pictures."""
+    if found != expected:
+        raise ConfigError(
+            f"expected the classes of the training pictures in {printable(folder)}; it lacks "
+            f"{listing(sorted(expected - found))} and has beside them {listing(sorted(found - expected))}"
+        )
+
+
+def _files(by_class: Mapping[str, list[str]], class_names: tuple[str, ...], origin: str) -> _Split:
+    paths = [path for name in class_names for path in by_class[name]]
+    sizes = torch.tensor([len(by_class[name]) for name in class_names])
+    return _Split(paths, torch.arange(len(class_names)).repeat_interleave(sizes), origin)
+
+
+def _shown(folder: Path) -> str:
+    return f"{printable(Path(folder.resolve().name))}/"
+
+
+def _carve_test(train: _Split, share: float) -> tuple[_Split, _Split]:
+    count = max(1, round(share * len(train.paths)))
+    kept, carved = carve(train.y_N, count, "random", TEST_SEED)
+    return train.select(kept, train.origin), train.select(carved, f"{share:.0%} of {train.origin}")
+
+
+def _mixed(train: _Split) -> _Split:
+    generator = torch.Generator().manual_seed(derive(ORDER_SEED, "files"))
+    return train.select(torch.randperm(len(train.paths), generator=generator), train.origin)
+
+
+def _check_memory(spec: DataSpec) -> None:
+    """While splits are carved, the training pictures lie in memory twice."""
+    count = 2 * spec.counts["train"] + spec.counts.get("val", 0)
+    channels, height, width = spec.input_shape
+    needed, there = count * channels * height * width, machine_memory()
+    if needed > there:
+        raise ConfigError(
+            f"data.size: {spec.counts['train']:,} training pictures of {channels}×{height}×{width} bytes take "
+            f"{needed / 1e9:,.0f} GB while they are read, and this machine has {there / 1e9:,.0f}: expected a smaller "
+            f"size"
+        )

@@ -1,0 +1,283 @@
+"""Picture files: found in folders, read within limits, brought to one size.
+
+The files may come from a stranger. A picture's format is told by its content, out of a few; its size is read from
+its header before a pixel is decoded; a link is followed only where it stays inside the folder of the data.
+"""
+
+import os
+import stat
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.errors import ConfigError, first_line
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"]
+)
+MOST_PIXELS = 64_000_000
+MOST_BYTES = 1 << 28  # of a file; 64 megapixels of four uncompressed channels
+RESIZES = ("crop", "squash", "pad")
+
+CHUNK = 64  # files a task: a future for each would cost as much as a small picture
+MOST_THREADS = 8  # each may hold one large picture
+PATIENCE = 2.0  # seconds without a progress bar
+MOST_TOLD = 5
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Turns a picture file into uint8 (C, H, W). Raises `ArgumentError`.
+
+    `size` is (H, W); `channels` is 1 (grey) or 3 (RGB). `resize` brings a picture of another size to it, bilinear
+    with antialiasing: `crop` brings the shorter side to the size and keeps the centre, `squash` stretches both sides,
+    `pad` brings the longer side to the size and fills the border with black. A picture that has the size already
+    is passed on as it was decoded.
+
+    The orientation in the EXIF data is applied. Transparent pixels are laid over white; of 16 bits the upper 8
+    count; palettes, CMYK and black-and-white become RGB or grey; of an animation the first picture counts.
+    A JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 of its resolution, which is several times faster.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    resize: str = "crop"
+
+    def __post_init__(self) -> None:
+        for side in self.size:
+            integer("size", side, 1)
+        one_of("channels", self.channels, (1, 3))
+        one_of("resize", self.resize, RESIZES)
+
+    def read(self, path: Path) -> Tensor:
+        """(C, H, W) uint8. Raises `ConfigError` that names the file and says what is wrong with it."""
+        with _large_pictures_unannounced():
+            return self._read(path)
+
+    def read_all(self, paths: Sequence[Path]) -> Tensor:
+        """(N, C, H, W) uint8, on all processors. Raises one `ConfigError` for everything that cannot be read."""
+        x_NCHW = torch.empty((len(paths), self.channels, *self.size), dtype=torch.uint8)
+
+        def read_chunk(start: int) -> list[str]:
+            refused = []
+            for row, path in enumerate(paths[start : start + CHUNK], start):
+                try:
+                    x_NCHW[row] = self._read(path)
+                except ConfigError as error:
+                    refused.append(str(error))
+            return refused
+
+        pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+        try:
+            with _large_pictures_unannounced():
+                chunks = pool.map(read_chunk, range(0, len(paths), CHUNK))
+                refused = [message for messages in _with_progress(chunks, len(paths)) for message in messages]
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if refused:
+            raise ConfigError(_unreadable(refused, len(paths)))
+        return x_NCHW
+
+    def _read(self, path: Path) -> Tensor:
+        try:
+            return self._decode(path)
+        except UnidentifiedImageError:
+            reason = f"its content is no picture of a kind that is read: expected {', '.join(FORMATS)}"
+        except Image.DecompressionBombError:
+            reason = _too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f}")
+        except ConfigError as error:
+            reason = str(error)
+        except Exception as error:  # a damaged file makes a decoder raise nearly anything
+            reason = f"it cannot be decoded: {first_line(error)}"
+        raise ConfigError(f"{printable(path)}: {reason}")
+
+    def _decode(self, path: Path) -> Tensor:
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise ConfigError(_too_large(f"{file.width}×{file.height}, {file.width * file.height / 1e6:,.1f}"))
+            twice = 2 * max(self.size)  # the orientation may still swap the sides
+            file.draft(None, (twice, twice))
+            return self.convert(ImageOps.exif_transpose(file))
+
+    def convert(self, picture: Image.Image) -> Tensor:
+        """(C, H, W) uint8 from a picture that is open already. Raises `ConfigError` for more than 16 bits a channel."""
+        height, width = self.size
+        picture = _plain(picture, self.channels)
+        if picture.size != (width, height):
+            picture = _resized(picture, width, height, self.resize)
+        pixels_HWC = np.array(picture).reshape(height, width, self.channels)
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise ConfigError("expected a regular file")
+    if status.st_size == 0:
+        raise ConfigError("the file is empty")
+    if status.st_size > MOST_BYTES:
+        raise ConfigError(f"expected at most {MOST_BYTES / 1e6:,.0f} MB, received {status.st_size / 1e6:,.0f}")
+
+
+def _too_large(received: str) -> str:
+    return f"expected at most {MOST_PIXELS // 1_000_000} megapixels, received {received} megapixels"
+
+
+@contextmanager
+def _large_pictures_unannounced() -> Iterator[None]:
+    """PIL only warns of a picture that is larger than its own limit; ours is checked behind it, and refuses.
+
+    Filters belong to the process, so this stands around the threads and not within them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _plain(picture: Image.Image, channels: int) -> Image.Image:
+    """Any mode of PIL's → 8-bit grey or RGB."""
+    if picture.mode.startswith("I"):  # I;16, I;16B: unsigned 16 bits; I: 32 bits, which PIL also reads 16 into
+        grey_HW = np.asarray(picture).astype(np.int64)
+        if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
+            raise ConfigError("expected 8 or 16 bits a channel, received 32")
+        picture = Image.fromarray((grey_HW >> 8).astype(np.uint8))
+    if picture.mode == "F":
+        raise ConfigError("expected 8 or 16 bits a channel, received floating-point numbers")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert({1: "L", 3: "RGB"}[channels])
+
+
+def _resized(picture: Image.Image, width: int, height: int, resize: str) -> Image.Image:
+    bilinear = Image.Resampling.BILINEAR  # its support grows with the reduction: no aliasing
+    if resize == "squash":
+        return picture.resize((width, height), bilinear)
+    if resize == "crop":
+        return ImageOps.fit(picture, (width, height), bilinear)
+    scale = min(width / picture.width, height / picture.height)
+    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    padded = Image.new(picture.mode, (width, height))
+    padded.paste(picture.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return padded
+
+
+def _unreadable(refused: list[str], count: int) -> str:
+    if count == 1 == len(refused):
+        return refused[0]
+    more = [f"and {len(refused) - MOST_TOLD:,} more"] if len(refused) > MOST_TOLD else []
+    return "\n  ".join([f"{len(refused):,} of {count:,} pictures cannot be read:", *refused[:MOST_TOLD], *more])
+
+
+def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
+    """Passes the chunks on; on a terminal, a progress bar appears where they take their time."""
+    console = Console(stderr=True)
+    begun = time.monotonic()
+    progress = Progress(console=console, transient=True)
+    task = progress.add_task("reading pictures", total=count)
+    shown = False
+    try:
+        for chunk in chunks:
+            progress.advance(task, CHUNK)
+            if console.is_terminal and not shown and time.monotonic() - begun > PATIENCE:
+                progress.start()
+                shown = True
+            yield chunk
+    finally:
+        if shown:
+            progress.stop()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies under a folder: paths relative to it with `/`, sorted by code points, whatever the locale."""
+
+    pictures: list[str]
+    others: list[str]
+
+
+def list_pictures(folder: Path, root: Path) -> Listing:
+    """The picture files under `folder` by their extension, at any depth, hidden files and folders left out.
+
+    Raises `ConfigError` for a link that leads nowhere, out of `root` or around in a circle.
+    """
+    pictures: list[str] = []
+    others: list[str] = []
+    waiting = [""]
+    linked: set[Path] = set()
+    while waiting:
+        below = waiting.pop()
+        entries = visible(folder / below, root)
+        for name in entries.folders:
+            if (folder / below / name).is_symlink():
+                _check_circle(folder / below / name, linked)
+            waiting.append(f"{below}{name}/")
+        for name in entries.files:
+            is_picture = os.path.splitext(name)[1].lower() in EXTENSIONS
+            (pictures if is_picture else others).append(f"{below}{name}")
+    return Listing(sorted(pictures), sorted(others))
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The names in one folder, hidden ones left out, sorted by code points."""
+
+    folders: list[str]
+    files: list[str]
+
+
+def visible(folder: Path, root: Path) -> Entries:
+    """What lies in a folder. Raises `ConfigError` for a link that leads nowhere or out of `root`."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":  # what macOS packs beside the files
+                    continue
+                if entry.is_symlink():
+                    _check_inside(Path(entry.path), root)
+                (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise ConfigError(f"{printable(folder)}: it cannot be listed: {first_line(error)}") from error
+    return Entries(sorted(folders), sorted(files))
+
+
+def _check_inside(link: Path, root: Path) -> None:
+    target = link.resolve()
+    if not target.is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"{printable(link)}: the link leads out of {printable(root)} to {printable(target)}: expected links that "
+            f"stay inside"
+        )
+    if not target.exists():
+        raise ConfigError(f"{printable(link)}: the link leads to {printable(target)}, where nothing is")
+
+
+def _check_circle(link: Path, linked: set[Path]) -> None:
+    target = link.resolve()
+    if target in linked or link.parent.resolve().is_relative_to(target):
+        raise ConfigError(f"{printable(link)}: the link leads to a folder that is read already: expected each once")
+    linked.add(target)
+
+
+def printable(path: Path) -> str:
+    """A path as it can be shown: what no terminal should get is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in str(path)
+    )

@@ -1,0 +1,249 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from picture_folders import noise, write_folders, write_picture
+
+from cnnlab.data.image_folder import ImageFolder
+from cnnlab.data.picture_files import PictureReader
+from cnnlab.runtime.errors import ArgumentError, ConfigError
+
+WHOLE = {"train/cat": 12, "train/dog": 8, "val/cat": 3, "val/dog": 2, "test/cat": 4, "test/dog": 5}
+
+
+def source(root: Path | str | None, **changes: Any) -> ImageFolder:
+    arguments: dict[str, Any] = {"size": 8, "channels": 3, "resize": "crop", "test_share": 0.1, **changes}
+    return ImageFolder(None if root is None else str(root), **arguments)
+
+
+def refusal(root: Path, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        source(root, **changes).describe()
+    return str(caught.value)
+
+
+# splits
+
+
+def test_each_split_is_the_folder_of_its_name(tmp_path: Path) -> None:
+    spec = source(write_folders(tmp_path, WHOLE)).describe()
+    assert spec.counts == {"train": 20, "val": 5, "test": 9}
+    assert spec.class_names == ("cat", "dog")
+    assert spec.input_shape == (3, 8, 8)
+    assert spec.origins == {"train": "train/", "val": "val/", "test": "test/"}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_a_validation_folder_goes_by_several_names(tmp_path: Path, name: str) -> None:
+    write_folders(tmp_path, {"Train/a": 2, "Train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
+    assert source(tmp_path, test_share=0).describe().counts == {"train": 4, "val": 2}
+
+
+def test_without_a_test_folder_a_share_of_the_training_pictures_is_carved(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"train/cat": 30, "train/dog": 10})
+    folder = source(tmp_path, test_share=0.2)
+    assert folder.describe().counts == {"train": 32, "test": 8}
+    assert folder.describe().origins["test"] == "20% of train/"
+    assert folder.read("test").y_N.bincount().tolist() == [6, 2]
+    assert sorted([*folder.paths("train"), *folder.paths("test")]) == sorted(
+        [f"train/cat/{number:03d}.png" for number in range(30)]
+        + [f"train/dog/{number:03d}.png" for number in range(10)]
+    )
+
+
+def test_class_folders_in_the_root_are_split(tmp_path: Path) -> None:
+    write_folders(tmp_path / "pets", {"cat": 10, "dog": 10})
+    spec = source(tmp_path / "pets").describe()
+    assert spec.counts == {"train": 18, "test": 2}
+    assert spec.origins == {"train": "pets/", "test": "10% of pets/"}
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"train": 3, "bus": 3, "test": 3})
+    assert source(tmp_path, test_share=0).describe().class_names == ("bus", "test", "train")
+
+
+def test_no_share_and_no_folder_is_no_test_split(tmp_path: Path) -> None:
+    assert source(write_folders(tmp_path, {"a": 3, "b": 3}), test_share=0).describe().counts == {"train": 6}
+
+
+def test_the_splits_are_the_same_each_time(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": 10, "b": 10})
+    first = source(tmp_path)
+    torch.manual_seed(5)
+    assert [source(tmp_path).paths(split) for split in ("train", "test")] == [
+        first.paths(split) for split in ("train", "test")
+    ]
+
+
+def test_the_first_and_the_last_training_pictures_are_of_all_classes(tmp_path: Path) -> None:
+    y_N = source(write_folders(tmp_path, {"a": 40, "b": 40}), test_share=0).read("train").y_N
+    assert set(y_N[:10].tolist()) == set(y_N[-10:].tolist()) == {0, 1}
+
+
+# pictures
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_path_of_a_picture_stands_at_its_index(tmp_path: Path, split: str) -> None:
+    folder = source(write_folders(tmp_path, WHOLE))
+    pictures, paths = folder.read(split), folder.paths(split)
+    assert len(pictures) == len(paths)
+    for x_CHW, label, index in zip(pictures.x_NCHW, pictures.y_N, pictures.index_N, strict=True):
+        path = paths[int(index)]
+        assert torch.equal(x_CHW, PictureReader((8, 8), 3).read(tmp_path / path))
+        assert path.split("/")[:2] == [split, ("cat", "dog")[int(label)]]
+
+
+def test_a_selection_keeps_the_index_of_the_path(tmp_path: Path) -> None:
+    folder = source(write_folders(tmp_path, WHOLE))
+    chosen = folder.read("train").select(torch.tensor([7, 3]))
+    assert [folder.paths("train")[index].split("/")[1] for index in chosen.index_N.tolist()] == [
+        ("cat", "dog")[label] for label in chosen.y_N.tolist()
+    ]
+
+
+def test_held_out_pictures_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    paths = source(write_folders(tmp_path, WHOLE)).paths("test")
+    assert paths == sorted(paths)
+
+
+def test_pictures_may_lie_in_folders_within_their_class(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"train/cat/monday": 2, "train/cat/tuesday": 2, "train/dog": 4})
+    assert source(tmp_path, test_share=0).read("train").y_N.bincount().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(("size", "shape"), [(5, (1, 5, 5)), ((4, 6), (1, 4, 6))])
+def test_the_size_and_channels_are_those_asked_for(
+    tmp_path: Path, size: int | tuple[int, int], shape: tuple[int, int, int]
+) -> None:
+    folder = source(write_folders(tmp_path, {"a": 2, "b": 2}), size=size, channels=1, resize="pad", test_share=0)
+    assert folder.describe().input_shape == tuple(folder.read("train").x_NCHW.shape[1:]) == shape
+    assert folder.reader() == PictureReader(shape[1:], 1, "pad")
+
+
+def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = source(write_folders(tmp_path, WHOLE))
+    folder.describe()
+    monkeypatch.setattr("cnnlab.data.image_folder._scan", None)
+    folder.check()
+    folder.notes()
+    assert len(folder.read("test")) == len(folder.paths("test")) == 9
+
+
+# what is told
+
+
+def test_what_is_not_read_is_told_in_a_sentence_each(tmp_path: Path) -> None:
+    write_folders(tmp_path, {**WHOLE, "extras/cat": 1})
+    write_picture(tmp_path / "stray.png", noise(8, 8))
+    (tmp_path / "train" / "cat" / "notes.txt").touch()
+    (tmp_path / "train" / "cat" / ".hidden").touch()
+    write_picture(tmp_path / "train" / "stray.png", noise(8, 8))
+    assert source(tmp_path).notes() == [
+        "files not read, in no class folder or without the extension of a picture: 3, such as stray.png",
+        "folders not read, beside those of the splits: 1, such as extras",
+    ]
+
+
+def test_nothing_is_told_where_everything_is_read(tmp_path: Path) -> None:
+    assert source(write_folders(tmp_path, WHOLE)).notes() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"size": 0}, "size"),
+        ({"size": (8, 8, 8)}, "size"),
+        ({"size": (8, 0)}, "size"),
+        ({"channels": 2}, "channels"),
+        ({"resize": "zoom"}, "resize"),
+        ({"test_share": 1.0}, "test_share"),
+        ({"test_share": -0.1}, "test_share"),
+    ],
+)
+def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        source("pictures", **changes)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize("root", [None, ""])
+def test_a_missing_root_is_asked_for(root: str | None) -> None:
+    with pytest.raises(ArgumentError, match=r"expected the folder of your pictures, as in data\.root=my_pictures"):
+        source(root)
+
+
+def test_a_root_that_is_no_folder_is_told_with_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert refusal(Path("nowhere")).endswith(f"{tmp_path / 'nowhere'} does not exist")
+    assert refusal(Path("file")).endswith(f"{tmp_path / 'file'} is no folder")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fragment"),
+    [
+        ({"train/cat": 2}, "for each class, two or more, in {root}/train; found cat"),
+        ({".": 2}, "for each class, two or more, in {root}; found –"),
+        ({"train/cat": 2, "train/dog": 0}, "the class folder {root}/train/dog has no picture (.bmp"),
+        ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, "in {root}/val; it lacks b and has beside them c"),
+        ({"train/a": 1, "train/b": 1, "test/a": 1}, "in {root}/test; it lacks b and has beside them –"),
+        ({"test/a": 1, "test/b": 1}, "expected a folder 'train' beside test in {root}"),
+        ({"train/a": 1, "val/a": 1, "valid/a": 1}, "one folder for the val split in {root}, found val, valid"),
+        ({"a": 1, "b\x1b[31m": 1}, "a class's name in printable letters, received the folder b\\x1b[31m"),
+    ],
+)
+def test_folders_that_make_no_data_set_are_refused(tmp_path: Path, sizes: dict[str, int], fragment: str) -> None:
+    message = refusal(write_folders(tmp_path, sizes))
+    assert message.startswith("data.root: ")
+    assert fragment.replace("{root}", str(tmp_path)) in message
+
+
+def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path / "root", {"train/a": 1, "train/b": 1})
+    write_folders(tmp_path / "elsewhere", {"c": 1})
+    (tmp_path / "root" / "train" / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    assert f"data.root: {tmp_path}/root/train/c: the link leads out of {tmp_path}/root" in refusal(tmp_path / "root")
+
+
+def test_a_picture_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+    write_folders(tmp_path, WHOLE)
+    (tmp_path / "train" / "cat" / "003.png").write_text("no picture")
+    folder = source(tmp_path)
+    folder.describe()
+    folder.check()
+    with pytest.raises(ConfigError) as caught:
+        folder.read("train")
+    assert str(caught.value).startswith("data.root: 1 of 20 pictures cannot be read:")
+    assert f"{tmp_path}/train/cat/003.png: its content is no picture" in str(caught.value)
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused_with_the_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnlab.data.image_folder.machine_memory", lambda: 10**9)
+    root = write_folders(tmp_path, WHOLE)
+    needed = (2 * 20 + 5) * 3 * 4000 * 4000  # 2.16 GB
+    assert needed == 2_160_000_000
+    message = refusal(root, size=4000)
+    assert message.startswith("data.size: 20 training pictures of 3×4000×4000 bytes take 2 GB")
+    assert "this machine has 1: expected a smaller size" in message
+    source(root, size=2000).describe()
+
+
+def test_classes_are_sorted_by_code_points(tmp_path: Path) -> None:
+    names = ["Zebra", "ant", "Ölvogel", "10", "9"]
+    write_folders(tmp_path, dict.fromkeys(names, 1))
+    assert source(tmp_path, test_share=0).describe().class_names == ("10", "9", "Zebra", "ant", "Ölvogel")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folders(tmp_path / "pets", {"a": 2, "b": 2})
+    pictures = source("~/pets", test_share=0).read("train")
+    assert np.array_equal(pictures.y_N.bincount().numpy(), [2, 2])

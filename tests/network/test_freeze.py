@@ -1,0 +1,138 @@
+"""Frozen layers: what a pattern reaches, and what of it is said."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cnnlab.network import NetworkPlan, plan_network, render_table
+from cnnlab.runtime.errors import Complaints, ConfigError
+
+BLOCKS: dict[str, Any] = {
+    "conv1": {"type": "conv", "out_channels": 2, "kernel_size": 3},
+    "norm1": "batch_norm",
+    "block1": {
+        "type": "residual",
+        "blocks": {
+            "conv1": {"type": "conv", "out_channels": 2, "kernel_size": 3, "padding": 1},
+            "norm1": {"type": "batch_norm", "affine": False},
+        },
+    },
+    "pool": "global_avg_pool",
+    "output": {"type": "linear", "out_features": 3},
+}
+NAMES = ["conv1.weight", "conv1.bias", "norm1.weight", "norm1.bias", "block1.blocks.conv1.weight"]
+NAMES += ["block1.blocks.conv1.bias", "output.weight", "output.bias"]
+
+
+def planned(*freeze: str, blocks: Mapping[str, Any] = BLOCKS) -> NetworkPlan:
+    complaints = Complaints()
+    plan = plan_network((1, 8, 8), blocks, complaints, freeze=list(freeze))
+    complaints.raise_if_any()
+    assert plan is not None
+    return plan
+
+
+def frozen(network: nn.Module) -> list[str]:
+    return [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+
+
+def in_evaluation(network: nn.Module) -> list[str]:
+    return [path for path, module in network.named_modules() if not module.training]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ([], []),
+        (["conv1"], NAMES[:2]),  # not block1.blocks.conv1
+        (["conv1.weight"], NAMES[:1]),
+        (["*conv1"], NAMES[:2] + NAMES[4:6]),
+        (["block*"], NAMES[4:6]),
+        (["block1.blocks.*"], NAMES[4:6]),
+        (["*.bias"], NAMES[1::2]),
+        (["conv1", "norm1"], NAMES[:4]),
+    ],
+)
+def test_a_pattern_freezes_a_parameter_or_all_of_a_layer(patterns: list[str], expected: list[str]) -> None:
+    assert frozen(planned(*patterns).build()) == expected
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["norm1"], ["norm1"]),
+        (["norm1.weight"], []),  # its bias trains
+        (["norm1.*"], ["norm1"]),
+        (["conv1"], []),
+        (["block1"], ["block1.blocks.norm1"]),  # no parameters, but statistics
+    ],
+)
+def test_a_norm_that_is_frozen_stays_in_evaluation_mode(patterns: list[str], expected: list[str]) -> None:
+    assert in_evaluation(planned(*patterns).build()) == expected
+
+
+def test_a_frozen_norms_statistics_do_not_move() -> None:
+    network = planned("norm1").build()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network(torch.randn(4, 1, 8, 8) + 5)
+    moved = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
+    assert {name.rpartition(".")[0] for name in moved} == {"block1.blocks.norm1"}
+
+
+def test_frozen_weights_begin_as_they_would_have_otherwise() -> None:
+    torch.manual_seed(3)
+    free = planned().build()
+    torch.manual_seed(3)
+    kept = planned("conv1", "norm1").build()
+    assert all(torch.equal(a, b) for a, b in zip(free.parameters(), kept.parameters(), strict=True))
+
+
+def test_the_table_marks_frozen_layers_and_counts_what_trains() -> None:
+    plan = planned("conv1.weight", "block1")
+    remarks = {row.path: row.remark for row in plan.rows if row.remark}
+    assert remarks == {
+        "conv1": "partly frozen",
+        "block1.blocks.conv1": "frozen",
+        "block1.blocks.norm1": "frozen",
+    }
+    total = 2 * 9 + 2 + 4 + 2 * 2 * 9 + 2 + 2 * 3 + 3
+    remark = render_table(plan.rows, plan.input_shape).columns[-1]
+    assert remark.footer == f"{total - 2 * 9 - (2 * 2 * 9 + 2)} train"
+
+
+def test_a_layer_inside_torchvisions_network_goes_by_torchvisions_name() -> None:
+    blocks = {"network": {"type": "torchvision", "name": "resnet18", "num_classes": 3}}
+    with torch.device("meta"):
+        network = planned("network.layer*", "network.conv1", "network.bn1", blocks=blocks).build()
+    training = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert training == ["network.fc.weight", "network.fc.bias"]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 20
+    assert not any(module.training for module in norms)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["conv9"], "'conv9' matches no parameter .* did you mean 'conv1'\\? there are conv1, norm1, block1, output"),
+        (["pool"], "'pool' matches no parameter and no layer that has any"),
+        (["blocks.conv1"], "'blocks.conv1' matches no parameter .* did you mean 'block1.blocks.conv1'"),
+        (["*"], "\\* matches every parameter: there is nothing to train"),
+        (["conv1", "norm1", "block1", "output"], "conv1, norm1, block1, output matches every parameter"),
+        ([3], "expected a list of name patterns such as \\[conv1, norm\\*\\], received \\[3\\]"),
+    ],
+)
+def test_a_pattern_without_sense_is_told(patterns: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.freeze: {message}"):
+        planned(*patterns)
+
+
+def test_one_word_is_no_list_of_patterns() -> None:
+    complaints = Complaints()
+    assert plan_network((1, 8, 8), BLOCKS, complaints, freeze="conv1") is None
+    assert complaints.messages == [
+        "model.freeze: expected a list of name patterns such as [conv1, norm*], received 'conv1'"
+    ]
