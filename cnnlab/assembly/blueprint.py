@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component
+from cnnlab.data.augmentation import Augmentation
+from cnnlab.data.mixing import Mixing
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
@@ -45,6 +47,7 @@ class Blueprint:
     execution: Execution
     observers: list[Observer]
     metrics: list[Measure]
+    augment: Mapping[str, Augmentation | Mixing]
     starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property

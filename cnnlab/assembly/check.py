@@ -13,6 +13,8 @@ from cnnlab.assembly.blueprint import Blueprint, build_schedule
 from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component, Kind, Trust, bind, bind_arguments
 from cnnlab.data import SOURCES
+from cnnlab.data.augmentation import AUGMENTATIONS, Augmentation
+from cnnlab.data.mixing import Mixing
 from cnnlab.data.normalization import check_normalization
 from cnnlab.data.settings import SETTINGS, DataSettings
 from cnnlab.data.source import DataSpec, Source
@@ -34,6 +36,7 @@ SOURCE = Kind("data source", SOURCES, Source)
 LOSS = Kind("loss", LOSSES, nn.Module, ("torch.nn",))
 OPTIMIZER = Kind("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
 SCHEDULE = Kind("schedule", SCHEDULES, torch.optim.lr_scheduler.LRScheduler, ("torch.optim.lr_scheduler",))
+AUGMENTATION = Kind("augmentation", AUGMENTATIONS, Augmentation)
 OBSERVER = Kind("observer", OBSERVERS, Observer)
 KEYS = (
     "name",
@@ -101,6 +104,7 @@ class _Checker:
         self._run()
         source, data = self._data()
         spec = self.known_spec or (self._value(source.describe) if source else None)
+        augment = self._augment(data, spec)
         steps = self._steps_per_epoch(data, spec)
         network = self._network(spec)
         init_from = self._init_from()
@@ -145,6 +149,7 @@ class _Checker:
             execution=execution,
             observers=observers,
             metrics=metrics,
+            augment=augment,
         )
 
     def _keys(self) -> None:
@@ -182,6 +187,23 @@ class _Checker:
             return dict(section)
         self.complaints.add(key, f"expected a mapping, received {section!r}")
         return {}
+
+    def _augment(self, data: DataSettings | None, spec: DataSpec | None) -> dict[str, Augmentation | Mixing]:
+        """The augmentations in their order, by name; complains of one that is too large for the data's pictures."""
+        built: dict[str, Augmentation | Mixing] = {}
+        for name, given in (data.augment if data else {}).items():
+            key = f"data.augment.{name}"
+            component = bind(given, key, AUGMENTATION, self.complaints, trust=self.trust) if given is not None else None
+            step = self._value(component.build) if component else None
+            if step is None:
+                continue
+            built[str(name)] = step
+            if spec and isinstance(step, Augmentation):
+                try:
+                    step.check(spec.input_shape)
+                except ArgumentError as error:
+                    self.complaints.add_error(key, error)
+        return built
 
     def _data(self) -> tuple[Source | None, DataSettings | None]:
         section = self._section("data")

@@ -32,12 +32,12 @@ INIT_FROM = ["model", "init_from"]  # no component: a word alone is its path
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
 _COMPONENT = re.compile(
-    r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data|loss"
+    r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data\.augment\.[^.=]+|data|loss"
     r"|optimizer|schedule|trainer\.execution)\.[^=]+="
 )
 # and these are whole components: a mapping may bring arguments that the old one has not
 _WHOLE_COMPONENT = re.compile(
-    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data|loss|optimizer|schedule)=\s*\{"
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
 )
 
 

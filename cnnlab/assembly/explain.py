@@ -11,7 +11,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from cnnlab.assembly.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, first_line, listing, no_such_key
 
-OPEN = ("model.blocks", "observers", "metrics")  # mappings whose keys are the person's own
+OPEN = ("model.blocks", "observers", "metrics", "data.augment")  # mappings whose keys are the person's own
 
 
 def explain(error: Exception, configs: Path) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.data.augmentation import Augment
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Pictures
@@ -93,6 +94,7 @@ def read_split(blueprint: Blueprint, split: str) -> Pictures:
 
 
 def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> ResidentLoader:
+    augment = Augment(blueprint.augment, blueprint.spec.classes, blueprint.seed) if blueprint.augment else None
     return ResidentLoader(
         pictures,
         normalization,
@@ -101,6 +103,7 @@ def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normal
         shuffle=True,
         balanced=blueprint.data.sampling == "balanced",
         drop_last=blueprint.data.drop_last,
+        augment=augment,
         seed=blueprint.seed,
     )
 

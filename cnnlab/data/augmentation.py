@@ -7,14 +7,17 @@ joins the pictures of a batch, so it depends on the batch as well.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnnlab.data.mixing import CutMix, Mixing, MixUp
 from cnnlab.runtime.checks import integer, number, one_of
+from cnnlab.runtime.counter import uniforms
 from cnnlab.runtime.errors import ArgumentError
+from cnnlab.runtime.randomness import derive
 
 Shape = tuple[int, int, int]
 Interval = tuple[float, float]
@@ -25,6 +28,7 @@ class Augmentation(ABC):
     """Changes pictures, each by `draws` numbers of its own."""
 
     draws = 1
+    same_each_epoch = False  # whether a picture keeps its numbers
 
     def check(self, shape: Shape) -> None:  # noqa: B027 — most fit any picture
         """Raises `ArgumentError` where pictures of (C, H, W) are too small for it."""
@@ -49,6 +53,8 @@ class AlternatingFlip(Augmentation):
 
     Any two epochs in a row show both sides of every picture (arXiv 2404.00498, §3.6).
     """
+
+    same_each_epoch = True
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
         return _mirrored_where((u_ND[:, 0] < 0.5) ^ (epoch % 2 == 1), x_NCHW)
@@ -250,7 +256,35 @@ def _interval(argument: str, value: Interval) -> Interval:
     return low, high
 
 
-AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+class Augment:
+    """What is done to the pictures of each training batch, in the order in which it is named.
+
+    The numbers of a picture depend on (seed, the augmentation's name, epoch, index) alone; how a batch is mixed, on
+    (seed, name, epoch, position in the epoch). So nothing of it needs to be saved.
+    """
+
+    def __init__(self, steps: Mapping[str, Augmentation | Mixing], classes: int, seed: int) -> None:
+        self.steps = steps
+        self.classes = classes
+        self.seed = seed
+
+    def __call__(
+        self, x_NCHW: Tensor, target_N: Tensor, index_N: Tensor, epoch: int, position: int
+    ) -> tuple[Tensor, Tensor]:
+        """The changed pictures, and targets (N,), or (N, K) where pictures were mixed; `x_NCHW` float of 0…255."""
+        target = target_N
+        for name, step in self.steps.items():
+            if isinstance(step, Mixing):
+                generator = torch.Generator().manual_seed(derive(self.seed, "mix", name, epoch, position))
+                target_NK = target if target.dim() == 2 else F.one_hot(target, self.classes).float()
+                x_NCHW, target = step(x_NCHW, target_NK, generator)
+            else:
+                key = derive(self.seed, "augment", name, 0 if step.same_each_epoch else epoch)
+                x_NCHW = step(x_NCHW, uniforms(key, index_N, step.draws), epoch)
+        return x_NCHW, target
+
+
+AUGMENTATIONS: dict[str, Callable[..., Augmentation | Mixing]] = {
     "horizontal_flip": HorizontalFlip,
     "alternating_flip": AlternatingFlip,
     "shift": Shift,
@@ -260,4 +294,6 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "cutout": Cutout,
     "brightness": Brightness,
     "contrast": Contrast,
+    "mixup": MixUp,
+    "cutmix": CutMix,
 }

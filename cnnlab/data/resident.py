@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnlab.data.augmentation import Augment
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.batch import Batch
@@ -21,7 +22,7 @@ class ResidentLoader:
     batch. `shuffle` takes each picture once an epoch; with `balanced` as well, an epoch is as long, and has each class
     as often as any other (`balanced_order`). `drop_last` leaves out the pictures that fill no whole batch. Position
     within the epoch is an integer (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest
-    of the current epoch; then `set_epoch` starts another.
+    of the current epoch; then `set_epoch` starts another. `augment` changes the pictures of each batch.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ResidentLoader:
         shuffle: bool,
         balanced: bool = False,
         drop_last: bool = False,
+        augment: Augment | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -46,6 +48,7 @@ class ResidentLoader:
         self.shuffle = shuffle
         self.balanced = balanced
         self.drop_last = drop_last
+        self.augment = augment
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -86,12 +89,14 @@ class ResidentLoader:
         while self.position < len(self):
             start = self.position * self.batch_size
             rows = order[start : start + self.batch_size][self.rank :: self.world_size]
-            self.position += 1  # before the batch is handed out: a checkpoint after its step counts it
-            yield self._batch(rows)
+            position, self.position = self.position, self.position + 1
+            yield self._batch(rows, position)  # the position moves on before: a checkpoint after its step counts it
 
-    def _batch(self, rows: Tensor) -> Batch:
-        x_NCHW = torch.addcmul(self.shift_C11, self.x_NCHW[rows].float(), self.scale_C11)
-        return Batch(x_NCHW, self.y_N[rows], self.index_N[rows])
+    def _batch(self, rows: Tensor, position: int) -> Batch:
+        x_NCHW, target, index_N = self.x_NCHW[rows].float(), self.y_N[rows], self.index_N[rows]
+        if self.augment:
+            x_NCHW, target = self.augment(x_NCHW, target, index_N, self.epoch, position)
+        return Batch(torch.addcmul(self.shift_C11, x_NCHW, self.scale_C11), target, index_N)
 
 
 def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The keys under `data` that are not the source's own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cnnlab.data.normalization import NORMALIZATIONS
@@ -19,7 +19,7 @@ class DataSettings:
     `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first pictures of the training
     split, after validation was carved. `validation.count` is a number of training pictures or a share of them in
     (0, 1); a source that brings a validation split of its own has none carved. `sampling` is `shuffle`, or `balanced`
-    for every class as often as any other.
+    for every class as often as any other. `augment` maps names to the specs of augmentations.
     """
 
     batch_size: int
@@ -30,6 +30,7 @@ class DataSettings:
     validation: Mapping[str, Any]
     normalize: str
     sampling: str = "shuffle"
+    augment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         integer("batch_size", self.batch_size, 1)
@@ -90,4 +91,4 @@ class DataSettings:
         return whole + (rest > 0 and not self.drop_last)
 
 
-SETTINGS = tuple(field.name for field in fields(DataSettings))
+SETTINGS = tuple(setting.name for setting in fields(DataSettings))
