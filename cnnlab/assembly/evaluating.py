@@ -1,5 +1,6 @@
 """`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def run_evaluation(config: DictConfig) -> None:
     path = Path(str(request["run"]))
     trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust)
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
     make_deterministic(run.blueprint.deterministic)
     if request["images"] is not None:
