@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test quick check format tensorboard clean
+.PHONY: help setup train test quick check format wheel tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,16 @@ check: $(READY) ## lint, format check and types
 format: $(READY) ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(READY) ## build the package into dist/, and try its commands outside this folder
+	rm -rf dist
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps -w dist .
+	@place=$$(mktemp -d) && wheel=$$(ls $(CURDIR)/dist/*.whl) && \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $$place/installed $$wheel && \
+		cd $$place && export PYTHONPATH=$$place/installed PATH=$$place/installed/bin:$$PATH && \
+		cnnlab-train experiment=debug/fast run_dir=run && cnnlab-evaluate run=run && \
+		$(CURDIR)/$(BIN)/python -c "import cnnlab, sys; sys.exit(not cnnlab.__file__.startswith('$$place'))" && \
+		rm -rf $$place && echo "$$wheel works"
 
 tensorboard: $(READY) ## show the curves of all runs on this machine only (http://localhost:6006)
 	$(BIN)/tensorboard --logdir runs --host 127.0.0.1

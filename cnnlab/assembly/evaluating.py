@@ -1,5 +1,6 @@
 """`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def run_evaluation(config: DictConfig) -> None:
     path = Path(str(request["run"]))
     trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust)
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
     make_deterministic(run.blueprint.deterministic)
     if request["images"] is not None:
@@ -74,12 +77,14 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
         "metrics": _named_metrics(blueprint, outputs),
         **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
     }
-    name = f"{split}-{run.checkpoint.folder.name}" + ("" if tta == "none" else f"-{tta}")
+    suffix = "" if tta == "none" else f"-{tta}"
+    name = f"{split}-{run.checkpoint.folder.name}{suffix}"
+    title = f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"
     written = [
         run.directory.write_json(f"evaluation-{name}.json", result),
         write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, _paths(run, split)),
         write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
-        _draw_confusion(run, name, confusion_KK, f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"),
+        _draw_confusion(run, f"confusion-{name}.png", f"confusion/{split}{suffix}", confusion_KK, title),
     ]
     print_report(result, run.checkpoint.step)
     print("written to " + "\n           ".join(map(str, written)))
@@ -131,10 +136,10 @@ def _named_metrics(blueprint: Blueprint, outputs: Outputs) -> dict[str, float]:
     return meter.read()
 
 
-def _draw_confusion(run: SavedRun, name: str, confusion_KK: Tensor, title: str) -> Path:
+def _draw_confusion(run: SavedRun, file: str, tag: str, confusion_KK: Tensor, title: str) -> Path:
     figure = confusion_figure(confusion_KK, run.blueprint.spec.class_names, title)
-    path = run.directory.path / "figures" / f"confusion-{name}.png"
+    path = run.directory.path / "figures" / file
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
-    write_picture(run.directory.path, f"confusion/{name}", pixels(figure), run.checkpoint.step)
+    write_picture(run.directory.path, tag, pixels(figure), run.checkpoint.step)
     return path

@@ -43,11 +43,15 @@ def _found(place: Path) -> tuple[Path, list[str]]:
     except ConfigError as error:
         raise ConfigError(f"images: {error}") from error
     if not found.pictures:
-        others = f", but {len(found.others):,} other files" if found.others else ""
+        others = f", but {_files(found.others)}" if found.others else ""
         raise ConfigError(f"images: expected pictures in {place.absolute()}; there is none{others}")
     if found.others:
-        print(f"not read: {len(found.others):,} files without an extension of a picture, such as {found.others[0]}")
+        print(f"not read: {_files(found.others)} without an extension of a picture, such as {found.others[0]}")
     return place, found.pictures
+
+
+def _files(names: list[str]) -> str:
+    return "1 file" if len(names) == 1 else f"{len(names):,} files"
 
 
 def _probabilities(run: SavedRun, paths: list[Path], tta: str) -> Tensor:

@@ -17,6 +17,7 @@ from cnnlab.components import Trust
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import DataSpec
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
+from cnnlab.runtime.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,9 @@ class SavedRun:
         directory = RunDirectory.open(path, "run")
         saved = resolved(load_saved_config(path / "config.yaml"))
         found = Checkpoints(path / "checkpoints").resolve(checkpoint)
-        meta = found.meta
-        spec = DataSpec(tuple(meta["input_shape"]), meta["counts"], tuple(meta["class_names"]))
+        spec, class_counts = _known_data(found)
         blueprint = check_config({**saved, "device": device}, trust, spec)
-        fit_loss(blueprint, meta["class_counts"])
+        fit_loss(blueprint, class_counts)
         return cls(directory, blueprint, found)
 
     @property
@@ -48,3 +48,18 @@ class SavedRun:
     def network(self) -> nn.Module:
         """As validation saw it at the checkpoint, on the device."""
         return load_network(self.blueprint, self.checkpoint)
+
+
+def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:
+    """What the checkpoint says of the run's data. Raises `ConfigError` where it says nothing that could be."""
+    meta = checkpoint.meta
+    try:
+        channels, height, width = map(int, meta["input_shape"])
+        counts = {str(split): int(count) for split, count in meta["counts"].items()}
+        class_names = tuple(map(str, meta["class_names"]))
+        return DataSpec((channels, height, width), counts, class_names), list(map(int, meta["class_counts"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.folder} does not say what its pictures and classes were ({first_line(error)}): "
+            f"expected one that this version of cnnlab wrote"
+        ) from error
