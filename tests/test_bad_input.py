@@ -98,6 +98,17 @@ TRAINING = [
     bad("+observers.extra=tensorbord", "observers.extra: ", "did you mean 'tensorboard'?", "console, json_lines"),
     bad("observers.console.intervall=3", "observers.console.intervall: ", "did you mean 'interval'?"),
     bad(f"+observers.extra=pathlib.Path | {FAST}", "observers.extra: ", "Path"),
+    # augmentation
+    bad("+data.augment.s=shfit", "data.augment.s: ", "no augmentation 'shfit'", "did you mean 'shift'?", "cutmix"),
+    bad("+data.augment.s={type: shift, pixel: 2}", "data.augment.s.pixel: ", "did you mean 'pixels'?"),
+    bad("+data.augment.s={type: shift, pixels: 8}", "data.augment.s.pixels: ", "fewer than the 8 pixels", "received 8"),
+    bad("+data.augment.c={type: cutout, size: 9}", "data.augment.c.size: ", "a side of the picture, 8", "received 9"),
+    bad("+data.augment.c=cutout", "data.augment.c.size: ", "cutout needs it"),
+    bad("+data.augment.f={type: horizontal_flip, p: 2}", "data.augment.f.p: ", "[0, 1]", "received 2"),
+    bad("+data.augment.m={type: mixup, alpha: 0}", "data.augment.m.alpha: ", "> 0", "received 0"),
+    bad("+data.augment.a={type: affine, scale: [2, 1]}", "data.augment.a.scale: ", "in this order", "[2, 1]"),
+    bad("data.augment=shift", "data.augment: ", "expected a mapping", "'shift'"),
+    bad("data.augment.flip=horizontal_flip", "data.augment.flip: ", "'+data.augment.flip=…' adds one"),
     # types
     bad("optimizer.lr=fast", "optimizer.lr: ", "expected a number", "received 'fast'"),
     bad("optimizer.lr=[0.1,0.2]", "optimizer.lr: ", "expected a number", "0.1, 0.2"),

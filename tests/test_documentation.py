@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cnnlab.assembly import train
 from cnnlab.assembly.compose import CONFIGS
 from cnnlab.blocks import BLOCKS
+from cnnlab.data.augmentation import AUGMENTATIONS
 from cnnlab.network import build_network
 from cnnlab.runtime.checks import integer
 
@@ -129,6 +130,12 @@ def test_the_readme_lists_every_block() -> None:
         name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row else "")
     }
     assert named == set(BLOCKS)
+
+
+def test_the_readme_lists_every_augmentation() -> None:
+    table = section(README, "Train").split("| augmentations | |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines() if "|" in row for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(AUGMENTATIONS)
 
 
 def test_the_readme_gives_the_defaults_that_are() -> None:

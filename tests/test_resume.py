@@ -20,6 +20,7 @@ STEPS = 228
 SETTINGS = (
     "seed=3",
     "data.batch_size=64",
+    "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}, mix: mixup}",
     "trainer.epochs=12",
     "trainer.accumulate=2",
     "trainer.ema=0.99",

@@ -271,7 +271,10 @@ class Augment:
     def __call__(
         self, x_NCHW: Tensor, target_N: Tensor, index_N: Tensor, epoch: int, position: int
     ) -> tuple[Tensor, Tensor]:
-        """The changed pictures, and targets (N,), or (N, K) where pictures were mixed; `x_NCHW` float of 0…255."""
+        """The changed pictures, and targets (N,), or (N, K) where pictures were mixed; `x_NCHW` float of 0…255.
+
+        `index_N` are what the pictures' numbers are drawn by, `position` is the batch's place in the epoch.
+        """
         target = target_N
         for name, step in self.steps.items():
             if isinstance(step, Mixing):

@@ -88,14 +88,18 @@ class ResidentLoader:
         order = self.order(self.epoch).to(self.x_NCHW.device)
         while self.position < len(self):
             start = self.position * self.batch_size
-            rows = order[start : start + self.batch_size][self.rank :: self.world_size]
+            places = torch.arange(start, min(start + self.batch_size, len(order)), device=order.device)
             position, self.position = self.position, self.position + 1
-            yield self._batch(rows, position)  # the position moves on before: a checkpoint after its step counts it
+            # the position moves on before the batch is handed out: a checkpoint after its step counts it
+            yield self._batch(order, places[self.rank :: self.world_size], position)
 
-    def _batch(self, rows: Tensor, position: int) -> Batch:
+    def _batch(self, order: Tensor, places: Tensor, position: int) -> Batch:
+        rows = order[places]
         x_NCHW, target, index_N = self.x_NCHW[rows].float(), self.y_N[rows], self.index_N[rows]
         if self.augment:
-            x_NCHW, target = self.augment(x_NCHW, target, index_N, self.epoch, position)
+            # balanced, a picture comes several times in an epoch: it shall look different each time
+            numbered_N = places if self.balanced else index_N
+            x_NCHW, target = self.augment(x_NCHW, target, numbered_N, self.epoch, position)
         return Batch(torch.addcmul(self.shift_C11, x_NCHW, self.scale_C11), target, index_N)
 
 

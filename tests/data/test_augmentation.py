@@ -12,6 +12,7 @@ from cnnlab.data.augmentation import (
     AUGMENTATIONS,
     Affine,
     AlternatingFlip,
+    Augment,
     Augmentation,
     Brightness,
     Contrast,
@@ -21,6 +22,7 @@ from cnnlab.data.augmentation import (
     Rotation,
     Shift,
 )
+from cnnlab.data.mixing import CutMix, Mixing, MixUp
 from cnnlab.runtime.counter import uniforms
 from cnnlab.runtime.errors import ArgumentError
 
@@ -39,8 +41,13 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor([values])
 
 
+SINGLE = [name for name in AUGMENTATIONS if name not in ("mixup", "cutmix")]  # those that change picture by picture
+
+
 def with_defaults(name: str) -> Augmentation:
-    return AUGMENTATIONS[name](**({"size": 3} if name == "cutout" else {}))
+    made = AUGMENTATIONS[name](**({"size": 3} if name == "cutout" else {}))
+    assert not isinstance(made, Mixing)
+    return made
 
 
 def test_a_flip_mirrors_where_the_number_is_below_p() -> None:
@@ -158,7 +165,7 @@ def test_contrast_stretches_about_the_mean() -> None:
     assert Contrast(1.0)(x_NCHW, numbers(0.0), 0).flatten().tolist() == [120, 120]
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_a_picture_comes_out_the_same_in_whatever_batch(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(6, 3, 10, 10) * 255
@@ -168,7 +175,7 @@ def test_a_picture_comes_out_the_same_in_whatever_batch(name: str) -> None:
     torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], 1), whole[4:5], rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_pictures_that_came_in_stay_as_they_were(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(4, 1, 8, 8) * 255
@@ -177,7 +184,7 @@ def test_pictures_that_came_in_stay_as_they_were(name: str) -> None:
     assert torch.equal(x_NCHW, before)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_an_augmentation_really_changes_pictures(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(20, 1, 8, 8) * 255
@@ -215,3 +222,40 @@ def test_what_does_not_fit_the_picture_is_refused(augmentation: Augmentation, ar
         augmentation.check((1, 8, 8))
     assert caught.value.argument == argument
     augmentation.check((1, 9, 9))
+
+
+STEPS = {"flip": HorizontalFlip(), "shift": Shift(2), "turn": Rotation(20), "cut": Cutout(3), "light": Brightness(0.3)}
+
+
+def test_a_name_gives_an_augmentation_numbers_of_its_own() -> None:
+    x_NCHW, y_N, index_N = torch.rand(40, 1, 6, 6) * 255, torch.zeros(40, dtype=torch.int64), torch.arange(40)
+    one, _ = Augment({"a": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, 0, 0)
+    other, _ = Augment({"b": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, 0, 0)
+    assert not torch.equal(one, other)
+    both, _ = Augment({"x": Brightness(0), "a": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, 0, 0)
+    torch.testing.assert_close(both, one)  # what stands before it takes nothing away from it
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}])
+def test_another_seed_or_epoch_gives_other_pictures(changed: dict[str, int]) -> None:
+    def augmented(seed: int = 0, epoch: int = 0) -> Tensor:
+        x_NCHW = torch.arange(30 * 36.0).reshape(30, 1, 6, 6) % 256
+        y_N = torch.zeros(30, dtype=torch.int64)
+        return Augment(STEPS, 2, seed)(x_NCHW, y_N, torch.arange(30), epoch, 0)[0]
+
+    assert torch.equal(augmented(), augmented())
+    assert not torch.equal(augmented(), augmented(**changed))
+
+
+def test_mixing_makes_class_indices_into_probabilities_and_the_next_mixing_takes_those() -> None:
+    x_NCHW, y_N = torch.rand(8, 1, 6, 6), torch.arange(8) % 3
+    _, target = Augment({"mix": MixUp(), "cut": CutMix()}, 3, seed=0)(x_NCHW, y_N, torch.arange(8), 0, 0)
+    assert target.shape == (8, 3)
+    torch.testing.assert_close(target.sum(1), torch.ones(8))
+
+
+def test_batches_of_an_epoch_are_mixed_differently() -> None:
+    mix = Augment({"mix": MixUp(1.0)}, 2, seed=0)
+    x_NCHW, y_N, index_N = torch.rand(8, 1, 4, 4), torch.arange(8) % 2, torch.arange(8)
+    assert not torch.equal(mix(x_NCHW, y_N, index_N, 0, 0)[0], mix(x_NCHW, y_N, index_N, 0, 1)[0])
+    assert torch.equal(mix(x_NCHW, y_N, index_N, 0, 1)[0], mix(x_NCHW, y_N, index_N, 0, 1)[0])

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from cnnlab.data.augmentation import Augment, Brightness, HorizontalFlip, Shift
+from cnnlab.data.mixing import MixUp
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader, balanced_order
 from cnnlab.data.source import Pictures
@@ -219,3 +221,73 @@ def test_a_balanced_loader_drops_the_last_batch_and_goes_on_where_it_was() -> No
     resumed = loader(balanced=True, drop_last=True, batch_size=6)
     resumed.load_state_dict({"epoch": 2, "position": 1})
     assert indices(list(resumed)) == batches[1:]
+
+
+STEPS = {"flip": HorizontalFlip(), "move": Shift(1), "light": Brightness(0.5)}
+
+
+def noise() -> Pictures:
+    x_NCHW = torch.randint(256, (COUNT, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Pictures(x_NCHW, torch.arange(COUNT) % 3, torch.arange(COUNT))
+
+
+def augmented(epoch: int = 0, **changes: Any) -> dict[int, torch.Tensor]:
+    """Each picture of an epoch by its index."""
+    arguments: dict[str, Any] = {"batch_size": 5, "device": CPU, "shuffle": True, "seed": 7, **changes}
+    augment = Augment(STEPS, 3, arguments["seed"])
+    source = ResidentLoader(noise(), Normalization((9.0, 5.0), (2.0, 3.0)), augment=augment, **arguments)
+    source.set_epoch(epoch)
+    return {int(i): x_CHW for batch in source for i, x_CHW in zip(batch.index_N, batch.x_NCHW, strict=True)}
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 23}, {"shuffle": False}])
+def test_an_augmented_picture_is_the_same_in_whatever_batch_it_comes(changes: dict[str, Any]) -> None:
+    expected, found = augmented(), augmented(**changes)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[index], expected[index]) for index in expected)
+
+
+def test_two_ranks_see_the_pictures_that_one_sees() -> None:
+    expected = augmented()
+    halves = [augmented(rank=rank, world_size=2) for rank in range(2)]
+    assert all(torch.equal(x_CHW, expected[index]) for half in halves for index, x_CHW in half.items())
+    assert len(halves[0] | halves[1]) == COUNT
+
+
+def test_an_augmented_picture_changes_from_epoch_to_epoch() -> None:
+    first, second = augmented(), augmented(epoch=1)
+    assert sum(not torch.equal(first[index], second[index]) for index in first) > COUNT // 2
+
+
+def test_augmentation_comes_before_normalisation() -> None:
+    (index, found), *_ = augmented(batch_size=1, shuffle=False).items()
+    x_1CHW, y_1 = noise().x_NCHW[index][None].float(), torch.tensor([0])
+    by_hand, _ = Augment(STEPS, 3, 7)(x_1CHW, y_1, torch.tensor([index]), 0, 0)
+    expected = (by_hand[0] - torch.tensor([9.0, 5.0])[:, None, None]) / torch.tensor([2.0, 3.0])[:, None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_picture_that_comes_twice_in_a_balanced_epoch_looks_different() -> None:
+    rare = Pictures(noise().x_NCHW, torch.tensor([0] * (COUNT - 1) + [1]), torch.arange(COUNT))
+    augment = Augment(STEPS, 2, 0)
+    source = ResidentLoader(
+        rare, Normalization((0.0, 0.0), (1.0, 1.0)), 4, device=CPU, shuffle=True, balanced=True, augment=augment
+    )
+    shown = [x_CHW for batch in source for i, x_CHW in zip(batch.index_N, batch.x_NCHW, strict=True) if i == COUNT - 1]
+    assert len(shown) > 8
+    assert len({x_CHW.numpy().tobytes() for x_CHW in shown}) == len(shown)
+
+
+def test_an_augmented_epoch_is_taken_up_in_the_middle() -> None:
+    def source() -> ResidentLoader:
+        augment = Augment({**STEPS, "mix": MixUp()}, 3, 7)
+        return ResidentLoader(
+            noise(), Normalization((0.0, 0.0), (1.0, 1.0)), 5, device=CPU, shuffle=True, seed=7, augment=augment
+        )
+
+    whole = list(source())
+    again = source()
+    again.load_state_dict({"epoch": 0, "position": 3})
+    for batch, expected in zip(again, whole[3:], strict=True):
+        assert torch.equal(batch.x_NCHW, expected.x_NCHW)
+        assert torch.equal(batch.target, expected.target)

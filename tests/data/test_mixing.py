@@ -1,0 +1,78 @@
+"""Pictures joined two by two: what the targets say is what the pixels show."""
+
+import pytest
+import torch
+from scipy import stats
+
+from cnnlab.data.mixing import CutMix, Mixing, MixUp
+from cnnlab.runtime.errors import ArgumentError
+
+BATCH, CLASSES = 16, 5
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Picture n is full of n, and is of class n mod 5."""
+    x_NCHW = torch.arange(BATCH, dtype=torch.float32)[:, None, None, None].expand(BATCH, 2, 8, 8).contiguous()
+    return x_NCHW, torch.eye(CLASSES)[torch.arange(BATCH) % CLASSES]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)], ids=["mixup", "cutmix"])
+@pytest.mark.parametrize("seed", range(5))
+def test_targets_are_probabilities_of_at_most_two_classes(mixing: Mixing, seed: int) -> None:
+    _, target_NK = mixing(*batch(), generator(seed))
+    torch.testing.assert_close(target_NK.sum(1), torch.ones(BATCH))
+    assert target_NK.min() >= 0
+    assert ((target_NK > 0).sum(1) <= 2).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixup_gives_pixels_and_targets_the_same_shares(seed: int) -> None:
+    x_NCHW, target_NK = batch()
+    partner_N = torch.randperm(BATCH, generator=generator(seed))
+    mixed_NCHW, mixed_NK = MixUp().mix(x_NCHW, target_NK, partner_N, 0.7, generator(0))
+    torch.testing.assert_close(mixed_NCHW, 0.7 * x_NCHW + 0.3 * x_NCHW[partner_N])
+    torch.testing.assert_close(mixed_NK, 0.7 * target_NK + 0.3 * target_NK[partner_N])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_counts_the_pixels_that_it_pasted(share: float, seed: int) -> None:
+    x_NCHW, _ = batch()
+    partner_N = torch.arange(BATCH).roll(1)  # no picture is its own partner
+    mixed_NCHW, mixed_NB = CutMix().mix(x_NCHW, torch.eye(BATCH), partner_N, share, generator(seed))
+    pasted_N = (mixed_NCHW != x_NCHW).float().mean((1, 2, 3))
+    torch.testing.assert_close(mixed_NB.diagonal(), 1 - pasted_N)
+    assert ((mixed_NCHW == x_NCHW) | (mixed_NCHW == x_NCHW[partner_N])).all()
+    assert (pasted_N <= (1 - share) + 0.2).all()  # whole pixels, and what lay over an edge is cut
+
+
+def test_shares_are_beta_distributed() -> None:
+    class Spy(MixUp):
+        shares: list[float] = []  # noqa: RUF012
+
+        def mix(self, x_NCHW, target_NK, partner_N, share, generator):  # type: ignore[no-untyped-def]
+            self.shares.append(share)
+            return x_NCHW, target_NK
+
+    spy, source = Spy(0.4), generator(0)
+    for _ in range(2000):
+        spy(*batch(), source)
+    assert stats.kstest(spy.shares, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
+
+
+def test_the_same_generator_mixes_the_same_way() -> None:
+    one, other = (CutMix()(*batch(), generator(3)) for _ in range(2))
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("kind", [MixUp, CutMix])
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan")])
+def test_alpha_has_to_be_positive(kind: type[Mixing], alpha: float) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        kind(alpha)
+    assert caught.value.argument == "alpha"
