@@ -47,6 +47,7 @@ def make_deterministic(wanted: bool) -> None:
     """Asks torch for the same bits each time; on CUDA that costs speed, on CPU next to nothing."""
     if wanted:  # cuBLAS reads it when CUDA starts; torch refuses its matrix products without
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    # the same as `use_deterministic_algorithms`, which imports torch's compiler: seconds, and nothing here is compiled
+    torch.set_deterministic_debug_mode("error" if wanted else "default")
     torch.backends.cudnn.benchmark = not wanted
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

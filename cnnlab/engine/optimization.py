@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,8 +104,35 @@ def build_optimizer(
         group = parameter_groups.setdefault(tuple(sorted(options.items())), {"params": [], "names": [], **options})
         group["params"].append(parameter)
         group["names"].append(name)
+    _spare_the_compiler()
     optimizer = component.build(params=list(parameter_groups.values()))
     assert isinstance(optimizer, torch.optim.Optimizer)
+    return _without_compiler_breaks(optimizer)
+
+
+def _spare_the_compiler() -> None:
+    """Keeps torch from importing its compiler, for seconds, when an optimizer is first made.
+
+    It does so only to exempt these methods from compilation, and notes on each what it then calls; nobody compiles them
+    here. Where another version of torch notes it elsewhere, it imports the compiler as ever.
+    """
+    exempted: tuple[Any, ...] = (
+        torch.optim.Optimizer.add_param_group,
+        torch.optim.Optimizer.load_state_dict,
+        torch.optim.Optimizer.state_dict,
+        torch.optim.Optimizer.zero_grad,
+    )
+    for method in exempted:
+        plain = inspect.unwrap(method)
+        vars(plain).setdefault("__dynamo_disable", plain)
+
+
+def _without_compiler_breaks(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Gives one of torch's optimizers its own step without the breaks for the compiler, which each step imports."""
+    if type(optimizer).__module__.startswith("torch.optim."):
+        plain: Any = torch.no_grad()(inspect.unwrap(type(optimizer).step))
+        step = torch.optim.Optimizer.profile_hook_step(plain)
+        optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
     return optimizer
 
 

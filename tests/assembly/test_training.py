@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from commands import Answer, run
 from fast_run import read_json, train_fast
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cnnlab
 from cnnlab.assembly import evaluate, train
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.data.source import Pictures
@@ -358,3 +360,17 @@ def test_a_class_that_the_command_repeats_is_imported(with_own_class: Path, comm
 def test_trust_is_not_kept_in_the_run(with_own_class: Path) -> None:
     run(train, f"resume={with_own_class}", "trust=[own_blocks.Twice]")
     assert saved(with_own_class)["trust"] == []
+
+
+@pytest.mark.slow
+def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cnnlab.assembly import train; "
+        "sys.argv = ['train.py', 'experiment=debug/fast', 'trainer.ema=0.9', 'trainer.clip_norm=1']; train(); "
+        "print('compiler:', 'torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cnnlab.__file__).parents[1])}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "compiler: False" in answer.stdout  # it takes two seconds

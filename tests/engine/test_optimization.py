@@ -240,3 +240,53 @@ def test_all_complaints_come_together() -> None:
 
 def test_patterns_pass_where_the_network_is_not_known() -> None:
     assert complaints_of(component(), {"conv9.*": {"lr": 0.1}}, names=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+        (torch.optim.Adam, {"lr": 0.01}),
+        (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+        (torch.optim.RMSprop, {"lr": 0.01}),
+    ],
+)
+def test_the_step_moves_the_weights_as_torchs_own_does(
+    kind: type[torch.optim.Optimizer], arguments: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    bare = build_optimizer(Component("optimizer", kind.__name__, kind, arguments), ours, {})
+    groups: list[dict[str, Any]] = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    whole = kind(groups, **arguments)  # biases are not decayed here
+    for _ in range(5):
+        x_NC = torch.randn(8, 4)
+        for network, optimizer in ((ours, bare), (theirs, whole)):
+            optimizer.zero_grad()
+            network(x_NC).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
+    assert ours.weight.requires_grad
+
+
+def test_torchs_schedulers_still_see_the_steps() -> None:
+    network = nn.Linear(2, 2)
+    optimizer = build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1}), network, {})
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    scheduler.step()  # warns, which is an error here, where it saw no optimizer.step before
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_persons_own_optimizer_keeps_its_step() -> None:
+    class Mine(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.called = True
+
+    optimizer = build_optimizer(Component("optimizer", "mine", Mine, {"lr": 0.1}), nn.Linear(2, 2), {})
+    optimizer.step()
+    assert isinstance(optimizer, Mine)
+    assert optimizer.called
