@@ -1,6 +1,7 @@
 """`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, no_such_key
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
-KEYS = ("run", "split", "images", "checkpoint", "device", "tta", "top_k", "trust")
+KEYS = ("run", "split", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
 
 
 def run_evaluation(config: DictConfig) -> None:
@@ -41,7 +42,7 @@ def run_evaluation(config: DictConfig) -> None:
     one_of("tta", request["tta"], tuple(VIEWS))
     path = Path(str(request["run"]))
     trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
-    run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust)
+    run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust, _moved(request["data"]))
     if not os.access(path, os.W_OK):
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
@@ -50,6 +51,15 @@ def run_evaluation(config: DictConfig) -> None:
         predict_images(run, Path(str(request["images"])), request["tta"])
     else:
         _evaluate_split(run, request["split"], request["tta"], top_k)
+
+
+def _moved(data: Any) -> dict[str, str]:
+    """Where the run's pictures lie now, if that was said. Raises `ConfigError` for any other key of the data."""
+    others = [name for name in data if name != "root"] if isinstance(data, Mapping) else []
+    if others or not isinstance(data, Mapping):
+        key = f"data.{others[0]}" if others else "data"
+        raise ConfigError(f"{key}: an evaluation keeps the run's own data: expected data.root alone, received {data!r}")
+    return {name: root for name, root in data.items() if root is not None}
 
 
 def _top_k(given: Any, classes: int) -> int:

@@ -27,7 +27,7 @@ def predict_images(run: SavedRun, place: Path, tta: str) -> None:
     file = f"predictions-images-{place.resolve().name}-{run.checkpoint.folder.name}{suffix}.csv"
     written = write_image_predictions(run.directory, file, names, probability_NK, class_names)
     counts = Counter(class_names[prediction] for prediction in probability_NK.argmax(1).tolist())
-    print(f"{len(names):,} pictures of {place} (step {run.checkpoint.step})")
+    print(f"{len(names):,} {'picture' if len(names) == 1 else 'pictures'} of {place} (step {run.checkpoint.step})")
     print_predictions(counts, names, probability_NK, class_names)
     print(f"written to {written}")
 

@@ -126,7 +126,7 @@ def load(
     only if `trust` repeats it. Raises `ConfigError`.
     """
     trusted = Trust(False, trusted_names(trust), lambda names: f"cnnlab.load({str(run)!r}, trust={names})")
-    saved = SavedRun.open(Path(run), str(checkpoint), device, trusted)
+    saved = SavedRun.open(Path(run), str(checkpoint), device, trusted, {})
     blueprint = saved.blueprint
     predictor = Predictor(
         saved.network(),

@@ -3,8 +3,10 @@
 What it has to know of its data stands in the checkpoint: they need not be there.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -29,10 +31,12 @@ class SavedRun:
     checkpoint: Checkpoint
 
     @classmethod
-    def open(cls, path: Path, checkpoint: str, device: str, trust: Trust) -> "SavedRun":
-        """`checkpoint` is `best`, `last` or a step. Raises `ConfigError`."""
+    def open(cls, path: Path, checkpoint: str, device: str, trust: Trust, data: Mapping[str, Any]) -> "SavedRun":
+        """`checkpoint` is `best`, `last` or a step; `data` is what to read instead. Raises `ConfigError`."""
         directory = RunDirectory.open(path, "run")
         saved = resolved(load_saved_config(path / "config.yaml"))
+        if data and isinstance(saved.get("data"), Mapping):
+            saved["data"] = {**saved["data"], **data}
         found = Checkpoints(path / "checkpoints").resolve(checkpoint)
         spec, class_counts = _known_data(found)
         blueprint = check_config({**saved, "device": device}, trust, spec)

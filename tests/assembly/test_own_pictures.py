@@ -169,3 +169,21 @@ def test_a_refused_picture_leaves_no_run_and_none_of_its_folders(in_tmp_path: Pa
     for place in ([], ["run_dir=a/b/run"]):
         assert train_fast(*own, *place).code == 2
         assert list(in_tmp_path.iterdir()) == [root]
+
+
+def test_pictures_that_have_moved_are_found_where_the_command_says(own: Path) -> None:
+    assert run(evaluate, "run=run").code == 0
+    before = json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text())
+    shutil.move(own / "pictures", own / "elsewhere")
+    lost = run(evaluate, "run=run")
+    assert lost.code == 2
+    assert "data.root: expected the folder of your pictures" in lost.err
+    answer = run(evaluate, "run=run", "data.root=elsewhere")
+    assert answer.code == 0, answer.err
+    assert json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text()) == before
+
+
+def test_an_evaluation_takes_no_other_key_of_the_data(own: Path) -> None:
+    answer = run(evaluate, "run=run", "data.size=9")
+    assert answer.code == 2
+    assert answer.err.startswith("error: data.size: ")
