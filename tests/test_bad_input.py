@@ -156,6 +156,7 @@ TRAINING = [
     ),
     bad("trainer.ema=1.0", "trainer.ema: ", "expected a number in [0, 1)", "received 1.0"),
     bad("trainer.clip_norm=0", "trainer.clip_norm: ", "expected a number > 0", "received 0"),
+    bad("trainer.profile=maybe", "trainer.profile: ", "expected true or false", "'maybe'"),
     bad("trainer.epochs=0", "trainer.epochs: ", "≥ 1", "received 0"),
     bad("trainer.execution.precision=fp8", "trainer.execution.precision: ", "fp32, bf16, fp16", "'fp8'"),
     bad("trainer.deterministic=maybe", "trainer.deterministic: ", "true, false or auto", "'maybe'"),

@@ -26,6 +26,7 @@ CHANGEABLE = (
     "trainer.max_time",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.profile",
     "schedule.total_steps",
     "observers",
     "data.root",

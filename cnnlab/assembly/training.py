@@ -43,6 +43,7 @@ from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import make_deterministic
+from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
 from cnnlab.engine.trainer import Learner, Trainer
 from cnnlab.network import render_table
@@ -209,6 +210,9 @@ def _build_trainer(
 ) -> Trainer:
     """The trainer at the beginning of the run, or where the checkpoint left it."""
     make_deterministic(blueprint.deterministic)
+    profiler = None
+    if blueprint.settings.profile:
+        profiler = make_profiler(directory.path, lambda text: observers.log(Notice(text)))
     trainer = Trainer(
         _build_learner(blueprint, checkpoint),
         train_loader(blueprint, data.train, data.normalization),
@@ -225,6 +229,7 @@ def _build_trainer(
             "counts": blueprint.spec.counts,
         },
         meter=blueprint.meter(),
+        profiler=profiler,
         interrupted=lambda: bool(stopped_by),
     )
     seed_generators(blueprint.seed)

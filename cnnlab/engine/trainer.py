@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ class TrainerSettings:
 
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
     that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
-    better `monitor`.
+    better `monitor`. `profile` tells where the time of the first steps goes.
     """
 
     epochs: int | None
@@ -60,6 +61,7 @@ class TrainerSettings:
     monitor_test: bool
     patience: int | None
     min_delta: float
+    profile: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -161,7 +163,7 @@ class Trainer:
     """Trains until the settings, early stopping or an interruption say so.
 
     `interrupted` is asked at every step; a checkpoint is written before the loop ends. `log` takes the records. `meter`
-    measures the held-out splits beside loss and accuracy.
+    measures the held-out splits beside loss and accuracy. `profiler` watches the first steps.
     """
 
     def __init__(
@@ -175,6 +177,7 @@ class Trainer:
         *,
         meta: Mapping[str, Any],
         meter: Meter | None = None,
+        profiler: torch.profiler.profile | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.learner = learner
@@ -185,6 +188,7 @@ class Trainer:
         self.log = log
         self.meta = meta
         self.meter = meter
+        self.profiler = profiler
         self.interrupted = interrupted
         self.progress = Progress()
         self.tally = Tally()
@@ -193,11 +197,17 @@ class Trainer:
     def fit(self) -> str:
         """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
         self._recorded = (self.progress.pictures, self.progress.seconds)
+        with self.profiler or nullcontext():
+            return self._fit()
+
+    def _fit(self) -> str:
         self._clock = time.perf_counter()
         status = "completed" if self._finished() else None
         while status is None:
             for batch in self.train:
                 self._step(batch)
+                if self.profiler:
+                    self.profiler.step()
                 status = self._after_step()
                 if status:
                     break

@@ -374,3 +374,18 @@ def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert "compiler: False" in answer.stdout  # it takes two seconds
+
+
+def test_a_profiled_run_leaves_a_trace_and_trains_to_the_same_bits(in_tmp_path: Path) -> None:
+    plain, profiled = (
+        train_fast(f"run_dir={name}", "trainer.max_steps=16", f"trainer.profile={value}")
+        for name, value in (("plain", "false"), ("profiled", "true"))
+    )
+    assert "the costliest operations of a step" in profiled.out
+    assert "aten::convolution_backward" in profiled.out
+    assert (in_tmp_path / "profiled" / "trace.json").is_file()
+    assert "costliest" not in plain.out
+    figures = [
+        [(e["step"], e["split"], e["loss"]) for e in metrics(in_tmp_path / name)] for name in ("plain", "profiled")
+    ]
+    assert figures[0] == figures[1]

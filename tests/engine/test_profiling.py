@@ -1,0 +1,40 @@
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from cnnlab.engine.profiling import PROFILED, SKIPPED, TRACE, make_profiler
+
+
+def watch(folder: Path, steps: int) -> list[str]:
+    """What is told of so many steps of two matrix products and a sine."""
+    told: list[str] = []
+    x = torch.randn(64, 64)
+    with make_profiler(folder, told.append) as profiler:
+        for _ in range(steps):
+            (x @ x @ x).sin()
+            profiler.step()
+    return told
+
+
+def test_the_costliest_operations_are_told_once(tmp_path: Path) -> None:
+    (told,) = watch(tmp_path, SKIPPED + 3 * PROFILED)
+    rows = re.findall(r"^  (aten::\w+) +([\d,]+) µs +([\d.]+) % +(\d+) calls$", told, re.MULTILINE)
+    calls = {name: int(count) for name, _, _, count in rows}
+    assert calls["aten::mm"] == 2
+    assert calls["aten::sin"] == 1
+    times = [int(time.replace(",", "")) for _, time, _, _ in rows]
+    assert times == sorted(times, reverse=True)
+    assert str(tmp_path / TRACE) in told
+
+
+def test_the_trace_holds_the_profiled_steps_alone(tmp_path: Path) -> None:
+    watch(tmp_path, SKIPPED + PROFILED + 4)
+    events = json.loads((tmp_path / TRACE).read_text())["traceEvents"]
+    assert len([event for event in events if event.get("name") == "aten::sin"]) == PROFILED
+
+
+def test_a_run_that_is_too_short_tells_nothing(tmp_path: Path) -> None:
+    assert watch(tmp_path, SKIPPED - 1) == []
+    assert not list(tmp_path.iterdir())
