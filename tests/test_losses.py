@@ -163,7 +163,9 @@ def test_another_number_of_weights_than_classes_is_refused(count: int) -> None:
 
 @pytest.mark.parametrize("weight", [None, "balanced", WEIGHTS])
 def test_as_many_weights_as_classes_are_taken(weight: Any) -> None:
-    CrossEntropy(weight=weight).check_classes(3)
+    loss = CrossEntropy(weight=weight)
+    loss.check_classes(3)
+    assert loss.balanced == (weight == "balanced")
 
 
 OURS = {

@@ -66,7 +66,8 @@ def test_no_weights_are_read_in_the_constructor(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torch.load", refuse)
     with torch.device("meta"):
-        torchvision_network("resnet18", num_classes=10, weights="IMAGENET1K_V1")
+        network = torchvision_network("resnet18", num_classes=10, weights="IMAGENET1K_V1")
+    assert all(parameter.is_meta for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -205,10 +205,10 @@ def test_folders_that_make_no_data_set_are_refused(tmp_path: Path, sizes: dict[s
 
 
 def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
-    write_folders(tmp_path / "root", {"train/a": 1, "train/b": 1})
+    write_folders(tmp_path / "mine", {"train/a": 1, "train/b": 1})
     write_folders(tmp_path / "elsewhere", {"c": 1})
-    (tmp_path / "root" / "train" / "c").symlink_to(tmp_path / "elsewhere" / "c")
-    assert f"data.root: {tmp_path}/root/train/c: the link leads out of {tmp_path}/root" in refusal(tmp_path / "root")
+    (tmp_path / "mine" / "train" / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    assert f"data.root: {tmp_path}/mine/train/c: the link leads out of {tmp_path}/mine" in refusal(tmp_path / "mine")
 
 
 def test_a_picture_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
