@@ -29,6 +29,7 @@ from cnnlab.assembly.command_line import COMPOSITION_ERRORS, environment_of_jobs
 from cnnlab.assembly.compose import CONFIGS, compose_job
 from cnnlab.assembly.explain import explain
 from cnnlab.assembly.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
+from cnnlab.assembly.programs import command
 from cnnlab.assembly.results import (
     Result,
     best_result,
@@ -264,7 +265,7 @@ def _check_place(config: DictConfig) -> None:
     if config.resume is not None:
         raise ConfigError(
             f"resume: a grid starts new runs: expected no resume beside -m, received {config.resume}; each of a "
-            f"grid's runs goes on by itself, with python train.py resume=RUN"
+            f"grid's runs goes on by itself, with {command('train')} resume=RUN"
         )
     if config.run_dir is not None:
         raise ConfigError(
