@@ -1,5 +1,6 @@
 """TensorBoard: curves, hyper-parameters and the layer table in one event file."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class TensorBoard:
 
         # always a purge_step: without one on the first run, readers show the points of a resumed run twice
         purge_step = record.step + 1 if record.step else 0
+        _wait_for_a_later_name(record.directory)
         self.writer = SummaryWriter(str(record.directory), purge_step=purge_step)
         self.hyperparameters = {name: _plain(value) for name, value in record.hyperparameters.items()}
         if record.step:
@@ -72,10 +74,17 @@ class TensorBoard:
             self.writer.close()
 
 
+def _wait_for_a_later_name(directory: Path) -> None:
+    """Readers take event files by name, and names of one second go by a counter as text: `.10` before `.9`."""
+    while list(directory.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
+
+
 def write_picture(directory: Path, tag: str, picture_HWC: np.ndarray, step: int) -> None:
     """Adds a uint8 picture to a run's curves, in an event file of its own; the others stay as they are."""
     from torch.utils.tensorboard import SummaryWriter
 
+    _wait_for_a_later_name(directory)
     writer = SummaryWriter(str(directory))
     writer.add_image(tag, picture_HWC, step, dataformats="HWC")
     writer.close()

@@ -135,3 +135,13 @@ def test_closing_what_never_started_is_no_error() -> None:
     observer = TensorBoard()
     observer.close()
     assert observer.writer is None
+
+
+def test_event_files_of_a_run_are_named_in_the_order_of_their_writing(tmp_path: Path) -> None:
+    for step in (0, 2, 4):
+        observer = TensorBoard()
+        observer.log(Started(tmp_path, step, 10, None, {}, ""))
+        observer.close()
+    files = sorted(tmp_path.glob("events.out.tfevents.*"))
+    seconds = [int(file.name.split(".")[3]) for file in files]
+    assert len(set(seconds)) == 3
