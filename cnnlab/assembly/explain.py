@@ -65,7 +65,7 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
     key = str(cause.full_key or cause.key)
     if names and str(cause.key) in names:  # the key is there: its value is what does not fit
         return f"{key}: {first_line(cause)}"
-    if "." not in key and "data" in names:  # at the top, groups are legal too
+    if "." not in key and "model" in names:  # at the top of a run's config, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
     hint = f"; '+{key}=…' adds one" if key.rpartition(".")[0] in OPEN else ""
     return f"{key}: {no_such_key(cause.key, names)}{hint}"
