@@ -122,9 +122,8 @@ def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:
     rows_by_class = class_N.argsort(stable=True).split(sizes.tolist())
     places_by_class = giver_N.argsort(stable=True).split(giver_N.bincount(minlength=count).tolist())
     for number, label in enumerate(labels.tolist()):
-        given_before = (
-            epoch * rounds - (number - epoch * rest) // count
-        )  # ⌈(epoch · rest − number) / count⌉ at the ends
+        # in the whole rounds of the epochs before, and ⌈(epoch · rest − number) / count⌉ at their ends
+        given_before = epoch * rounds - (number - epoch * rest) // count
         places = places_by_class[number]
         order[places] = _stream(rows_by_class[number], given_before, len(places), seed, label)
     return order
