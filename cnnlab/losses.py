@@ -145,6 +145,10 @@ class Quadratic(Loss):
     def each(self, activation_NK: Tensor, target: Tensor) -> Tensor:
         return 0.5 * (activation_NK - _probabilities_of(target, activation_NK)).square().sum(1)
 
+    def forward(self, activation_NK: Tensor, target: Tensor) -> Tensor:
+        # the mean over the pictures is K/2 times that over all outputs, which is one operation instead of four
+        return F.mse_loss(activation_NK, _probabilities_of(target, activation_NK)) * (activation_NK.shape[1] / 2)
+
 
 def _probabilities_of(target: Tensor, output_NK: Tensor) -> Tensor:
     """Class indices as rows with a single one; class probabilities as they are."""

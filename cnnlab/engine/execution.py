@@ -10,6 +10,7 @@ from cnnlab.runtime.checks import one_of
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LAYOUTS = ("channels_last", "contiguous")
+_NO_AUTOCAST = nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,7 +27,7 @@ class Execution:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "fp32":
-            return nullcontext()
+            return _NO_AUTOCAST
         return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -37,21 +39,22 @@ def train_step(
     that of the whole batch's mean loss. `clip_norm` bounds the gradient's L2 norm, after unscaling.
     """
     optimizer.zero_grad(set_to_none=True)
-    device = batch.x_NCHW.device
-    total, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    costs, right = [], []
     for part in batch.chunks(accumulate):
-        with execution.autocast(device):
+        with execution.autocast(part.x_NCHW.device):
             output_NK = network(execution.arrange(part.x_NCHW))  # 1. forward pass
-            cost = loss(output_NK, part.target) * (len(part) / len(batch))  # 2. loss
+            cost = loss(output_NK, part.target)  # 2. loss
+        if accumulate > 1:
+            cost = cost * (len(part) / len(batch))
         scaler.scale(cost).backward()  # 3. backward pass: which weights contribute how much
-        total += cost.detach()
-        correct += count_correct(output_NK.detach(), part.target)
+        costs.append(cost.detach())
+        right.append(count_correct(output_NK.detach(), part.target))
 
     scaler.unscale_(optimizer)
     norm = gradient_norm(network, clip_norm) if measure_norm or clip_norm is not None else None
     scaler.step(optimizer)  # 4. parameter update
     scaler.update()
-    return StepResult(total, correct, norm)
+    return StepResult(reduce(add, costs), reduce(add, right), norm)
 
 
 def gradient_norm(network: nn.Module, clip_norm: float | None) -> Tensor:

@@ -266,9 +266,56 @@ def test_the_step_moves_the_weights_as_torchs_own_does(
             optimizer.zero_grad()
             network(x_NC).square().mean().backward()
             optimizer.step()
-    assert torch.equal(ours.weight, theirs.weight)
-    assert torch.equal(ours.bias, theirs.bias)
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-7)  # one kernel rounds in another order
+    torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-5, atol=1e-7)
     assert ours.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "fused"),
+    [
+        (torch.optim.SGD, {"lr": 0.1}, True),
+        (torch.optim.Adam, {}, True),
+        (torch.optim.AdamW, {}, True),
+        (torch.optim.AdamW, {"foreach": True}, None),
+        (torch.optim.AdamW, {"fused": False}, False),
+        (torch.optim.Adagrad, {}, None),  # it has such a kernel on CPU alone
+    ],
+)
+def test_one_kernel_updates_the_parameters_where_there_is_one(
+    kind: type[torch.optim.Optimizer], arguments: dict[str, Any], fused: bool | None
+) -> None:
+    optimizer = build_optimizer(Component("optimizer", kind.__name__, kind, arguments), nn.Linear(2, 2), {})
+    assert optimizer.param_groups[0]["fused"] is fused
+
+
+def test_a_weight_with_gaps_in_memory_has_no_such_kernel() -> None:
+    network = nn.Linear(4, 3)
+    network.weight = nn.Parameter(torch.rand(3, 8)[:, ::2])
+    optimizer = build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1}), network, {})
+    assert not optimizer.param_groups[0]["fused"]
+
+
+def test_momentum_saved_in_another_layout_goes_to_its_own_weights() -> None:
+    def trained(layout: torch.memory_format) -> tuple[nn.Conv2d, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = nn.Conv2d(3, 4, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        component = Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
+        return network, build_optimizer(component, network, {})
+
+    x_NCHW = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network, optimizer = trained(torch.contiguous_format)
+        network(x_NCHW).square().sum().backward()
+        optimizer.step()
+        saved = optimizer_state(optimizer)
+        network, optimizer = trained(layout)
+        load_optimizer_state(optimizer, saved)
+        network.weight.grad = torch.zeros_like(network.weight)
+        optimizer.step()  # by the momentum alone
+        moved.append(network.weight.detach())
+    torch.testing.assert_close(moved[0], moved[1])
 
 
 def test_torchs_schedulers_still_see_the_steps() -> None:

@@ -556,10 +556,10 @@ def test_only_the_first_pictures_of_a_large_batch_are_named(tmp_path: Path) -> N
         run.trainer.fit()
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, max_steps=1)
     weight = run.network.get_parameter("1.weight")  # the loss of the first step is finite, its update overflows
-    run.learner.optimizer.register_step_post_hook(lambda *arguments: weight.data.fill_(math.inf))
+    monkeypatch.setattr(run.learner.optimizer, "step", lambda: weight.data.fill_(math.inf))
     with pytest.raises(TrainingError, match="the weights after step 1 are not finite"):
         run.trainer.fit()
     assert run.checkpoints.steps() == []
