@@ -18,6 +18,7 @@ from cnnlab.data.mixing import Mixing
 from cnnlab.data.normalization import check_normalization
 from cnnlab.data.settings import SETTINGS, DataSettings
 from cnnlab.data.source import DataSpec, Source
+from cnnlab.engine.compilation import reason_against_step
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer, check_optimizer
 from cnnlab.engine.schedule import SCHEDULES
@@ -115,6 +116,7 @@ class _Checker:
         total = settings.total_steps(steps) if settings and steps else None
         length_known = settings is not None and steps is not None
         schedule, schedule_steps = self._schedule(total, steps, length_known)
+        self._compiled_step(execution, optimizer, schedule)
         observers = self._observers()
         device = self._device()
         if self.complaints.messages:
@@ -344,7 +346,9 @@ class _Checker:
             execution = self._bound(Execution, given, "trainer.execution")
         else:
             execution = None
-            self.complaints.add("trainer.execution", f"expected precision and layout in a mapping, received {given!r}")
+            self.complaints.add(
+                "trainer.execution", f"expected precision, layout and compile in a mapping, received {given!r}"
+            )
         deterministic = section.pop("deterministic", "auto")
         if deterministic not in (True, False, "auto"):
             self.complaints.add("trainer.deterministic", f"expected true, false or auto, received {deterministic!r}")
@@ -357,6 +361,14 @@ class _Checker:
         if settings and data and spec:
             self._trainer_against_data(settings, data, spec)
         return settings, execution, deterministic
+
+    def _compiled_step(
+        self, execution: Execution | None, optimizer: Component | None, schedule: Component | None
+    ) -> None:
+        if execution and execution.compile == "step" and optimizer and schedule:
+            reason = reason_against_step(optimizer, schedule)
+            if reason:
+                self.complaints.add("trainer.execution.compile", f"step: {reason}; expected network or none")
 
     def _metrics(self, settings: TrainerSettings | None, spec: DataSpec | None) -> list[Measure]:
         """The named metrics; the monitor has to be one of them, or loss or accuracy."""

@@ -19,7 +19,7 @@ from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.components import Trust
 from cnnlab.data.source import Pictures
 from cnnlab.engine.evaluation import VIEWS, Outputs, collect
-from cnnlab.engine.execution import make_deterministic
+from cnnlab.engine.execution import allow_tf32, make_deterministic
 from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.metrics import confusion_matrix, report
 from cnnlab.observers.tensorboard import write_picture
@@ -47,6 +47,7 @@ def run_evaluation(config: DictConfig) -> None:
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
     make_deterministic(run.blueprint.deterministic)
+    allow_tf32(run.blueprint.execution.precision == "tf32")
     if request["images"] is not None:
         predict_images(run, Path(str(request["images"])), request["tta"])
     else:

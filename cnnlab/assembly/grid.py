@@ -277,6 +277,7 @@ def _check_place(config: DictConfig) -> None:
 def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) -> None:
     """Raises `ConfigError` for what a run of its own would refuse; `sources` are those known to be there."""
     from cnnlab.assembly.check import check_config
+    from cnnlab.assembly.learner import check_machine
     from cnnlab.components import Trust
 
     with _as_hydras(config):
@@ -284,6 +285,8 @@ def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) 
         content = resolved(compose_job(task, overrides))
     trusted_names(content["trust"])
     blueprint = check_config(content, Trust())
+    if blueprint.settings.max_steps != 0:
+        check_machine(blueprint)
     if blueprint.settings.max_steps != 0 and repr(content["data"]) not in sources:
         blueprint.source.check()  # here, once: where pictures have to be downloaded, the jobs would all do it
         sources.add(repr(content["data"]))

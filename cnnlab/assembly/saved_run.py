@@ -4,7 +4,7 @@ What it has to know of its data stands in the checkpoint: they need not be there
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from cnnlab.components import Trust
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import DataSpec
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
-from cnnlab.runtime.errors import ConfigError, first_line
+from cnnlab.engine.execution import Execution
+from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SavedRun:
         spec, class_counts = _known_data(found)
         blueprint = check_config({**saved, "device": device}, trust, spec)
         fit_loss(blueprint, class_counts)
-        return cls(directory, blueprint, found)
+        return cls(directory, replace(blueprint, execution=_execution(blueprint, found)), found)
 
     @property
     def normalization(self) -> Normalization:
@@ -52,6 +53,17 @@ class SavedRun:
     def network(self) -> nn.Module:
         """As validation saw it at the checkpoint, on the device."""
         return load_network(self.blueprint, self.checkpoint)
+
+
+def _execution(blueprint: Blueprint, checkpoint: Checkpoint) -> Execution:
+    """As the run's steps were computed. Raises `ConfigError` where the checkpoint says what does not exist."""
+    try:
+        return blueprint.execution.settle(checkpoint.meta["environment"])
+    except (KeyError, TypeError, ArgumentError) as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.folder} does not say how its steps were computed ({first_line(error)}): "
+            f"expected one that this version of cnnlab wrote"
+        ) from error
 
 
 def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:

@@ -17,12 +17,12 @@ import cnnlab
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.check import check_config
 from cnnlab.assembly.compose import as_given
+from cnnlab.assembly.learner import build_learner, check_machine, settle_execution
 from cnnlab.assembly.material import (
     TrainingData,
     describe_splits,
     held_out_loader,
     load_network,
-    load_weights,
     read_split,
     read_training_data,
     train_loader,
@@ -37,20 +37,20 @@ from cnnlab.assembly.resuming import (
 )
 from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import resolved, trusted_names
-from cnnlab.assembly.starting_weights import put_in, read_starting_weights
+from cnnlab.assembly.starting_weights import read_starting_weights
 from cnnlab.components import Trust
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
-from cnnlab.engine.ema import EMA
+from cnnlab.engine.choosing import Trial, table
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import make_deterministic
 from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
-from cnnlab.engine.trainer import Learner, Trainer
+from cnnlab.engine.trainer import Trainer
 from cnnlab.network import render_table
 from cnnlab.observers import Observers
 from cnnlab.runtime.device import describe_environment
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
-from cnnlab.runtime.randomness import derive, seed_generators
+from cnnlab.runtime.randomness import seed_generators
 
 # what says nothing about what was learned
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
@@ -69,6 +69,7 @@ def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
     _print_plan(blueprint)
     if blueprint.settings.max_steps == 0:
         return None
+    check_machine(blueprint)
     blueprint.source.check()
     blueprint = _with_starting_weights(blueprint)
     directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
@@ -88,6 +89,7 @@ def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
 def _resume(run: Resumption) -> Path:
     blueprint = run.blueprint
     _print_plan(blueprint)
+    check_machine(blueprint)
     blueprint.source.check()
     run.directory.lock()
     try:  # what is refused here leaves the run as it was
@@ -161,10 +163,12 @@ def _run(
     """Builds what the blueprint says, trains, and measures the test split once."""
     table = _table_text(blueprint)
     directory.write_text("model.txt", table)
-    environment = _environment(blueprint, data)
-    directory.write_json("environment.json", environment)
-    observers = Observers(blueprint.observers)
+    make_deterministic(blueprint.deterministic)
     with _stop_signals() as stopped_by:
+        blueprint, trials = settle_execution(blueprint, data.normalization, directory.read_json("environment.json"))
+        environment = _environment(blueprint, data)
+        directory.write_json("environment.json", environment)
+        observers = Observers(blueprint.observers)
         trainer = _build_trainer(blueprint, directory, data, environment, checkpoint, observers, stopped_by)
         try:
             observers.log(
@@ -177,7 +181,7 @@ def _run(
                     model_table=table,
                 )
             )
-            for notice in [*changes_of_environment(checkpoint, environment), *_costs(blueprint)]:
+            for notice in [*changes_of_environment(checkpoint, environment), *_costs(blueprint, trials)]:
                 observers.log(Notice(notice))
             status = _fit(trainer, blueprint)
             summary = _summary(status, trainer)
@@ -193,10 +197,14 @@ def _run(
         raise Interrupted(stopped_by[0])
 
 
-def _costs(blueprint: Blueprint) -> list[str]:
+def _costs(blueprint: Blueprint, trials: Sequence[Trial]) -> list[str]:
+    """What the choices that a run begins with cost, in words."""
+    costs = [table(trials)] if trials else []
     if blueprint.deterministic and blueprint.device.type == "cuda":
-        return ["trainer.deterministic=true: the same bits each time, with slower kernels"]
-    return []
+        costs.append("trainer.deterministic=true: the same bits each time, with slower kernels")
+    if blueprint.execution.compile != "none":
+        costs.append(f"compiling the {blueprint.execution.compile}: the first steps take longer, seconds to minutes")
+    return costs
 
 
 def _build_trainer(
@@ -209,12 +217,11 @@ def _build_trainer(
     stopped_by: list[int],
 ) -> Trainer:
     """The trainer at the beginning of the run, or where the checkpoint left it."""
-    make_deterministic(blueprint.deterministic)
     profiler = None
     if blueprint.settings.profile:
         profiler = make_profiler(directory.path, lambda text: observers.log(Notice(text)))
     trainer = Trainer(
-        _build_learner(blueprint, checkpoint),
+        build_learner(blueprint, checkpoint),
         train_loader(blueprint, data.train, data.normalization),
         _held_out(blueprint, data),
         blueprint.settings,
@@ -244,33 +251,11 @@ def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
         **describe_environment(blueprint.device),
         "precision": blueprint.execution.precision,
         "layout": blueprint.execution.layout,
+        "compile": blueprint.execution.compile,
         "deterministic": blueprint.deterministic,
         "seed": blueprint.seed,
         "data_digest": data.digest,
     }
-
-
-def _build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learner:
-    torch.manual_seed(derive(blueprint.seed, "weights"))
-    network = blueprint.network.build()
-    if checkpoint:
-        load_weights(network, checkpoint, trained=True)
-    else:
-        put_in(network, blueprint.starting_weights)
-    network_on_device = blueprint.execution.place(network, blueprint.device)
-    ema = EMA(network_on_device, blueprint.settings.ema) if blueprint.settings.ema is not None else None
-    if ema and checkpoint:
-        load_weights(ema.network, checkpoint)
-    optimizer = blueprint.build_optimizer(network_on_device)
-    return Learner(
-        network_on_device,
-        blueprint.loss.to(blueprint.device),
-        optimizer,
-        blueprint.build_schedule(optimizer),
-        blueprint.execution,
-        blueprint.execution.scaler(blueprint.device),
-        ema,
-    )
 
 
 def _held_out(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:

@@ -1,32 +1,76 @@
-"""How the arithmetic is carried out: precision and memory layout."""
+"""How the arithmetic is carried out: precision, memory layout, compiled or not."""
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnlab.runtime.checks import one_of
+from cnnlab.runtime.errors import ArgumentError
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO = "auto"
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 LAYOUTS = ("channels_last", "contiguous")
+COMPILED = ("none", "network", "step")
 _NO_AUTOCAST = nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(frozen=True)
 class Execution:
-    """`precision` of forward pass and loss (autocast for bf16 and fp16; fp16 scales the loss), `layout` of 4-D tensors.
+    """How a step is computed. Raises `ArgumentError`.
 
-    channels_last halves a small CNN's step on CPU; it changes no number's meaning. Raises `ArgumentError`.
+    `precision` is that of forward pass and loss. fp32 is what torch does by itself; tf32 also rounds the factors of
+    matrix products on CUDA to 11 significant bits; bf16 and fp16 are autocast, and fp16 scales the loss. `layout` is
+    that of 4-D tensors: channels_last halves a small CNN's step on CPU, and changes no number's meaning. `compile` says
+    what becomes a graph of its own: none of it, the network, or the whole step. Each may be `auto`: chosen by timing
+    where a run begins, and until then what stands here first.
     """
 
-    def __init__(self, precision: str = "fp32", layout: str = "channels_last") -> None:
-        self.precision = one_of("precision", precision, PRECISIONS)
-        self.layout = one_of("layout", layout, LAYOUTS)
-        self.memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    precision: str = "fp32"
+    layout: str = "channels_last"
+    compile: str = "none"
+
+    def __post_init__(self) -> None:
+        one_of("precision", self.precision, (*PRECISIONS, AUTO))
+        one_of("layout", self.layout, (*LAYOUTS, AUTO))
+        one_of("compile", self.compile, (*COMPILED, AUTO))
+        if self.precision == "fp16" and self.compile == "step":
+            raise ArgumentError(
+                "compile",
+                "step cannot be compiled with precision=fp16, whose scale is read after each step: expected "
+                "precision=bf16 or compile=network",
+            )
+
+    @property
+    def settled(self) -> bool:
+        return AUTO not in asdict(self).values()
+
+    def settle(self, chosen: Mapping[str, Any]) -> "Execution":
+        """With the `chosen` values where there is an `auto`, as far as it has them. Raises `ArgumentError`."""
+        return Execution(
+            **{name: chosen.get(name, value) if value == AUTO else value for name, value in asdict(self).items()}
+        )
+
+    def check(self, device: torch.device) -> None:
+        """Raises `ArgumentError` for a precision that this machine's device does not have."""
+        if self.precision == "tf32" and not has_tf32(device):
+            raise ArgumentError(
+                "precision", f"tf32 is done by NVIDIA's GPUs from Ampere on, and the device is {device}: expected fp32"
+            )
+        if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ArgumentError("precision", "this GPU does not compute in bf16: expected fp16 or fp32")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.contiguous_format if self.layout == "contiguous" else torch.channels_last
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
+        if self.precision not in _AUTOCAST:
             return _NO_AUTOCAST
         return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
 
@@ -42,6 +86,15 @@ class Execution:
 
     def arrange(self, x_NCHW: Tensor) -> Tensor:
         return x_NCHW.contiguous(memory_format=self.memory_format) if x_NCHW.dim() == 4 else x_NCHW
+
+
+def has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether matrix products on CUDA may round their factors to TF32; convolutions may, as torch has it."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "none"
 
 
 def make_deterministic(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,24 @@ class StepResult:
     loss: Tensor
     correct: Tensor
     gradient_norm: Tensor | None
+
+
+class Step(Protocol):
+    """What takes one step: `train_step`, or the same compiled."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        *,
+        execution: Execution,
+        scaler: torch.amp.GradScaler,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        measure_norm: bool = False,
+    ) -> StepResult: ...
 
 
 def train_step(

@@ -17,7 +17,7 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.records import Metrics, Notice, Record
 from cnnlab.engine.schedule import Stepper
-from cnnlab.engine.step import train_step
+from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.checks import integer, number
@@ -136,6 +136,7 @@ class Learner:
     execution: Execution
     scaler: torch.amp.GradScaler
     ema: EMA | None = None
+    step: Step = train_step
 
     @property
     def evaluated(self) -> nn.Module:
@@ -222,7 +223,7 @@ class Trainer:
         learner, progress = self.learner, self.progress
         record = due(progress.step + 1, self.settings.log_every)
         lr = learner.optimizer.param_groups[0]["lr"]
-        result = train_step(
+        result = learner.step(
             learner.network,
             learner.loss,
             learner.optimizer,

@@ -167,15 +167,16 @@ def test_no_steps_at_all_train_and_save_nothing(tmp_path: Path) -> None:
     assert run.checkpoints.steps() == []
 
 
-def test_each_epoch_sees_each_picture_once_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_epoch_sees_each_picture_once_in_another_order(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def spy(*arguments: Any, **options: Any) -> Any:
         seen.extend(arguments[3].index_N.tolist())
         return train_step(*arguments, **options)
 
-    monkeypatch.setattr(trainer_module, "train_step", spy)
-    Run(tmp_path, epochs=3).trainer.fit()
+    run = Run(tmp_path, epochs=3)
+    run.learner.step = spy
+    run.trainer.fit()
     epochs = [seen[start : start + 8] for start in (0, 8, 16)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -1,0 +1,142 @@
+"""What learns, built from a blueprint, and how its steps are computed: chosen where the config leaves it open."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.material import load_weights
+from cnnlab.assembly.starting_weights import put_in
+from cnnlab.data.normalization import Normalization
+from cnnlab.engine.checkpoint import Checkpoint
+from cnnlab.engine.choosing import TakeStep, Trial, choose
+from cnnlab.engine.compilation import build_step, forget_compiled, missing_compiler, reason_against_step
+from cnnlab.engine.ema import EMA
+from cnnlab.engine.execution import AUTO, Execution, allow_tf32, has_tf32
+from cnnlab.engine.trainer import Learner
+from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.errors import ArgumentError, ConfigError
+from cnnlab.runtime.randomness import derive
+
+
+def check_machine(blueprint: Blueprint) -> None:
+    """Raises `ConfigError` for a precision or a compilation that this machine cannot do."""
+    execution, device = blueprint.execution, blueprint.device
+    try:
+        execution.check(device)
+    except ArgumentError as error:
+        raise ConfigError(f"trainer.execution.{error}") from error
+    missing = missing_compiler(device) if execution.compile not in ("none", AUTO) else None
+    if missing:
+        raise ConfigError(
+            f"trainer.execution.compile: {execution.compile} needs {missing}, which is not here: expected none"
+        )
+
+
+def settle_execution(
+    blueprint: Blueprint, normalization: Normalization, recorded: Mapping[str, Any]
+) -> tuple[Blueprint, list[Trial]]:
+    """The blueprint with nothing left `auto`, and what was timed for that; what is `recorded` is not timed again.
+
+    Raises `ConfigError`.
+    """
+    blueprint = replace(blueprint, execution=blueprint.execution.settle(recorded))
+    check_machine(blueprint)
+    if blueprint.execution.compile != "none":
+        forget_compiled()
+    chosen, trials = choose(
+        blueprint.execution,
+        _precisions(blueprint.device),
+        _layouts(blueprint),
+        _compiled(blueprint),
+        lambda execution: _prepare(blueprint, execution, normalization),
+    )
+    allow_tf32(chosen.precision == "tf32")
+    return replace(blueprint, execution=chosen), trials
+
+
+def _precisions(device: torch.device) -> list[str]:
+    if device.type == "cpu":
+        return ["fp32", "bf16"]
+    return ["fp32", *(["tf32"] if has_tf32(device) else []), "bf16" if torch.cuda.is_bf16_supported() else "fp16"]
+
+
+def _layouts(blueprint: Blueprint) -> list[str]:
+    """channels_last first; without 4-D weights there is nothing to gain, and pictures would be copied."""
+    with torch.device("meta"):
+        pictures = any(parameter.dim() == 4 for parameter in blueprint.network.build().parameters())
+    return ["channels_last", "contiguous"] if pictures else ["contiguous"]
+
+
+def _compiled(blueprint: Blueprint) -> list[str]:
+    if missing_compiler(blueprint.device):
+        return ["none"]
+    return ["none", "network", *([] if reason_against_step(blueprint.optimizer, blueprint.schedule) else ["step"])]
+
+
+def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normalization) -> TakeStep:
+    """The run's own step on weights of its own and on noise: a batch of uint8 pictures, normalised."""
+    allow_tf32(execution.precision == "tf32")
+    device, settings = blueprint.device, blueprint.settings
+    learner = build_learner(replace(blueprint, execution=execution, loss=copy.deepcopy(blueprint.loss)), None)
+    batch = _noise(blueprint, normalization)
+
+    def take_step() -> float:
+        allow_tf32(execution.precision == "tf32")
+        result = learner.step(
+            learner.network,
+            learner.loss,
+            learner.optimizer,
+            batch,
+            execution=execution,
+            scaler=learner.scaler,
+            accumulate=settings.accumulate,
+            clip_norm=settings.clip_norm,
+        )
+        learner.schedule.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the loss alone does not wait for the update
+        return float(result.loss)
+
+    return take_step
+
+
+def _noise(blueprint: Blueprint, normalization: Normalization) -> Batch:
+    generator = torch.Generator().manual_seed(derive(blueprint.seed, "timing"))
+    count, spec = blueprint.data.batch_size, blueprint.spec
+    x_NCHW = torch.randint(0, 256, (count, *spec.input_shape), generator=generator).float()
+    target_N = torch.randint(0, spec.classes, (count,), generator=generator)
+    shift_C11, scale_C11 = normalization.tensors(blueprint.device)
+    return Batch(
+        torch.addcmul(shift_C11, x_NCHW.to(blueprint.device), scale_C11),
+        target_N.to(blueprint.device),
+        torch.arange(count, device=blueprint.device),
+    )
+
+
+def build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learner:
+    """The learner as the run begins, or with a checkpoint's weights."""
+    torch.manual_seed(derive(blueprint.seed, "weights"))
+    network = blueprint.network.build()
+    if checkpoint:
+        load_weights(network, checkpoint, trained=True)
+    else:
+        put_in(network, blueprint.starting_weights)
+    network_on_device = blueprint.execution.place(network, blueprint.device)
+    ema = EMA(network_on_device, blueprint.settings.ema) if blueprint.settings.ema is not None else None
+    if ema and checkpoint:
+        load_weights(ema.network, checkpoint)
+    optimizer = blueprint.build_optimizer(network_on_device)
+    return Learner(
+        network_on_device,
+        blueprint.loss.to(blueprint.device),
+        optimizer,
+        blueprint.build_schedule(optimizer),
+        blueprint.execution,
+        blueprint.execution.scaler(blueprint.device),
+        ema,
+        build_step(blueprint.execution, blueprint.data.batch_size, blueprint.settings.accumulate),
+    )
