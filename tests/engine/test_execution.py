@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnlab.engine.execution import Execution, make_deterministic
+from cnnlab.engine.execution import Execution, allow_tf32, make_deterministic
 from cnnlab.runtime.errors import ArgumentError
 
 CPU = torch.device("cpu")
@@ -31,6 +31,47 @@ def test_an_illegal_value_is_refused_by_its_name(precision: str, layout: str, ar
     with pytest.raises(ArgumentError) as caught:
         Execution(precision, layout)
     assert caught.value.argument == argument
+
+
+def test_what_is_auto_is_settled_and_what_is_given_stays() -> None:
+    wanted = Execution("auto", "contiguous", "auto")
+    assert not wanted.settled
+    chosen = wanted.settle({"precision": "bf16", "layout": "channels_last", "device": "cpu"})
+    assert chosen == Execution("bf16", "contiguous", "auto")
+    assert chosen.settle({"compile": "network"}).settled
+
+
+def test_until_it_is_chosen_auto_is_the_usual() -> None:
+    wanted = Execution("auto", "auto", "auto")
+    assert wanted.memory_format == torch.channels_last
+    with wanted.autocast(CPU):
+        assert nn.Linear(3, 2)(torch.ones(1, 3)).dtype == torch.float32
+    assert not wanted.scaler(CPU).is_enabled()
+
+
+def test_a_recorded_choice_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="'sideways'"):
+        Execution(layout="auto").settle({"layout": "sideways"})
+
+
+def test_tf32_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ArgumentError, match="expected fp32"):
+        Execution("tf32").check(CPU)
+    for precision in ("fp32", "bf16", "fp16"):
+        Execution(precision).check(CPU)
+
+
+def test_a_step_whose_loss_is_scaled_is_not_compiled() -> None:
+    with pytest.raises(ArgumentError, match="expected precision=bf16 or compile=network"):
+        Execution("fp16", compile="step")
+
+
+def test_tf32_is_allowed_and_taken_back() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    allow_tf32(True)
+    allowed = torch.backends.cuda.matmul.fp32_precision
+    allow_tf32(False)
+    assert (before, allowed, torch.backends.cuda.matmul.fp32_precision) == ("none", "tf32", "none")
 
 
 @pytest.mark.parametrize(

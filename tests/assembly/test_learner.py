@@ -1,0 +1,118 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import composed, run
+from fast_run import read_json, train_fast
+
+from cnnlab.assembly import learner as learner_module
+from cnnlab.assembly import train
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.check import check_config
+from cnnlab.assembly.learner import build_learner, settle_execution
+from cnnlab.assembly.material import read_training_data, train_loader
+from cnnlab.assembly.saved_run import SavedRun
+from cnnlab.components import Trust
+from cnnlab.engine import choosing
+from cnnlab.engine.choosing import Trial
+from cnnlab.engine.execution import Execution
+from cnnlab.runtime.randomness import capture_generators
+
+AUTO = "trainer.execution.layout=auto"
+
+
+def blueprint(*overrides: str) -> Blueprint:
+    return check_config(composed("experiment=debug/fast", *overrides), Trust())
+
+
+def flat(state: Any) -> list[Any]:
+    """The leaves of a nested state; tensors as lists, so that == compares every bit."""
+    if isinstance(state, dict):
+        return [leaf for key in state for leaf in flat(state[key])]
+    if isinstance(state, list | tuple):
+        return [leaf for value in state for leaf in flat(value)]
+    return [state.tolist() if isinstance(state, torch.Tensor) else state]
+
+
+def test_timing_leaves_generators_loader_and_the_runs_learner_alone() -> None:
+    plan = blueprint(AUTO, "trainer.execution.precision=auto", "trainer.ema=0.9")
+    data = read_training_data(plan)
+    loader = train_loader(plan, data.train, data.normalization)
+    iterator = iter(loader)
+    next(iterator)
+    learner = build_learner(plan, None)
+    random.random(), np.random.rand(), torch.rand(1)
+
+    def everything() -> list[Any]:
+        ema = learner.ema.network.state_dict() if learner.ema else {}
+        weights = learner.network.state_dict()
+        return flat([capture_generators(), weights, ema, learner.state_dict(), loader.state_dict()])
+
+    before = everything()
+    settled, trials = settle_execution(plan, data.normalization, {})
+    assert len(trials) == 4
+    assert all(trial.times for trial in trials if trial.verdict != "another loss")
+    assert settled.execution.settled
+    assert everything() == before
+
+
+def test_a_run_that_chose_is_the_run_that_was_told_the_same(in_tmp_path: Path) -> None:
+    answer = train_fast("run_dir=chose", AUTO)
+    assert "trainer.execution, timed on this machine:" in answer.out
+    chosen = read_json(in_tmp_path / "chose" / "environment.json")["layout"]
+    told = train_fast("run_dir=told", f"trainer.execution.layout={chosen}")
+    assert "timed" not in told.out
+    figures = []
+    for name in ("chose", "told"):
+        entries = map(json.loads, Path(name, "metrics.jsonl").read_text().splitlines())
+        figures.append([{k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in entries])
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("with_checkpoint", [True, False])
+def test_a_resumed_run_keeps_its_choice_without_timing(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_checkpoint: bool
+) -> None:
+    usual = [Trial(Execution(layout="contiguous"), [0.001], 2.3, "chosen")]
+    with monkeypatch.context() as patch:
+        patch.setattr(learner_module, "choose", lambda *arguments: (usual[0].execution, usual))
+        train_fast("run_dir=run", AUTO)
+    checkpoints = in_tmp_path / "run" / "checkpoints"
+    for folder in list(checkpoints.iterdir()):  # killed behind step 3, or before the first checkpoint
+        if folder.is_dir() and (folder.name == "step-00000006" or not with_checkpoint):
+            folder.rename(in_tmp_path / folder.name)
+    monkeypatch.setattr(choosing, "_time", lambda *arguments: pytest.fail("it was timed again"))
+    answer = run(train, "resume=run")
+    assert answer.code == 0, answer.err
+    assert read_json(in_tmp_path / "run" / "environment.json")["layout"] == "contiguous"
+    saved = SavedRun.open(Path("run"), "last", "cpu", Trust(), {})
+    assert saved.blueprint.execution == Execution("fp32", "contiguous", "none")
+
+
+def test_a_network_without_pictures_weights_has_no_layout_to_choose() -> None:
+    plan = blueprint(AUTO, "model=mlp")
+    settled, trials = settle_execution(plan, read_training_data(plan).normalization, {})
+    assert settled.execution.layout == "contiguous"
+    assert trials == []
+
+
+def test_what_the_machine_lacks_is_told_before_a_directory_is_made(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    answer = train_fast("trainer.execution.compile=network")
+    assert answer.code == 2
+    assert "trainer.execution.compile: network needs a C++ compiler (no-such-compiler" in answer.err
+    assert list(in_tmp_path.iterdir()) == []
+
+
+def test_without_a_compiler_nothing_compiled_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    plan = blueprint("trainer.execution.compile=auto")
+    settled, trials = settle_execution(plan, read_training_data(plan).normalization, {})
+    assert settled.execution.compile == "none"
+    assert trials == []
