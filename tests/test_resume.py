@@ -27,6 +27,7 @@ SETTINGS = (
     "trainer.clip_norm=2",
     "trainer.checkpoint_every=7",
     "trainer.log_every=5",
+    "trainer.watch_every=4",
 )
 MEASURED_TIME = ("seconds", "images_per_second")
 
@@ -66,8 +67,8 @@ def last_step(run: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
 
 
-def metric_log(run: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def metric_log(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (run / name).read_text().splitlines()]
     return [{key: value for key, value in entry.items() if key not in MEASURED_TIME} for entry in entries]
 
 
@@ -93,6 +94,7 @@ def assert_same_end(run: Path, reference: Path) -> None:
     assert not differences(ours.ema, theirs.ema)
     assert not differences(ours.state(), theirs.state())
     assert metric_log(run) == metric_log(reference)
+    assert metric_log(run, "gradients.jsonl") == metric_log(reference, "gradients.jsonl")
 
 
 @pytest.fixture(scope="module")

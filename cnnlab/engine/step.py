@@ -44,7 +44,7 @@ def train_step(
             output_NK = network(execution.arrange(part.x_NCHW))  # 1. forward pass
             cost = loss(output_NK, part.target) * (len(part) / len(batch))  # 2. loss
         scaler.scale(cost).backward()  # 3. backward pass: which weights contribute how much
-        total += cost.detach()
+        total = total + cost.detach()  # in the cost's own precision
         correct += count_correct(output_NK.detach(), part.target)
 
     scaler.unscale_(optimizer)
