@@ -159,6 +159,18 @@ def test_a_resumed_run_has_no_doubled_points_in_tensorboard(tmp_path: Path) -> N
     assert [event.step for event in events.Scalars("loss/train")] == expected
 
 
+def test_a_recurrent_network_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Dropout between its layers draws from a generator that the checkpoint holds; permuted pixels need no state."""
+    lstm = "model.blocks.lstm={type: lstm, hidden_size: 8, num_layers: 2, dropout: 0.3}"
+    settings = ("model=row_lstm", lstm, "model.blocks.permute=permute_pixels", "schedule=constant", "observers=quiet")
+    run_to_end(*settings, "trainer.max_steps=40", f"run_dir={tmp_path / 'whole'}")
+    run_to_end(*settings, "trainer.max_steps=17", f"run_dir={tmp_path / 'parts'}")
+    run_to_end(f"resume={tmp_path / 'parts'}", "trainer.max_steps=40", "trainer.watch_every=10")
+    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints" / "step-00000040") for name in ("whole", "parts"))
+    assert not differences(whole.weights, parts.weights)
+    assert not differences(whole.state()["generators"], parts.state()["generators"])
+
+
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(*SETTINGS, f"run_dir={run}")
