@@ -29,6 +29,7 @@ SETTINGS = (
     "trainer.checkpoint_every=7",
     "trainer.log_every=5",
     "trainer.execution.layout=channels_last",  # fresh runs that choose might choose differently
+    "trainer.watch_every=4",
 )
 MEASURED_TIME = ("seconds", "images_per_second")
 
@@ -68,8 +69,8 @@ def last_step(run: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
 
 
-def metric_log(run: Path) -> list[dict[str, Any]]:
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def metric_log(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (run / name).read_text().splitlines()]
     return [{key: value for key, value in entry.items() if key not in MEASURED_TIME} for entry in entries]
 
 
@@ -95,6 +96,7 @@ def assert_same_end(run: Path, reference: Path) -> None:
     assert not differences(ours.ema, theirs.ema)
     assert not differences(ours.state(), theirs.state())
     assert metric_log(run) == metric_log(reference)
+    assert metric_log(run, "gradients.jsonl") == metric_log(reference, "gradients.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,18 @@ def test_a_compiled_step_with_dropout_resumes_to_the_same_bits(tmp_path: Path) -
     ours, theirs = (read_checkpoint(tmp_path / name / "checkpoints/step-00000009") for name in ("stopped", "whole"))
     assert not differences(ours.weights, theirs.weights)
     assert not differences(ours.state(), theirs.state())
+
+
+def test_a_recurrent_network_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Dropout between its layers draws from a generator that the checkpoint holds; permuted pixels need no state."""
+    lstm = "model.blocks.lstm={type: lstm, hidden_size: 8, num_layers: 2, dropout: 0.3}"
+    settings = ("model=row_lstm", lstm, "model.blocks.permute=permute_pixels", "schedule=constant", "observers=quiet")
+    run_to_end(*settings, "trainer.max_steps=40", f"run_dir={tmp_path / 'whole'}")
+    run_to_end(*settings, "trainer.max_steps=17", f"run_dir={tmp_path / 'parts'}")
+    run_to_end(f"resume={tmp_path / 'parts'}", "trainer.max_steps=40", "trainer.watch_every=10")
+    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints" / "step-00000040") for name in ("whole", "parts"))
+    assert not differences(whole.weights, parts.weights)
+    assert not differences(whole.state()["generators"], parts.state()["generators"])
 
 
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:

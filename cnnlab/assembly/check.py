@@ -116,7 +116,7 @@ class _Checker:
         total = settings.total_steps(steps) if settings and steps else None
         length_known = settings is not None and steps is not None
         schedule, schedule_steps = self._schedule(total, steps, length_known)
-        self._compiled_step(execution, optimizer, schedule)
+        self._compilation(execution, optimizer, schedule, settings)
         observers = self._observers()
         device = self._device()
         if self.complaints.messages:
@@ -362,9 +362,19 @@ class _Checker:
             self._trainer_against_data(settings, data, spec)
         return settings, execution, deterministic
 
-    def _compiled_step(
-        self, execution: Execution | None, optimizer: Component | None, schedule: Component | None
+    def _compilation(
+        self,
+        execution: Execution | None,
+        optimizer: Component | None,
+        schedule: Component | None,
+        settings: TrainerSettings | None,
     ) -> None:
+        if execution and execution.compile in ("network", "step") and settings and settings.watch_every is not None:
+            self.complaints.add(
+                "trainer.watch_every",
+                f"what a step does is watched from Python, and trainer.execution.compile={execution.compile} leaves "
+                f"none of it there: expected compile=none, or watch_every=null",
+            )
         if execution and execution.compile == "step" and optimizer and schedule:
             reason = reason_against_step(optimizer, schedule)
             if reason:

@@ -75,7 +75,7 @@ def _layouts(blueprint: Blueprint) -> list[str]:
 
 
 def _compiled(blueprint: Blueprint) -> list[str]:
-    if missing_compiler(blueprint.device):
+    if missing_compiler(blueprint.device) or blueprint.settings.watch_every is not None:
         return ["none"]
     return ["none", "network", *([] if reason_against_step(blueprint.optimizer, blueprint.schedule) else ["step"])]
 

@@ -27,6 +27,8 @@ CHANGEABLE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.profile",
+    "trainer.watch_every",
+    "trainer.watch_top",
     "schedule.total_steps",
     "observers",
     "data.root",

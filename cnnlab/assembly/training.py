@@ -179,6 +179,7 @@ def _run(
                     epochs=trainer.total_epochs,
                     hyperparameters=_flatten({k: v for k, v in config.items() if k not in NO_HYPERPARAMETERS}),
                     model_table=table,
+                    watched=blueprint.settings.watch_every is not None,
                 )
             )
             for notice in [*changes_of_environment(checkpoint, environment), *_costs(blueprint, trials)]:

@@ -10,6 +10,7 @@ from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.dropout import Dropout, Dropout2d
 from cnnlab.blocks.linear import Linear
 from cnnlab.blocks.normalization import BatchNorm, GroupNorm, LayerNorm
+from cnnlab.blocks.permutation import PermutePixels
 from cnnlab.blocks.pooling import (
     AdaptiveAvgPool,
     AdaptiveMaxPool,
@@ -18,6 +19,7 @@ from cnnlab.blocks.pooling import (
     GlobalMaxPool,
     MaxPool,
 )
+from cnnlab.blocks.recurrent import GRU, LSTM, RNN
 from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.blocks.torchvision_networks import torchvision_network
 
@@ -43,6 +45,10 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "dropout2d": Dropout2d,
     "flatten": nn.Flatten,
     "linear": Linear,
+    "rnn": RNN,
+    "gru": GRU,
+    "lstm": LSTM,
+    "permute_pixels": PermutePixels,
     "residual": Residual,
     "sequence": Sequence,
     "zero_pad_shortcut": ZeroPadShortcut,

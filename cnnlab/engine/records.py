@@ -9,7 +9,8 @@ from typing import Any
 class Started:
     """The run begins, or goes on behind `step`: the first record that every observer gets.
 
-    `hyperparameters` is the config, flattened to plain values; `model_table` the layer table as text.
+    `hyperparameters` is the config, flattened to plain values; `model_table` the layer table as text. `watched` says
+    that `Descent` records will come.
     """
 
     directory: Path
@@ -18,6 +19,7 @@ class Started:
     epochs: int | None
     hyperparameters: dict[str, Any]
     model_table: str
+    watched: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,50 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Contribution:
+    """One weight, such as `conv1.weight[3, 0, 1, 2]`, before an update, and ∂C/∂weight.
+
+    Their product is, to first order, what the cost would fall by without the weight (arXiv 1611.06440, eq. 7).
+    """
+
+    name: str
+    weight: float
+    gradient: float
+
+    @property
+    def value(self) -> float:
+        return self.weight * self.gradient
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One update of the weights v, watched: the batch's mean cost C of so many `pictures`, before and after it.
+
+    `predicted_change` is ∇C·Δv, `cost_change` the ΔC that came of it; `correct` are right answers before, and
+    `correct_change` how many more after. By layer, weight and bias together: `gradient_norm` ‖∇C‖, before clipping;
+    `update_ratio` ‖Δv‖/‖v‖, without layers whose weights are all zero. By activation, shares over the batch:
+    `zero` outputs of a ReLU (z ≤ 0), `dead` units of it, zero for every picture and place, and `saturated` outputs of
+    a sigmoid or tanh, where the slope is less than a tenth of its steepest. `contributions` are the weights with the
+    largest |w·∂C/∂w|, the largest first.
+    """
+
+    step: int
+    epoch: int
+    pictures: int
+    cost: float
+    cost_change: float
+    predicted_change: float
+    correct: int
+    correct_change: int
+    gradient_norm: dict[str, float]
+    update_ratio: dict[str, float]
+    zero: dict[str, float]
+    dead: dict[str, float]
+    saturated: dict[str, float]
+    contributions: list[Contribution]
+
+
+@dataclass(frozen=True)
 class Notice:
     """One sentence for the person at the terminal."""
 
@@ -48,4 +94,4 @@ class Finished:
     metrics: dict[str, float]
 
 
-Record = Started | Metrics | Notice | Finished
+Record = Started | Metrics | Descent | Notice | Finished

@@ -15,6 +15,7 @@ from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import Meter, evaluate
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
+from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Metrics, Notice, Record
 from cnnlab.engine.schedule import Stepper
 from cnnlab.engine.step import Step, train_step
@@ -44,7 +45,8 @@ class TrainerSettings:
 
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
     that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
-    better `monitor`. `profile` tells where the time of the first steps goes.
+    better `monitor`. `profile` tells where the time of the first steps goes. Every `watch_every` steps an update is
+    looked at closely (`Descent`), with the `watch_top` weights that contribute most.
     """
 
     epochs: int | None
@@ -62,6 +64,8 @@ class TrainerSettings:
     patience: int | None
     min_delta: float
     profile: bool = False
+    watch_every: int | None = None
+    watch_top: int = 10
 
     def __post_init__(self) -> None:
         for name in (
@@ -70,6 +74,7 @@ class TrainerSettings:
             "validate_every_steps",
             "checkpoint_every",
             "patience",
+            "watch_every",
         ):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 1)
@@ -81,6 +86,7 @@ class TrainerSettings:
             raise ArgumentError("epochs", "expected epochs, max_steps or max_time, received none of them")
         integer("accumulate", self.accumulate, 1)
         integer("log_every", self.log_every, 1)
+        integer("watch_top", self.watch_top, 1)
         number("min_delta", self.min_delta, 0)
         if self.clip_norm is not None:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
@@ -223,17 +229,19 @@ class Trainer:
         learner, progress = self.learner, self.progress
         record = due(progress.step + 1, self.settings.log_every)
         lr = learner.optimizer.param_groups[0]["lr"]
-        result = learner.step(
-            learner.network,
-            learner.loss,
-            learner.optimizer,
-            batch,
-            execution=learner.execution,
-            scaler=learner.scaler,
-            accumulate=self.settings.accumulate,
-            clip_norm=self.settings.clip_norm,
-            measure_norm=record,
-        )
+        probe = self._probe() if due(progress.step + 1, self.settings.watch_every) else None
+        with probe or nullcontext():
+            result = learner.step(
+                learner.network,
+                learner.loss,
+                learner.optimizer,
+                batch,
+                execution=learner.execution,
+                scaler=learner.scaler,
+                accumulate=self.settings.accumulate,
+                clip_norm=self.settings.clip_norm,
+                measure_norm=record,
+            )
         learner.schedule.step()
         if learner.ema:
             learner.ema.update(learner.network)
@@ -247,6 +255,20 @@ class Trainer:
         self._clock = now
         if record:
             self._record(lr, result.gradient_norm)
+        descent = probe and probe.read(batch, result, progress.step, self.epoch, self.settings.watch_top)
+        if descent:
+            self.log(descent)
+
+    def _probe(self) -> Probe:
+        learner, settings = self.learner, self.settings
+        return Probe(
+            learner.network,
+            learner.loss,
+            learner.optimizer,
+            learner.execution,
+            accumulate=settings.accumulate,
+            clip_norm=settings.clip_norm,
+        )
 
     def _after_step(self) -> str | None:
         """Validates and saves where either is due; returns the status the run ends with, or None.

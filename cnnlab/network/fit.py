@@ -12,7 +12,9 @@ from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.dropout import Dropout, Dropout2d
 from cnnlab.blocks.linear import Linear
 from cnnlab.blocks.normalization import BatchNorm
+from cnnlab.blocks.permutation import PermutePixels
 from cnnlab.blocks.pooling import AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
+from cnnlab.blocks.recurrent import Recurrent
 from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.runtime.errors import ConfigError, first_line
 
@@ -25,6 +27,8 @@ PICTURES = (
     nn.Dropout2d,
     GlobalAvgPool,
     GlobalMaxPool,
+    Recurrent,
+    PermutePixels,
 )
 SAME_SHAPE = (
     nn.Identity,
@@ -37,6 +41,7 @@ SAME_SHAPE = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Tanh,
+    PermutePixels,
 )
 
 
@@ -73,13 +78,18 @@ def window(module: nn.Module) -> tuple[tuple[int, int], ...]:
     return kernel, stride, both, dilation
 
 
-def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
-    """Raises `ConfigError` with the layer's key, its input, the arithmetic and the smallest legal input."""
-    if isinstance(module, PICTURES) and len(shape) != 3:
+def check_picture(factory: object, key: str, shape: Shape) -> None:
+    """Raises `ConfigError` where features reach a block of pictures, before its constructor reads their sizes."""
+    if isinstance(factory, type) and issubclass(factory, PICTURES) and len(shape) != 3:
+        layers = "; layers are stacked with num_layers" if issubclass(factory, Recurrent) else ""
         raise ConfigError(
             f"{key}: expected a picture (channels × height × width), received {format_shape(shape)} "
-            f"features; put it before 'flatten'"
+            f"features; put it before 'flatten'{layers}"
         )
+
+
+def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
+    """Raises `ConfigError` with the layer's key, its input, the arithmetic and the smallest legal input."""
     if isinstance(module, nn.Linear):
         _check_linear(module, key, shape)
     if isinstance(module, nn.Conv2d | ZeroPadShortcut) and module.in_channels != shape[0]:
@@ -176,6 +186,8 @@ def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
         return shape[:1], 0
     if isinstance(module, nn.Linear) and kind in (nn.Linear, Linear):
         return (*shape[:-1], module.out_features), math.prod(shape) * module.out_features
+    if isinstance(module, Recurrent):
+        return _recurrent(module, shape)
     if isinstance(module, nn.Conv2d) and kind in (nn.Conv2d, Conv) and module.padding_mode == "zeros":
         height, width = _window_output(module, shape)
         macs_per_unit = math.prod(module.kernel_size) * module.in_channels // module.groups
@@ -185,6 +197,16 @@ def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
     if kind in (MaxPool, AvgPool, nn.MaxPool2d, nn.AvgPool2d) and not module.ceil_mode:
         return (shape[0], *_window_output(module, shape)), 0
     return None
+
+
+def _recurrent(module: Recurrent, shape: Shape) -> tuple[Shape, int]:
+    """Each step multiplies every weight once; what gates do value by value is no multiply-accumulate."""
+    _, height, width = shape
+    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+    last = module.layers[-1]
+    assert isinstance(last, nn.RNNBase)
+    features = last.hidden_size * (2 if last.bidirectional else 1)
+    return (features,), weights * (height if module.order == "rows" else height * width)
 
 
 def _window_output(module: nn.Module, shape: Shape) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from cnnlab.blocks.initialization import Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
 from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
-from cnnlab.network.fit import Fit, Shape, check_fit, format_shape, measure
+from cnnlab.network.fit import Fit, Shape, check_fit, check_picture, format_shape, measure
 from cnnlab.network.freeze import check_freeze, freeze_matching
 from cnnlab.network.read import INFERRED, Layer, Reader
 from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
@@ -131,6 +131,7 @@ def _fit_one(layer: Layer, shape: Shape) -> tuple[nn.Module, Shape]:
                 f"{component.key}: the blocks give {format_shape(part_shapes['blocks'])} and the projection "
                 f"{format_shape(skip)} from an input of {format_shape(shape)}: expected one shape, to add them"
             )
+    check_picture(component.factory, component.key, shape)
     layer.inferred = _infer(component, shape)
     module = component.build(**layer.inferred, **parts)
     assert isinstance(module, nn.Module)

@@ -10,6 +10,7 @@ from torch import nn
 
 from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.pooling import GlobalAvgPool, GlobalMaxPool
+from cnnlab.blocks.recurrent import Recurrent
 from cnnlab.network.fit import WINDOWED, window
 
 LOCAL = (
@@ -42,6 +43,7 @@ WHOLE = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
     nn.RNNBase,
+    Recurrent,
     nn.GroupNorm,  # one picture's statistics: every pixel reaches every unit
     nn.LayerNorm,
 )

@@ -1,35 +1,51 @@
-"""`metrics.jsonl`: one JSON object per line."""
+"""`metrics.jsonl`, and `gradients.jsonl` where updates are watched: one JSON object per line."""
 
 import contextlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from cnnlab.engine.records import Metrics, Record, Started
+from cnnlab.engine.records import Descent, Metrics, Record, Started
 
 NAME = "metrics.jsonl"
+WATCHED = "gradients.jsonl"
 
 
 class JSONLines:
-    """Appends `{"step", "epoch", "split", "loss", "accuracy", …}`; a resumed run first cuts what came later."""
+    """Appends `{"step", "epoch", "split", "loss", "accuracy", …}`; a resumed run first cuts what came later.
+
+    A watched update is a line of a file of its own, with the fields of `Descent`.
+    """
 
     def __init__(self) -> None:
-        self.file: TextIO | None = None
+        self.files: dict[str, TextIO] = {}
 
     def log(self, record: Record) -> None:
         if isinstance(record, Started):
-            path = record.directory / NAME
-            cut(path, record.step)
-            self.file = path.open("a")
-        elif isinstance(record, Metrics) and self.file:
+            self._open(record)
+        elif isinstance(record, Metrics):
             line: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "split": record.split}
             line |= {"final": True} if record.final else {}
-            self.file.write(json.dumps(line | record.values) + "\n")
-            self.file.flush()  # out of this process: a kill loses no line
+            self._write(NAME, line | record.values)
+        elif isinstance(record, Descent):
+            self._write(WATCHED, asdict(record))
+
+    def _open(self, record: Started) -> None:
+        for name in (NAME, WATCHED):
+            path = record.directory / name
+            cut(path, record.step)
+            if name == NAME or record.watched:
+                self.files[name] = path.open("a")
+
+    def _write(self, name: str, line: dict[str, Any]) -> None:
+        if name in self.files:
+            self.files[name].write(json.dumps(line) + "\n")
+            self.files[name].flush()  # out of this process: a kill loses no line
 
     def close(self) -> None:
-        if self.file:
-            self.file.close()
+        for file in self.files.values():
+            file.close()
 
 
 def cut(path: Path, step: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnlab.engine.records import Finished, Metrics, Record, Started
+from cnnlab.engine.records import Descent, Finished, Metrics, Record, Started
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -15,6 +15,19 @@ LAYOUT = {
     "curves": {
         "loss": ["Multiline", ["loss/train", "loss/val"]],
         "accuracy": ["Multiline", ["accuracy/train", "accuracy/val"]],
+    }
+}
+# where updates are watched; a tag is a regular expression
+WATCHED = {
+    "gradient descent": {
+        "ΔC of the batch: promised by ∇C·Δv, and actual": [
+            "Multiline",
+            ["descent/predicted_change", "descent/cost_change"],
+        ],
+        "more right answers after the update": ["Multiline", ["descent/correct_change"]],
+        "‖∇C‖ by layer": ["Multiline", ["gradients/.*"]],
+        "‖Δv‖ / ‖v‖ by layer": ["Multiline", ["updates/.*"]],
+        "shares of activations": ["Multiline", ["activations/.*"]],
     }
 }
 SHARED = ("loss", "accuracy")  # measured on several splits: the tag says which
@@ -36,6 +49,11 @@ class TensorBoard:
                     tag = f"{name}/{record.split}" if name in SHARED or record.split != "train" else name
                     self.writer.add_scalar(tag, value, record.step)
             self.writer.flush()  # out of this process: a kill loses no point
+        elif isinstance(record, Descent) and self.writer:
+            for tag, value in _scalars(record).items():
+                self.writer.add_scalar(tag, value, record.step)
+            self.writer.add_text("contributions", _contributions(record), record.step)
+            self.writer.flush()
         elif isinstance(record, Finished) and self.writer:
             _, _, end = self._hparams(record.metrics)
             self._write(end)
@@ -50,7 +68,7 @@ class TensorBoard:
         self.hyperparameters = {name: _plain(value) for name, value in record.hyperparameters.items()}
         if record.step:
             return
-        self.writer.add_custom_scalars(LAYOUT)
+        self.writer.add_custom_scalars(LAYOUT | WATCHED if record.watched else LAYOUT)
         self.writer.add_text("model", f"```\n{record.model_table}\n```", 0)
         experiment, start, _ = self._hparams(dict.fromkeys(OUTCOMES, 0.0))
         self._write(experiment)
@@ -72,6 +90,23 @@ class TensorBoard:
     def close(self) -> None:
         if self.writer:
             self.writer.close()
+
+
+def _scalars(record: Descent) -> dict[str, float]:
+    """A watched update's numbers by their tags, of which the first word is the group."""
+    names = ("cost", "cost_change", "predicted_change", "correct", "correct_change")
+    shares = {"zero": record.zero, "dead": record.dead, "saturated": record.saturated}
+    return {
+        **{f"descent/{name}": value for name, value in vars(record).items() if name in names},
+        **{f"gradients/{layer}": norm for layer, norm in record.gradient_norm.items()},
+        **{f"updates/{layer}": ratio for layer, ratio in record.update_ratio.items()},
+        **{f"activations/{layer}/{kind}": x for kind, of_layer in shares.items() for layer, x in of_layer.items()},
+    }
+
+
+def _contributions(record: Descent) -> str:
+    rows = [f"| {c.name} | {c.weight:.4g} | {c.gradient:.4g} | {c.value:.4g} |" for c in record.contributions]
+    return "\n".join(["| weight | w | ∂C/∂w | w·∂C/∂w |", "|---|---|---|---|", *rows])
 
 
 def _wait_for_a_later_name(directory: Path) -> None:

@@ -19,7 +19,8 @@ from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
-from cnnlab.engine.records import Metrics, Notice, Record
+from cnnlab.engine.probe import Probe
+from cnnlab.engine.records import Descent, Metrics, Notice, Record
 from cnnlab.engine.schedule import Factor, Schedule, constant
 from cnnlab.engine.step import train_step
 from cnnlab.engine.trainer import Learner, Trainer, TrainerSettings, due
@@ -27,6 +28,7 @@ from cnnlab.runtime.errors import ArgumentError, TrainingError
 
 CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 4  # 8 pictures, two a batch
+TOLD = ("loss", "accuracy", "lr", "gradient_norm")  # of a training record, what is no time
 
 
 def settings(**changes: Any) -> TrainerSettings:
@@ -265,6 +267,37 @@ def test_training_is_recorded_at_its_cadence_and_at_the_end(
     run = Run(tmp_path, log_every=log_every)
     run.trainer.fit()
     assert run.steps("train") == expected
+
+
+def test_updates_are_watched_at_their_cadence_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    enter = Probe.__enter__
+    monkeypatch.setattr(Probe, "__enter__", lambda probe: looks.append(run.progress.step + 1) or enter(probe))
+    run = Run(tmp_path, watch_every=3, log_every=2)
+    run.trainer.fit()
+    assert [(record.step, record.epoch) for record in run.records if isinstance(record, Descent)] == [(3, 1), (6, 2)]
+    assert looks == [3, 6]
+
+
+def test_watching_changes_no_weight_and_no_other_record(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / str(every), watch_every=every, clip_norm=0.1, ema=0.5) for every in (None, 2)]
+    for run in runs:
+        run.trainer.fit()
+    plain, watched = (run.network.state_dict() for run in runs)
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    measured = [[{k: v for k, v in r.values.items() if k in TOLD} for r in run.metrics("train")] for run in runs]
+    assert measured[0] == measured[1]
+
+
+def test_a_watched_update_tells_the_change_of_its_own_batch(tmp_path: Path) -> None:
+    run = Run(tmp_path, watch_every=1, max_steps=1, train=loader(shuffle=False))
+    pictures = next(iter(loader(8, 2, shuffle=False)))
+    before = F.cross_entropy(run.network(pictures.x_NCHW), pictures.target).item()
+    run.trainer.fit()
+    after = F.cross_entropy(run.network(pictures.x_NCHW), pictures.target).item()
+    (descent,) = [record for record in run.records if isinstance(record, Descent)]
+    assert descent.cost == pytest.approx(before, rel=1e-6)
+    assert descent.cost_change == pytest.approx(after - before, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -592,6 +625,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
         ({"patience": 0}, "patience"),
         ({"patience": 3, "monitor": None}, "patience"),
         ({"min_delta": -0.1}, "min_delta"),
+        ({"watch_every": 0}, "watch_every"),
+        ({"watch_top": 0}, "watch_top"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cnnlab.engine.records import Metrics, Notice, Started
-from cnnlab.observers.json_lines import NAME, JSONLines
+from cnnlab.engine.records import Contribution, Descent, Metrics, Notice, Started
+from cnnlab.observers.json_lines import NAME, WATCHED, JSONLines
 
 
 def started(directory: Path, step: int = 0) -> Started:
@@ -110,3 +110,38 @@ def test_numbers_survive_to_the_last_bit(tmp_path: Path) -> None:
 def test_a_line_of_another_kind_does_not_cost_the_log(tmp_path: Path, line: str) -> None:
     write(tmp_path, '{"step": 1}', line)
     assert steps_after_a_start_at(3, tmp_path) == [1]
+
+
+def descent(step: int) -> Descent:
+    contributions = [Contribution("conv1.weight[0, 0, 1, 2]", 0.5, -0.25)]
+    return Descent(
+        step, 1, 8, 0.5, -0.25, -0.375, 6, 1, {"conv1": 2.0}, {"conv1": 0.01}, {"relu1": 0.5}, {}, {}, contributions
+    )
+
+
+def watch(directory: Path, start: int, *steps: int) -> None:
+    observer = JSONLines()
+    observer.log(Started(directory, start, 10, None, {}, "", watched=True))
+    for step in steps:
+        observer.log(descent(step))
+    observer.close()
+
+
+def test_a_watched_update_is_a_line_of_a_file_of_its_own(tmp_path: Path) -> None:
+    watch(tmp_path, 0, 4)
+    assert read(tmp_path) == []
+    (line,) = [json.loads(text) for text in (tmp_path / WATCHED).read_text().splitlines()]
+    assert line["cost_change"] == -0.25
+    assert line["gradient_norm"] == {"conv1": 2.0}
+    assert line["contributions"] == [{"name": "conv1.weight[0, 0, 1, 2]", "weight": 0.5, "gradient": -0.25}]
+
+
+def test_a_resumed_run_cuts_the_watched_updates_too(tmp_path: Path) -> None:
+    watch(tmp_path, 0, 2, 4, 6)
+    watch(tmp_path, 4, 8)
+    assert [json.loads(text)["step"] for text in (tmp_path / WATCHED).read_text().splitlines()] == [2, 4, 8]
+
+
+def test_a_run_that_watches_nothing_has_no_file_for_it(tmp_path: Path) -> None:
+    steps_after_a_start_at(0, tmp_path)
+    assert not (tmp_path / WATCHED).exists()

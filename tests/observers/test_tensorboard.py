@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from cnnlab.engine.records import Finished, Metrics, Started
+from cnnlab.engine.records import Contribution, Descent, Finished, Metrics, Started
 from cnnlab.observers.tensorboard import TensorBoard
 
 HYPERPARAMETERS = {"optimizer.lr": 0.05, "model.blocks.relu1": "relu", "data.drop_last": True, "trainer.ema": None}
@@ -36,6 +37,32 @@ def plugin_content(events: EventAccumulator, tag: str) -> bytes:
     content = events.SummaryMetadata(tag).plugin_data.content
     assert isinstance(content, bytes)
     return content
+
+
+def watch(directory: Path) -> EventAccumulator:
+    """One watched update of a network with a ReLU and a sigmoid, at step 20."""
+    observer = TensorBoard()
+    observer.log(Started(directory, 0, 40, None, {}, "", watched=True))
+    observer.log(
+        Descent(
+            step=20,
+            epoch=1,
+            pictures=8,
+            cost=0.5,
+            cost_change=-0.25,
+            predicted_change=-0.375,
+            correct=6,
+            correct_change=1,
+            gradient_norm={"conv1": 2.0},
+            update_ratio={"conv1": 0.125},
+            zero={"relu1": 0.5},
+            dead={"relu1": 0.25},
+            saturated={"sigmoid1": 0.75},
+            contributions=[Contribution("conv1.weight[0, 0, 1, 2]", 0.5, -0.25)],
+        )
+    )
+    observer.close()
+    return read(directory)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +172,36 @@ def test_event_files_of_a_run_are_named_in_the_order_of_their_writing(tmp_path: 
     files = sorted(tmp_path.glob("events.out.tfevents.*"))
     seconds = [int(file.name.split(".")[3]) for file in files]
     assert len(set(seconds)) == 3
+
+
+def test_a_watched_update_is_grouped_by_what_it_tells(tmp_path: Path) -> None:
+    events = watch(tmp_path)
+    points = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert points == {
+        "descent/cost": [(20, 0.5)],
+        "descent/cost_change": [(20, -0.25)],
+        "descent/predicted_change": [(20, -0.375)],
+        "descent/correct": [(20, 6.0)],
+        "descent/correct_change": [(20, 1.0)],
+        "gradients/conv1": [(20, 2.0)],
+        "updates/conv1": [(20, 0.125)],
+        "activations/relu1/zero": [(20, 0.5)],
+        "activations/relu1/dead": [(20, 0.25)],
+        "activations/sigmoid1/saturated": [(20, 0.75)],
+    }
+
+
+def test_the_weights_that_contribute_most_stand_in_a_table(tmp_path: Path) -> None:
+    text = watch(tmp_path).Tensors("contributions/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.splitlines()[-1] == "| conv1.weight[0, 0, 1, 2] | 0.5 | -0.25 | -0.125 |"
+
+
+def test_every_chart_of_watched_updates_finds_its_curves(tmp_path: Path) -> None:
+    events = watch(tmp_path)
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["curves", "gradient descent"]
+    tags = events.Tags()["scalars"]
+    for chart in layout.category[1].chart:
+        for pattern in chart.multiline.tag:
+            assert any(re.fullmatch(pattern, tag) for tag in tags), pattern

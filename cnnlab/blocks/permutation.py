@@ -1,0 +1,28 @@
+"""Pixels in another order: what a network may lose where it relies on neighbours."""
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.runtime.checks import integer
+from cnnlab.runtime.counter import uniforms
+from cnnlab.runtime.randomness import derive
+
+
+class PermutePixels(nn.Module):
+    """Puts every picture's pixels into one fixed random order, the same in each channel; keeps the shape.
+
+    The order is a pure function of `seed` and the number of pixels, on every machine and device: it is no part of the
+    weights, and neither training, `seed` of the run nor resuming changes it. Raises `ArgumentError`.
+    """
+
+    order_P: Tensor
+
+    def __init__(self, input_shape: tuple[int, int, int], seed: int = 0) -> None:
+        super().__init__()
+        key = derive(integer("seed", seed, 0), "permute_pixels")
+        _, height, width = input_shape
+        places_P = torch.arange(height * width)
+        self.register_buffer("order_P", uniforms(key, places_P, 1)[:, 0].argsort(stable=True), persistent=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.flatten(2)[:, :, self.order_P].view(x_NCHW.shape)

@@ -1,0 +1,208 @@
+"""Gradient descent, watched: what the gradient promised of one update, and what came of it."""
+
+import bisect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate as running_sums
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnnlab.engine.execution import Execution
+from cnnlab.engine.records import Contribution, Descent
+from cnnlab.engine.step import StepResult, count_correct
+from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.randomness import capture_generators, restore_generators
+
+FLAT = 0.1  # an activation is saturated where its slope is less than this share of its steepest
+# the slope of each, over its steepest, from what it gave
+SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.Sigmoid: lambda a: 4 * a * (1 - a),
+    nn.Tanh: lambda a: 1 - a.square(),
+}
+COUNTED = (nn.ReLU, nn.Sigmoid, nn.Tanh)
+
+
+class Probe:
+    """Looks on while one step is taken: a context around `train_step`, read behind it.
+
+    It changes no bit of the training. The cost after the update is that of the same function as before it: the batch
+    goes through the network again in its own modes, in the same parts, with the generators and buffers of the first
+    time, so that dropout draws the same masks and batch norm takes the batch's own statistics; then both are put back
+    as the step had left them. What a module keeps elsewhere than in parameters, buffers and generators is not.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        execution: Execution,
+        *,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.execution = execution
+        self.accumulate = accumulate
+        self.clip_norm = clip_norm
+        self.activity = Activity()
+        self._before: tuple[Tensor, Tensor] | None = None  # the weights, and the gradient that the update is made of
+
+    def __enter__(self) -> Self:
+        self._generators = capture_generators()
+        self._buffers = [buffer.clone() for buffer in self.network.buffers()]
+        self._hooks = self.activity.watch(self.network)
+        self._update = self.optimizer.step
+        self.optimizer.step = self._watched_update  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.optimizer.step = self._update  # type: ignore[method-assign]
+        for hook in self._hooks:
+            hook.remove()
+
+    def _watched_update(self, *arguments: Any, **options: Any) -> Any:
+        self._keep()
+        return self._update(*arguments, **options)
+
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Copies weights and gradient: some optimizers compute in the gradient's own memory."""
+        trained = {name: p for name, p in self.network.named_parameters() if p.grad is not None}
+        self._shapes = {name: parameter.shape for name, parameter in trained.items()}
+        self._before = vector(trained.values()), vector(p.grad for p in trained.values() if p.grad is not None)
+
+    @torch.no_grad()
+    def read(self, batch: Batch, result: StepResult, step: int, epoch: int, top: int) -> Descent | None:
+        """What the step on `batch` did; None where fp16's scaler skipped the update. This waits for the device."""
+        if self._before is None:
+            return None
+        weights_V, gradient_V = self._before
+        if self.clip_norm is not None and result.gradient_norm is not None:
+            gradient_V = gradient_V * _unclipped(result.gradient_norm, self.clip_norm)
+        parameters = dict(self.network.named_parameters())
+        change_V = vector(parameters[name] for name in self._shapes) - weights_V
+        cost_after, correct_after = self._again(batch)
+        norms = [self._layer_norms(vector_V) for vector_V in (gradient_V, change_V, weights_V)]
+        return Descent(
+            step=step,
+            epoch=epoch,
+            pictures=len(batch),
+            cost=float(result.loss),
+            cost_change=float(cost_after - result.loss),
+            predicted_change=float(torch.dot(gradient_V.double(), change_V.double())),
+            correct=int(result.correct),
+            correct_change=int(correct_after - result.correct),
+            gradient_norm=norms[0],
+            update_ratio={name: norms[1][name] / size for name, size in norms[2].items() if size > 0},
+            **self.activity.read(len(batch.chunks(self.accumulate))),
+            contributions=self._largest(weights_V, gradient_V, top),
+        )
+
+    def _again(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cost and right answers with the new weights, through the old masks; see the class."""
+        generators, buffers = capture_generators(), [buffer.clone() for buffer in self.network.buffers()]
+        restore_generators(self._generators)
+        self._put(self._buffers)
+        parts = []
+        for part in batch.chunks(self.accumulate):
+            with self.execution.autocast(batch.x_NCHW.device):
+                output_NK = self.network(self.execution.arrange(part.x_NCHW))
+                cost = self.loss(output_NK, part.target) * (len(part) / len(batch))
+            parts.append((cost, count_correct(output_NK, part.target)))
+        restore_generators(generators)
+        self._put(buffers)
+        costs, corrects = zip(*parts, strict=True)
+        return torch.stack(costs).sum(), torch.stack(corrects).sum()
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self.network.buffers(), values, strict=True):
+            buffer.copy_(value)
+
+    def _layer_norms(self, vector_V: Tensor) -> dict[str, float]:
+        """The L2 norm of each layer's part: weight and bias of one module together."""
+        parts = vector_V.split([shape.numel() for shape in self._shapes.values()])
+        norms = torch.stack(torch._foreach_norm(parts)).tolist()
+        layers: dict[str, float] = {}
+        for name, norm in zip(self._shapes, norms, strict=True):
+            layer = name.rpartition(".")[0] or name
+            layers[layer] = math.hypot(layers.get(layer, 0.0), norm)
+        return layers
+
+    def _largest(self, weights_V: Tensor, gradient_V: Tensor, count: int) -> list[Contribution]:
+        """The weights whose |w·∂C/∂w| is largest, the largest first."""
+        contribution_V = (weights_V * gradient_V).abs()
+        place_K = contribution_V.topk(min(count, len(contribution_V))).indices
+        ends = list(running_sums(shape.numel() for shape in self._shapes.values()))
+        names, found = list(self._shapes), []
+        values = (place_K.tolist(), weights_V[place_K].tolist(), gradient_V[place_K].tolist())
+        for place, weight, gradient in zip(*values, strict=True):
+            which = bisect.bisect_right(ends, place)
+            shape = self._shapes[names[which]]
+            within = np.unravel_index(place - (ends[which] - shape.numel()), shape)
+            index = ", ".join(str(position) for position in within)
+            found.append(Contribution(f"{names[which]}[{index}]", weight, gradient))
+        return found
+
+
+class Activity:
+    """Counts what the ReLUs, sigmoids and tanhs of a network give, while its hooks are on."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._zero: dict[str, list[Tensor]] = {}  # () per call
+        self._silent: dict[str, list[Tensor]] = {}  # (units,) per call: zero for every picture and place
+        self._flat: dict[str, list[Tensor]] = {}  # () per call
+
+    def watch(self, network: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        return [
+            module.register_forward_hook(self._hook(name))
+            for name, module in network.named_modules()
+            if isinstance(module, COUNTED)
+        ]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        @torch.no_grad()
+        def count(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            self._sizes[name] = self._sizes.get(name, 0) + output.numel()
+            slope = next((slope for kind, slope in SLOPES.items() if isinstance(module, kind)), None)
+            if slope:
+                self._flat.setdefault(name, []).append((slope(output) < FLAT).sum())
+            else:
+                self._zero.setdefault(name, []).append((output == 0).sum())
+                others = [dim for dim in range(output.dim()) if dim != 1]
+                self._silent.setdefault(name, []).append(output.amax(others) == 0)
+
+        return count
+
+    def read(self, parts: int) -> dict[str, dict[str, float]]:
+        """Shares by layer, of a batch that went through in so many parts; a module may be called several times."""
+        return {
+            "zero": self._shares(self._zero),
+            "dead": {name: float(_in_all(calls, parts).double().mean()) for name, calls in self._silent.items()},
+            "saturated": self._shares(self._flat),
+        }
+
+    def _shares(self, counts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+        return {name: int(torch.stack(list(calls)).sum()) / self._sizes[name] for name, calls in counts.items()}
+
+
+def _in_all(calls: Sequence[Tensor], parts: int) -> Tensor:
+    """The units that were silent in all parts: each part has the module's calls in the same order."""
+    each = len(calls) // parts
+    return torch.cat([torch.stack(list(calls[call::each])).all(0) for call in range(each)])
+
+
+def _unclipped(norm: Tensor, clip_norm: float) -> Tensor:
+    """What a clipped gradient is multiplied with to be the whole one again (`clip_grads_with_norm_`)."""
+    return ((norm + 1e-6) / clip_norm).clamp_min(1.0)
+
+
+def vector(tensors: Any) -> Tensor:
+    """(V,): all values in one new vector, in the order of their indices whatever the memory layout."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])

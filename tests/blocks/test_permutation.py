@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from cnnlab.blocks import PermutePixels
+from cnnlab.network import build_network, plan_network
+from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
+
+
+def numbered() -> torch.Tensor:
+    """Two pictures of two channels; every value is another."""
+    return torch.arange(2 * 2 * 4 * 5.0).view(2, 2, 4, 5)
+
+
+def test_every_pixel_is_kept_and_all_pictures_and_channels_go_by_one_order() -> None:
+    permuted = PermutePixels((2, 4, 5))(numbered()).flatten(2)
+    offsets = permuted - permuted[:, :, :1]
+    assert (offsets == offsets[0, 0]).all()
+    assert torch.equal(permuted.sort(2).values, numbered().flatten(2))
+
+
+def test_the_order_is_that_of_its_seed_whatever_else_was_drawn() -> None:
+    first = PermutePixels((1, 28, 28), seed=4)
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert torch.equal(first.order_P, PermutePixels((3, 28, 28), seed=4).order_P)
+    assert not torch.equal(first.order_P, PermutePixels((1, 28, 28), seed=5).order_P)
+
+
+def test_the_order_looks_random() -> None:
+    order_P = PermutePixels((1, 28, 28)).order_P.double()
+    places_P = torch.arange(784).double()
+    correlation = torch.corrcoef(torch.stack([order_P, places_P]))[0, 1]
+    assert abs(correlation) < 3 / 784**0.5  # three standard deviations under independence
+    assert (order_P == places_P).sum() < 8  # fixed points are Poisson with mean 1
+
+
+def test_it_draws_nothing_and_holds_no_weights() -> None:
+    state = torch.get_rng_state()
+    block = PermutePixels((1, 8, 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not block.state_dict()
+
+
+def test_the_layout_changes_nothing() -> None:
+    block = PermutePixels((2, 4, 5))
+    channels_last = numbered().contiguous(memory_format=torch.channels_last)
+    assert torch.equal(block(channels_last), block(numbered()))
+
+
+def test_an_mlp_with_permuted_weights_is_the_same_function() -> None:
+    """Why permuting costs a fully connected network nothing."""
+    block, plain, moved = PermutePixels((1, 4, 5)), nn.Linear(20, 3), nn.Linear(20, 3)
+    with torch.no_grad():
+        moved.weight.copy_(plain.weight[:, block.order_P])
+        moved.bias.copy_(plain.bias)
+    x_NCHW = torch.rand(6, 1, 4, 5)
+    torch.testing.assert_close(moved(block(x_NCHW).flatten(1)), plain(x_NCHW.flatten(1)))
+
+
+def test_how_far_a_convolution_behind_it_sees_is_not_guessed() -> None:
+    conv = {"type": "conv", "out_channels": 3, "kernel_size": 3}
+    plan = plan_network((1, 8, 8), {"permute": "permute_pixels", "conv": conv}, Complaints())
+    assert plan
+    assert [row.receptive_field for row in plan.rows] == ["–", "–"]
+
+
+def test_features_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"expected a picture .* received 64 features; put it before 'flatten'"):
+        build_network((1, 8, 8), {"flatten": "flatten", "permute": "permute_pixels"})
+
+
+def test_a_seed_out_of_range_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="seed: expected a whole number ≥ 0, received -1"):
+        PermutePixels((1, 8, 8), seed=-1)

@@ -1,0 +1,189 @@
+"""Recurrent blocks against `torch.nn` on a sequence that was put together by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cnnlab.blocks import GRU, LSTM, RNN
+from cnnlab.blocks.recurrent import Recurrent
+from cnnlab.network import build_network, plan_network
+from cnnlab.network.fit import measure
+from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
+
+SHAPE = (2, 3, 5)  # channels, height, width
+KINDS = [(RNN, nn.RNN), (GRU, nn.GRU), (LSTM, nn.LSTM)]
+
+
+def pictures() -> Tensor:
+    return torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def rows_by_hand(x_NCHW: Tensor) -> Tensor:
+    """(H, N, C·W), entry by entry."""
+    steps = [
+        [torch.cat([picture[channel, row] for channel in range(2)]) for picture in x_NCHW]
+        for row in range(x_NCHW.shape[2])
+    ]
+    return torch.stack([torch.stack(step) for step in steps])
+
+
+def pixels_by_hand(x_NCHW: Tensor) -> Tensor:
+    """(H·W, N, C), entry by entry."""
+    return torch.stack([x_NCHW[:, :, row, column] for row in range(3) for column in range(5)])
+
+
+def torchs_own(block: Recurrent, kind: type[nn.RNNBase], **arguments: Any) -> nn.RNNBase:
+    """torch's layers of one kind in one module, with the block's weights."""
+    reference = kind(int(block.layers[0].input_size), 6, num_layers=len(block.layers), **arguments)  # type: ignore[arg-type]
+    weights = {
+        name.replace("l0", f"l{index}"): value
+        for index, layer in enumerate(block.layers)
+        for name, value in layer.state_dict().items()
+    }
+    reference.load_state_dict(weights)
+    return reference
+
+
+def hidden_of(answer: Any) -> Tensor:
+    """(layers · directions, N, hidden)."""
+    last = answer[1][0] if isinstance(answer[1], tuple) else answer[1]
+    assert isinstance(last, Tensor)
+    return last
+
+
+@pytest.mark.parametrize(("block_type", "kind"), KINDS)
+@pytest.mark.parametrize(("order", "by_hand"), [("rows", rows_by_hand), ("pixels", pixels_by_hand)])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_it_is_torchs_layer_on_the_sequence(
+    block_type: Any, kind: type[nn.RNNBase], order: str, by_hand: Any, layers: int
+) -> None:
+    block = block_type(SHAPE, 6, num_layers=layers, order=order)
+    expected = hidden_of(torchs_own(block, kind)(by_hand(pictures())))[-1]
+    torch.testing.assert_close(block(pictures()), expected)
+
+
+@pytest.mark.parametrize(("block_type", "kind"), KINDS)
+def test_the_backward_direction_stands_behind_the_forward_one(block_type: Any, kind: type[nn.RNNBase]) -> None:
+    block = block_type(SHAPE, 6, num_layers=2, bidirectional=True)
+    last = hidden_of(torchs_own(block, kind, bidirectional=True)(rows_by_hand(pictures())))
+    torch.testing.assert_close(block(pictures()), torch.cat([last[-2], last[-1]], 1))
+
+
+def test_the_relu_of_an_rnn_is_torchs() -> None:
+    block = RNN(SHAPE, 6, nonlinearity="relu")
+    expected = hidden_of(torchs_own(block, nn.RNN, nonlinearity="relu")(rows_by_hand(pictures())))[-1]
+    torch.testing.assert_close(block(pictures()), expected)
+
+
+def test_it_can_do_without_biases() -> None:
+    assert {name for name, _ in LSTM(SHAPE, 6, bias=False).named_parameters()} == {
+        "layers.0.weight_ih_l0",
+        "layers.0.weight_hh_l0",
+    }
+
+
+@pytest.mark.parametrize("order", ["rows", "pixels"])
+def test_the_layout_of_the_pictures_changes_nothing(order: str) -> None:
+    block = LSTM(SHAPE, 6, order=order)
+    assert torch.equal(block(pictures().contiguous(memory_format=torch.channels_last)), block(pictures()))
+
+
+def test_weights_are_drawn_as_torch_draws_them() -> None:
+    torch.manual_seed(3)
+    block = LSTM(SHAPE, 6)
+    torch.manual_seed(3)
+    reference = nn.LSTM(10, 6)
+    assert all(torch.equal(block.layers[0].state_dict()[name], value) for name, value in reference.state_dict().items())
+
+
+def test_dropout_acts_between_the_layers_alone() -> None:
+    block = RNN(SHAPE, 64, num_layers=2, dropout=0.5)
+    seen: list[Tensor] = []
+    block.layers[1].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    torch.manual_seed(0)
+    output_NF = block(pictures())
+    torch.manual_seed(0)
+    assert torch.equal(block(pictures()), output_NF)  # drawn from torch's generator, which a checkpoint holds
+    first, _ = block.layers[0](rows_by_hand(pictures()))
+    kept = seen[0] != 0
+    torch.testing.assert_close(seen[0][kept], 2 * first[kept])
+    assert 0.4 < kept.double().mean() < 0.6  # 768 draws: a standard deviation of 0.018
+    assert not (output_NF == 0).any()
+
+
+def test_evaluation_drops_nothing() -> None:
+    block = RNN(SHAPE, 6, num_layers=2, dropout=0.5).eval()
+    expected = hidden_of(torchs_own(block, nn.RNN)(rows_by_hand(pictures())))[-1]
+    torch.testing.assert_close(block(pictures()), expected)
+
+
+@pytest.mark.parametrize("block_type", [RNN, GRU, LSTM])
+@pytest.mark.parametrize("settings", [{}, {"order": "pixels"}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_macs_are_half_of_torchs_flops(block_type: Any, settings: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        block = block_type(SHAPE, 6, **settings)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            output_NF = block(torch.empty(1, *SHAPE))
+    fit = measure(block, "key", SHAPE)
+    assert fit.macs == counter.get_total_flops() // 2
+    assert fit.output_shape == output_NF.shape[1:]
+
+
+@pytest.mark.parametrize(("hidden", "macs"), [(64, 659_456), (128, 2_236_416)])
+def test_rows_of_mnist_by_hand(hidden: int, macs: int) -> None:
+    # 28 rows through four gates, each of which sees 28 pixels and the hidden units
+    assert macs == 28 * 4 * hidden * (28 + hidden)
+    assert measure(LSTM((1, 28, 28), hidden), "key", (1, 28, 28)).macs == macs
+
+
+def test_every_unit_sees_the_whole_picture() -> None:
+    plan = plan_network((1, 8, 8), {"lstm": {"type": "lstm", "hidden_size": 4}}, Complaints())
+    assert plan
+    assert plan.rows[0].receptive_field == "whole"
+    assert plan.output_shape == (4,)
+    x_NCHW = torch.rand(1, 1, 8, 8, requires_grad=True)
+    plan.build()(x_NCHW)[0, 0].backward()
+    assert x_NCHW.grad is not None
+    assert x_NCHW.grad.all()
+
+
+def test_input_sizes_are_inferred_behind_a_convolution() -> None:
+    conv = {"type": "conv", "out_channels": 3, "kernel_size": 3}
+    network = build_network((1, 8, 8), {"conv": conv, "gru": {"type": "gru", "hidden_size": 4}})
+    assert network.gru.layers[0].input_size == 3 * 6
+    assert network(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+def test_an_initialization_fills_its_weights() -> None:
+    network = build_network((1, 8, 8), {"rnn": {"type": "rnn", "hidden_size": 4, "init": "zeros"}})
+    assert not network(torch.rand(2, 1, 8, 8)).any()
+
+
+def test_features_are_refused_with_what_to_change() -> None:
+    lstm = {"type": "lstm", "hidden_size": 4}
+    with pytest.raises(ConfigError) as caught:
+        build_network((1, 8, 8), {"flatten": "flatten", "lstm": lstm})
+    assert str(caught.value) == (
+        "model.blocks.lstm: expected a picture (channels × height × width), received 64 features; "
+        "put it before 'flatten'; layers are stacked with num_layers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size: expected a whole number ≥ 1, received 0"),
+        ({"num_layers": 0}, "num_layers: expected a whole number ≥ 1, received 0"),
+        ({"num_layers": 2, "dropout": 1.0}, r"dropout: expected a number in \[0, 1\), received 1.0"),
+        ({"dropout": 0.5}, "dropout: it acts between layers: expected num_layers of 2 or more beside it"),
+        ({"order": "row"}, "order: expected .*rows"),
+        ({"nonlinearity": "sigmoid"}, "nonlinearity: expected .*tanh"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        RNN(SHAPE, **{"hidden_size": 4, **arguments})
