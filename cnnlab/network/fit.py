@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.blocks.activation import LeakyReLU, Softmax, Step, TwoClasses
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.dropout import Dropout, Dropout2d
 from cnnlab.blocks.linear import Linear
@@ -37,6 +37,7 @@ SAME_SHAPE = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Tanh,
+    Step,
 )
 
 
@@ -94,6 +95,8 @@ def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
         )
     if isinstance(module, nn.Softmax) and module.dim is not None:
         _check_dimension(module.dim, key, shape)
+    if isinstance(module, TwoClasses) and shape != (1,):
+        raise ConfigError(f"{key}: expected the activation of one neuron, received {format_shape(shape)}")
     if isinstance(module, WINDOWED):
         _check_window(module, key, shape)
 
