@@ -136,7 +136,7 @@ def _as_lists(value: Any) -> Any:
 @torch.no_grad()
 def _fill(argument: str, parameter: Tensor, value: Tensor) -> None:
     try:
-        broadcast = value.to(parameter.device).expand_as(parameter)
+        broadcast = value.expand(parameter.shape)
     except RuntimeError as error:
         wanted, received = list(parameter.shape), list(value.shape)
         raise ArgumentError(argument, f"expected numbers of shape {wanted}, received {received}") from error
@@ -148,7 +148,8 @@ def _weights(fill: Callable[..., object], bias_std: float = 0.0) -> Initializer:
         if isinstance(module, NORMS):
             return
         own = dict(module.named_parameters(recurse=False))
-        weights = [parameter for parameter in own.values() if parameter.dim() >= 2]
+        # on the meta device there is nothing to fill, and drawing there imports seconds' worth of torch
+        weights = [parameter for parameter in own.values() if parameter.dim() >= 2 and not parameter.is_meta]
         for weight in weights:
             fill(weight)
         if weights:
