@@ -10,7 +10,6 @@ from cnnlab.data.drawing import Size, arc, edge, stroke, towards
 from cnnlab.data.source import DataSpec, Pictures, Source
 from cnnlab.runtime.checks import int_or_pair, integer, number
 from cnnlab.runtime.counter import uniforms
-from cnnlab.runtime.errors import ArgumentError
 from cnnlab.runtime.randomness import derive
 
 SMALLEST = 8  # pixels: in less, a corner and a curve are the same blot
@@ -41,12 +40,8 @@ class Shapes(Source):
             "train": integer("train_count", train_count, len(SHAPES)),
             "test": integer("test_count", test_count, len(SHAPES)),
         }
-        self.thickness = (
-            number("thickness[0]", thickness[0], 0, open_minimum=True),
-            number("thickness[1]", thickness[1]),
-        )
-        if thickness[1] < thickness[0]:
-            raise ArgumentError("thickness", f"expected the smaller number first, received {list(thickness)}")
+        thinnest = number("thickness[0]", thickness[0], 0, open_minimum=True)
+        self.thickness = (thinnest, number("thickness[1]", thickness[1], thinnest))
         self.noise = number("noise", noise, 0)
         self.drawing_seed = integer("drawing_seed", drawing_seed, 0)
 

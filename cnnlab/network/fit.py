@@ -177,6 +177,8 @@ def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
         return (math.prod(shape),), 0
     if kind in (GlobalAvgPool, GlobalMaxPool):
         return shape[:1], 0
+    if isinstance(module, TwoClasses):
+        return (2,), 0
     if isinstance(module, nn.Linear) and kind in (nn.Linear, Linear):
         return (*shape[:-1], module.out_features), math.prod(shape) * module.out_features
     if isinstance(module, nn.Conv2d) and kind in (nn.Conv2d, Conv) and module.padding_mode == "zeros":

@@ -117,6 +117,14 @@ def test_a_given_kernel_is_that_of_every_filter_and_channel() -> None:
     assert conv.weight.tolist() == [[kernel] * 2] * 3
 
 
+def test_nothing_is_drawn_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*arguments: Any) -> None:
+        raise AssertionError("this imports seconds' worth of torch")
+
+    monkeypatch.setattr(nn.init, "normal_", draw)
+    INITIALIZERS["normal"](bias_std=1.0)(nn.Linear(3, 2, device="meta"))
+
+
 def test_what_is_given_to_a_container_is_for_what_is_in_it() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
     for module in network.modules():

@@ -115,7 +115,7 @@ def test_no_picture_is_empty(name: str) -> None:
         ({"train_count": 7}, "train_count"),
         ({"test_count": 0}, "test_count"),
         ({"thickness": (0, 2)}, "thickness[0]"),
-        ({"thickness": (3, 1)}, "thickness"),
+        ({"thickness": (3, 1)}, "thickness[1]"),
         ({"noise": -0.1}, "noise"),
         ({"drawing_seed": -1}, "drawing_seed"),
     ],
