@@ -118,7 +118,9 @@ class BCE(Loss):
     """Binary cross-entropy of each output with its own 0 or 1 (`binary_cross_entropy_with_logits`).
 
     Each class is told from all others (arXiv 2110.00476 trains so). The mean over the K outputs, as
-    `torch.nn.BCEWithLogitsLoss` has it, or with `sum_classes` their sum. Raises `ArgumentError`.
+    `torch.nn.BCEWithLogitsLoss` has it, or with `sum_classes` their sum: the cross-entropy of sigmoid neurons a,
+    −Σ_k [t_k·ln a_k + (1 − t_k)·ln(1 − a_k)] (Nielsen, *Neural Networks and Deep Learning*, eq. 63). The sigmoid is in
+    the loss, where ln a is exact for any logit: the last layer is a linear one. Raises `ArgumentError`.
     """
 
     takes = "logits"
@@ -165,6 +167,14 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
 }
 _TAKE_LOGITS = (nn.CrossEntropyLoss, nn.MultiMarginLoss)
 _TAKE_SIGMOIDS_LOGITS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+
+
+def takes(loss: nn.Module) -> str | None:
+    """`logits` or `activations`: what the network has to put out for the loss; None where it is not known."""
+    if isinstance(loss, _TAKE_LOGITS + _TAKE_SIGMOIDS_LOGITS):
+        return "logits"
+    declared: str | None = getattr(loss, "takes", None)
+    return declared
 
 
 def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:

@@ -41,9 +41,7 @@ TRAINING = [
     bad("trainer.clip_norm=[1,2", "trainer.clip_norm"),
     bad("+model.blocks.1x=relu", "model.blocks.1x"),
     # options of groups
-    bad(
-        "data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, image_folder, kmnist, mnist"
-    ),
+    bad("data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, image_folder, kmnist"),
     bad("optimizer=adm", "optimizer: ", "did you mean 'adam'?", "adam, adamw, sgd"),
     bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "bce, cross_entropy, focal, quadratic"),
     bad("model=cn", "model: ", "did you mean 'cnn'?", "lenet, linear, mlp"),
@@ -239,6 +237,15 @@ TRAINING = [
     bad("+model.blocks.res={type: residual, after: conv2}", "model.blocks.res.blocks: ", "residual needs"),
     # what does not go together
     bad("+model.blocks.s=softmax", "loss: ", "cross_entropy takes logits", "'s' is softmax", "~model.blocks.s"),
+    bad("experiment=perceptron | data.gate=nandd", "data.gate: ", "'0110'", "'nandd'", "did you mean 'nand'?"),
+    bad("experiment=perceptron | loss=cross_entropy", "loss: ", "takes logits", "'answer' is two_classes"),
+    bad(
+        "model.blocks.conv1.init={type: given, weight: [[1, 2], [3, 4]]}",
+        "model.blocks.conv1.init.weight: ",
+        "shape [16, 1, 3, 3]",
+        "[2, 2]",
+    ),
+    bad("data=shapes | data.thickness=[3,1]", "data.thickness[1]: ", "≥ 3", "received 1"),
     bad("loss=quadratic", "loss: ", "quadratic takes activations", "'output' is linear", "sigmoid or softmax"),
     bad("trainer.epochs=null", "trainer.epochs: ", "expected epochs, max_steps or max_time"),
     bad(

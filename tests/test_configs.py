@@ -22,6 +22,9 @@ CHOICES = [
 COMPANIONS = {
     ("data", "image_folder"): ["data.root=pictures", "data.batch_size=2", "data.test_share=0.2"],
     ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],
+    ("data", "logic_gates"): ["model=mlp"],
+    ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],
+    ("model", "xor_of_nands"): ["data=logic_gates", "loss=quadratic"],
     ("model", "lenet"): ["data=mnist"],
     ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
 }

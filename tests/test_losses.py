@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnlab.losses import BCE, LOSSES, CrossEntropy, Focal, Loss, Quadratic, loss_of_each, probabilities
+from cnnlab.losses import BCE, LOSSES, CrossEntropy, Focal, Loss, Quadratic, loss_of_each, probabilities, takes
 from cnnlab.runtime.errors import ArgumentError
 
 INDICES = torch.tensor([2, 0, 1, 2])
@@ -78,6 +78,28 @@ def test_the_gradient_of_the_quadratic_loss_is_the_difference() -> None:
     activation_NK = torch.rand(4, 3, requires_grad=True)
     Quadratic()(activation_NK, PROBABILITIES_NK).backward()
     torch.testing.assert_close(activation_NK.grad, (activation_NK.detach() - PROBABILITIES_NK) / 4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (CrossEntropy(), "logits"),
+        (Quadratic(), "activations"),
+        (nn.CrossEntropyLoss(), "logits"),
+        (nn.BCEWithLogitsLoss(), "logits"),
+        (nn.MSELoss(), None),
+    ],
+    ids=str,
+)
+def test_what_a_loss_takes_is_known_of_torchs_own_too(loss: nn.Module, expected: str | None) -> None:
+    assert takes(loss) == expected
+
+
+def test_summed_bce_is_the_cross_entropy_of_sigmoid_neurons() -> None:
+    logits_NK = random_logits().double()
+    a_NK, y_NK = logits_NK.sigmoid(), F.one_hot(INDICES, 3).double()
+    cost = -(y_NK * a_NK.log() + (1 - y_NK) * (1 - a_NK).log()).sum() / 4
+    torch.testing.assert_close(BCE(sum_classes=True)(logits_NK, INDICES), cost)
 
 
 def test_a_loss_says_what_it_takes() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from cnnlab.assembly.blueprint import Blueprint, build_schedule
 from cnnlab.assembly.starting_weights import InitFrom
+from cnnlab.blocks.activation import Step, TwoClasses
 from cnnlab.components import Component, Kind, Trust, bind, bind_arguments
 from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS, Augmentation
@@ -23,7 +24,7 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer, check_optimizer
 from cnnlab.engine.schedule import SCHEDULES
 from cnnlab.engine.trainer import TrainerSettings
-from cnnlab.losses import LOSSES, ClassWeighted
+from cnnlab.losses import LOSSES, ClassWeighted, takes
 from cnnlab.metrics import Measure, build_metrics
 from cnnlab.network import NetworkPlan, plan_network
 from cnnlab.network.fit import format_shape
@@ -58,7 +59,7 @@ KEYS = (
 MODEL_KEYS = ("init", "init_from", "freeze", "blocks")
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PROVIDED_TO_SCHEDULES = ("optimizer", "total_steps", "steps_per_epoch")
-ACTIVATIONS = (nn.Softmax, nn.Sigmoid, nn.Tanh, nn.LogSoftmax)
+ACTIVATIONS = (nn.Softmax, nn.Sigmoid, nn.Tanh, nn.LogSoftmax, Step, TwoClasses)
 
 
 def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
@@ -259,7 +260,8 @@ class _Checker:
             self.complaints.add(
                 last,
                 f"the network's output is {format_shape(plan.output_shape)}: expected {spec.classes}, one number for "
-                f"each of the {spec.classes} classes of the data, as {{type: linear, out_features: classes}} gives",
+                f"each of the {spec.classes} classes of the data, as {{type: linear, out_features: classes}} gives"
+                + (", or two_classes behind one neuron's activation" if spec.classes == 2 else ""),
             )
         if plan:
             self._check_memory(plan)
@@ -296,19 +298,18 @@ class _Checker:
                 loss.check_classes(spec.classes)
             except ArgumentError as error:
                 self.complaints.add_error("loss", error)
-        takes = getattr(loss, "takes", None)
-        if loss is None or network is None or takes is None:
+        if loss is None or network is None:
             return loss
         last = network.layers[-1]
         gives_activations = issubclass(network.output_type, ACTIVATIONS)
-        if takes == "logits" and gives_activations:
+        if takes(loss) == "logits" and gives_activations:
             self.complaints.add(
                 "loss",
                 f"{component.type if component else ''} takes logits, but the last layer {last.name!r} is "
                 f"{last.component.type}, which gives activations: expected a last layer such as linear; remove "
                 f"it with ~{last.component.key}",
             )
-        if takes == "activations" and not gives_activations:
+        if takes(loss) == "activations" and not gives_activations:
             self.complaints.add(
                 "loss",
                 f"{component.type if component else ''} takes activations, but the last layer {last.name!r} is "

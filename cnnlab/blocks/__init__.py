@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.blocks.activation import LeakyReLU, Softmax, Step, TwoClasses
 from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.dropout import Dropout, Dropout2d
@@ -35,6 +35,8 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
     "softmax": Softmax,
+    "step": Step,
+    "two_classes": TwoClasses,
     "max_pool": MaxPool,
     "avg_pool": AvgPool,
     "global_avg_pool": GlobalAvgPool,

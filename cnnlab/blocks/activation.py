@@ -1,6 +1,9 @@
-"""Activations whose torch constructors need a check or a default; the others are torch's own classes."""
+"""Activations that torch lacks, or whose constructors need a check or a default; the others are torch's own classes."""
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import ArgumentError
@@ -11,6 +14,45 @@ class LeakyReLU(nn.LeakyReLU):
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__(number("negative_slope", negative_slope))
+
+
+class Step(nn.Module):
+    """1 where x > 0 and 0 elsewhere: what a perceptron puts out; keeps the shape.
+
+    Its gradient is 0 everywhere, so that nothing before it learns. With `straight_through` the backward pass takes it
+    for the identity (arXiv 1308.3432): behind a weighted sum and under the quadratic loss, an update of
+    plain SGD is the perceptron rule Δw = η·(y − a)·x.
+    """
+
+    def __init__(self, straight_through: bool = False) -> None:
+        super().__init__()
+        self.straight_through = straight_through
+
+    def forward(self, x: Tensor) -> Tensor:
+        step: Tensor = _Step.apply(x, self.straight_through)
+        return step
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, straight_through: bool) -> Tensor:
+        ctx.slope = float(straight_through)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.slope, None
+
+
+class TwoClasses(nn.Module):
+    """One neuron's activation a as those of two classes, 1 − a and a: (N, 1) → (N, 2).
+
+    So a single neuron, whose 1 means the second class, answers for both. The quadratic loss ½·‖…‖² sums the same error
+    over both of them: it is (a − y)².
+    """
+
+    def forward(self, activation_N1: Tensor) -> Tensor:
+        return torch.cat((1 - activation_N1, activation_N1), 1)
 
 
 class Softmax(nn.Softmax):

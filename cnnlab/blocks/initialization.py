@@ -1,15 +1,20 @@
 """How weights start. Each entry makes a function of one module; it draws from torch's global generator.
 
-A weight is whatever has two or more dimensions; norms keep their ones and zeros. Fans as in `torch.nn.init`.
+A weight is whatever has two or more dimensions; norms keep their ones and zeros, unless they are `given` others. Fans
+as in `torch.nn.init`.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import init
 
 from cnnlab.blocks.normalization import NORMS
-from cnnlab.runtime.checks import number, one_of
+from cnnlab.runtime.checks import int_or_pair, number, one_of
+from cnnlab.runtime.errors import ArgumentError, listing
 
 Initializer = Callable[[nn.Module], None]
 DISTRIBUTIONS = ("normal", "uniform")
@@ -64,12 +69,87 @@ def zeros() -> Initializer:
     return _weights(init.zeros_)
 
 
+def book_large() -> Initializer:
+    """Weights and biases from N(0, 1) (Nielsen, *Neural Networks and Deep Learning*, chapter 1)."""
+    return normal(bias_std=1.0)
+
+
+def book_small() -> Initializer:
+    """Weights of variance 1/fan_in, biases from N(0, 1) (Nielsen, chapter 3)."""
+    return _weights(lambda weight: init.kaiming_normal_(weight, nonlinearity="linear"), bias_std=1.0)
+
+
+def book_conv(pool_size: int | tuple[int, int] = 2) -> Initializer:
+    """Weights of variance 1/fan_out, biases from N(0, 1) (Nielsen, chapter 6, `network3.py`).
+
+    There each convolution is followed by a pooling of `pool_size`, which divides its fan_out; those without one take
+    1. The softmax layer has an `init: zeros` of its own.
+    """
+    rows, columns = int_or_pair("pool_size", pool_size, 1)
+
+    def fill(weight: Tensor) -> None:
+        pooled = rows * columns if weight.dim() == 4 else 1
+        fan_out = weight.shape[0] * weight[0, 0].numel()
+        init.normal_(weight, 0.0, math.sqrt(pooled / fan_out))
+
+    return _weights(fill, bias_std=1.0)
+
+
+def given(weight: Any, bias: Any = None) -> Initializer:
+    """These numbers: `weight` and `bias` in the parameter's own shape, or in one that torch broadcasts to it.
+
+    `[[-2, -2]]` is the weight of a linear layer with two inputs and one output, and a 3×3 list is the kernel of every
+    filter on every channel. Biases are 0 where none are given. Raises `ArgumentError`; the initializer does, too, for
+    a module that has other parameters.
+    """
+    values = {"weight": _tensor("weight", weight)} | ({} if bias is None else {"bias": _tensor("bias", bias)})
+
+    def initialize(module: nn.Module) -> None:
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            return
+        for name, value in values.items():
+            if name not in own:
+                raise ArgumentError(name, f"the layer has no {name}; its parameters are {listing(own)}")
+            _fill(name, own[name], value)
+        if "bias" in own and bias is None:
+            init.zeros_(own["bias"])
+
+    return initialize
+
+
+def _tensor(argument: str, value: Any) -> Tensor:
+    try:
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(
+            argument,
+            f"expected a number or lists of numbers, each as long as the others, received {_as_lists(value)!r}",
+        ) from error
+
+
+def _as_lists(value: Any) -> Any:
+    """As a person wrote them."""
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+@torch.no_grad()
+def _fill(argument: str, parameter: Tensor, value: Tensor) -> None:
+    try:
+        broadcast = value.expand(parameter.shape)
+    except RuntimeError as error:
+        wanted, received = list(parameter.shape), list(value.shape)
+        raise ArgumentError(argument, f"expected numbers of shape {wanted}, received {received}") from error
+    parameter.copy_(broadcast)
+
+
 def _weights(fill: Callable[..., object], bias_std: float = 0.0) -> Initializer:
     def initialize(module: nn.Module) -> None:
         if isinstance(module, NORMS):
             return
         own = dict(module.named_parameters(recurse=False))
-        weights = [parameter for parameter in own.values() if parameter.dim() >= 2]
+        # on the meta device there is nothing to fill, and drawing there imports seconds' worth of torch
+        weights = [parameter for parameter in own.values() if parameter.dim() >= 2 and not parameter.is_meta]
         for weight in weights:
             fill(weight)
         if weights:
@@ -87,4 +167,8 @@ INITIALIZERS: dict[str, Callable[..., Initializer]] = {
     "normal": normal,
     "orthogonal": orthogonal,
     "zeros": zeros,
+    "given": given,
+    "book_large": book_large,
+    "book_small": book_small,
+    "book_conv": book_conv,
 }

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from cnnlab.data.digits import Digits
 from cnnlab.data.image_folder import ImageFolder
+from cnnlab.data.logic_gates import LogicGates
+from cnnlab.data.shapes import Shapes
 from cnnlab.data.source import Source
 from cnnlab.data.torchvision_sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
@@ -20,4 +22,6 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "cifar100": CIFAR100,
     "svhn": SVHN,
     "image_folder": ImageFolder,
+    "logic_gates": LogicGates,
+    "shapes": Shapes,
 }

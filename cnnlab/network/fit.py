@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.blocks.activation import LeakyReLU, Softmax, Step, TwoClasses
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.dropout import Dropout, Dropout2d
 from cnnlab.blocks.linear import Linear
@@ -42,6 +42,7 @@ SAME_SHAPE = (
     nn.Sigmoid,
     nn.Tanh,
     PermutePixels,
+    Step,
 )
 
 
@@ -104,6 +105,8 @@ def check_fit(module: nn.Module, key: str, shape: Shape) -> None:
         )
     if isinstance(module, nn.Softmax) and module.dim is not None:
         _check_dimension(module.dim, key, shape)
+    if isinstance(module, TwoClasses) and shape != (1,):
+        raise ConfigError(f"{key}: expected the activation of one neuron, received {format_shape(shape)}")
     if isinstance(module, WINDOWED):
         _check_window(module, key, shape)
 
@@ -184,6 +187,8 @@ def _by_rule(module: nn.Module, shape: Shape) -> tuple[Shape, int] | None:
         return (math.prod(shape),), 0
     if kind in (GlobalAvgPool, GlobalMaxPool):
         return shape[:1], 0
+    if isinstance(module, TwoClasses):
+        return (2,), 0
     if isinstance(module, nn.Linear) and kind in (nn.Linear, Linear):
         return (*shape[:-1], module.out_features), math.prod(shape) * module.out_features
     if isinstance(module, Recurrent):

@@ -93,7 +93,7 @@ def plan_network(
         return None
     try:
         with torch.device("meta"), torch.no_grad():
-            skeleton, output_shape = _fit(layers, input_shape)
+            skeleton, output_shape = _fit(layers, input_shape, initialize)
             frozen = check_freeze(freeze, skeleton, f"{key}.freeze", complaints)
             freeze_matching(skeleton.train(), frozen)
             if len(complaints.messages) > before:
@@ -105,26 +105,26 @@ def plan_network(
     return NetworkPlan(layers, input_shape, output_shape, rows, initialize, frozen)
 
 
-def _fit(layers: list[Layer], shape: Shape) -> tuple[nn.Sequential, Shape]:
+def _fit(layers: list[Layer], shape: Shape, initialize: Initializer) -> tuple[nn.Sequential, Shape]:
     """Builds the layers on the meta device, each for the shape that reaches it. Raises `ConfigError`."""
     column = nn.Sequential()
     for layer in layers:
         with _at(layer.component.key):
-            module, shape = _fit_one(layer, shape)
+            module, shape = _fit_one(layer, shape, layer.initialize or initialize)
         column.add_module(layer.name, module)
     return column, shape
 
 
-def _fit_one(layer: Layer, shape: Shape) -> tuple[nn.Module, Shape]:
+def _fit_one(layer: Layer, shape: Shape, initialize: Initializer) -> tuple[nn.Module, Shape]:
     component = layer.component
     parts: dict[str, nn.Module] = {}
     part_shapes: dict[str, Shape] = {}
     for parameter, layers in layer.parts.items():
-        parts[parameter], part_shapes[parameter] = _fit(layers, shape)
+        parts[parameter], part_shapes[parameter] = _fit(layers, shape, initialize)
     if component.factory is Residual:
         if "projection" not in parts and part_shapes["blocks"] != shape:
             layer.parts["projection"] = _default_projection(component.key, shape, part_shapes["blocks"])
-            parts["projection"], part_shapes["projection"] = _fit(layer.parts["projection"], shape)
+            parts["projection"], part_shapes["projection"] = _fit(layer.parts["projection"], shape, initialize)
         skip = part_shapes.get("projection", shape)
         if skip != part_shapes["blocks"]:
             raise ConfigError(
@@ -137,6 +137,7 @@ def _fit_one(layer: Layer, shape: Shape) -> tuple[nn.Module, Shape]:
     assert isinstance(module, nn.Module)
     module.eval()
     check_fit(module, component.key, shape)
+    _initialize(module, parts, initialize)  # on the meta device: only to hear of weights that do not fit
     layer.skeleton = module
     if isinstance(module, Sequence | Residual):
         layer.fit = Fit(shape, part_shapes["blocks"], 0)  # its parts count their own MACs
@@ -202,12 +203,17 @@ def _construct(layers: list[Layer], initialize: Initializer) -> nn.Sequential:
         own = layer.initialize or initialize
         parts = {parameter: _construct(nested, own) for parameter, nested in layer.parts.items()}
         module = layer.component.build(**layer.inferred, **parts)
-        nested = {inner for part in parts.values() for inner in part.modules()}
-        for inner in module.modules():
-            if inner not in nested:
-                own(inner)
+        _initialize(module, parts, own)
         column.add_module(layer.name, module)
     return column
+
+
+def _initialize(module: nn.Module, parts: Mapping[str, nn.Module], initialize: Initializer) -> None:
+    """Fills a layer's own weights; its nested layers have theirs already."""
+    nested = {inner for part in parts.values() for inner in part.modules()}
+    for inner in module.modules():
+        if inner not in nested:
+            initialize(inner)
 
 
 def _rows(

@@ -69,7 +69,7 @@ class Reader:
             return None
         component = bind(spec, key, INITIALIZER, self.complaints)
         try:
-            return component.build() if component else None
+            return _with_key(component.build(), key) if component else None
         except ConfigError as error:
             self.complaints.add("", str(error))
             return None
@@ -183,6 +183,18 @@ class Reader:
             self.complaints.add_error(component.key, error)
         except Exception:  # what depends on sizes is found when the layer is fitted
             return
+
+
+def _with_key(initialize: Initializer, key: str) -> Initializer:
+    """What a module cannot take of the initialization is told at the initialization's key."""
+
+    def initialize_or_tell(module: nn.Module) -> None:
+        try:
+            initialize(module)
+        except ArgumentError as error:
+            raise ConfigError(f"{key}.{error.argument}: {error.message}") from error
+
+    return initialize_or_tell
 
 
 def module_parameters(factory: Factory) -> list[str]:

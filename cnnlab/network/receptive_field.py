@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from cnnlab.blocks.activation import Step, TwoClasses
 from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.pooling import GlobalAvgPool, GlobalMaxPool
 from cnnlab.blocks.recurrent import Recurrent
@@ -35,6 +36,8 @@ LOCAL = (
     nn.Mish,
     nn.PReLU,
     nn.LogSoftmax,
+    Step,
+    TwoClasses,
 )
 WHOLE = (
     nn.Linear,

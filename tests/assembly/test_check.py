@@ -172,6 +172,33 @@ def test_an_activation_within_a_last_sequence_is_noticed() -> None:
         check(model={"init": "default", "blocks": {"flatten": "flatten", "head": head}})
 
 
+LAST_LAYERS = ["step", "sigmoid", "tanh", "softmax", None]
+
+
+@pytest.mark.parametrize("last", LAST_LAYERS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "focal", "torch.nn.CrossEntropyLoss", "quadratic"])
+def test_a_loss_goes_with_logits_or_with_activations(loss: str, last: str | None) -> None:
+    blocks = {"flatten": "flatten", "output": {"type": "linear", "out_features": "classes"}, "last": last}
+    sections = {"model": {"init": "default", "blocks": blocks}, "loss": {"type": loss}}
+    if (loss == "quadratic") == (last is not None):
+        check(**sections)
+        return
+    advice = r"\+model\.blocks\.activation=sigmoid" if loss == "quadratic" else r"~model\.blocks\.last"
+    with pytest.raises(ConfigError, match=rf"^loss: {loss} takes .*{advice}"):
+        check(**sections)
+
+
+def test_one_neuron_may_answer_for_two_classes() -> None:
+    blueprint = check("experiment=perceptron")
+    assert (blueprint.network.output_shape, blueprint.spec.classes) == ((2,), 2)
+
+
+def test_a_single_output_for_two_classes_is_shown_the_way() -> None:
+    blocks = {"flatten": "flatten", "neuron": {"type": "linear", "out_features": 1}}
+    with pytest.raises(ConfigError, match=r"neuron: the network's output is 1: expected 2, .* or two_classes behind"):
+        check("data=logic_gates", model={"init": "default", "blocks": blocks})
+
+
 def test_quadratic_cost_goes_with_sigmoid_outputs() -> None:
     blueprint = check("loss=quadratic", "+model.blocks.activation=sigmoid")
     assert blueprint.network.output_type is torch.nn.Sigmoid

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cnnlab.blocks import BLOCKS
-from cnnlab.blocks.activation import LeakyReLU, Softmax
+from cnnlab.blocks.activation import LeakyReLU, Softmax, Step, TwoClasses
 from cnnlab.runtime.errors import ArgumentError
 
 FORMULAS: dict[str, Callable[[float], float]] = {
@@ -16,6 +16,7 @@ FORMULAS: dict[str, Callable[[float], float]] = {
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
     "silu": lambda x: x / (1 + math.exp(-x)),
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "step": lambda x: 1.0 if x > 0 else 0.0,
     "tanh": lambda x: (math.exp(2 * x) - 1) / (math.exp(2 * x) + 1),
 }
 
@@ -44,3 +45,22 @@ def test_softmax_of_features_is_over_the_classes() -> None:
 
 def test_softmax_of_pictures_is_over_the_channels() -> None:
     torch.testing.assert_close(Softmax()(torch.randn(2, 3, 4, 5)).sum(1), torch.ones(2, 4, 5))
+
+
+@pytest.mark.parametrize(("straight_through", "slope"), [(False, 0.0), (True, 1.0)])
+def test_the_slope_of_a_step_is_0_or_straight_through_1(straight_through: bool, slope: float) -> None:
+    x = torch.tensor([-3.0, 0.0, 1e-30, 2.0], requires_grad=True)
+    step = Step(straight_through)(x)
+    (step * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    assert step.tolist() == [0, 0, 1, 1]
+    assert x.grad is not None
+    assert x.grad.tolist() == [1 * slope, 2 * slope, 3 * slope, 4 * slope]
+
+
+def test_a_step_keeps_the_shape_and_the_precision() -> None:
+    step = Step()(torch.randn(2, 3, 4, 5, dtype=torch.float64))
+    assert (step.shape, step.dtype) == ((2, 3, 4, 5), torch.float64)
+
+
+def test_one_neuron_answers_for_two_classes() -> None:
+    assert TwoClasses()(torch.tensor([[0.25], [1.0]])).tolist() == [[0.75, 0.25], [0.0, 1.0]]

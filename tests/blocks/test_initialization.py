@@ -35,6 +35,9 @@ def initialized(name: str, **settings: Any) -> nn.Linear:
         ("xavier", {"gain": 3.0}, 9 * 2 / (IN + OUT)),
         ("normal", {}, 1.0),
         ("normal", {"std": 0.02}, 0.02**2),
+        ("book_large", {}, 1.0),
+        ("book_small", {}, 1 / IN),
+        ("book_conv", {}, 1 / OUT),
     ],
     ids=str,
 )
@@ -68,6 +71,79 @@ def test_normal_takes_the_spread_of_the_biases() -> None:
 @pytest.mark.parametrize("name", ["he", "xavier", "normal", "orthogonal", "zeros"])
 def test_biases_start_at_zero(name: str) -> None:
     assert initialized(name).bias.eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["book_large", "book_small", "book_conv"])
+def test_the_biases_of_the_book_start_with_variance_1(name: str) -> None:
+    assert initialized(name).bias.std().item() == pytest.approx(1.0, rel=5 / math.sqrt(2 * OUT))
+
+
+@pytest.mark.parametrize(
+    ("settings", "variance"),
+    [({}, 4 / (128 * 25)), ({"pool_size": 1}, 1 / (128 * 25)), ({"pool_size": (2, 3)}, 6 / (128 * 25))],
+)
+def test_the_convolutions_of_the_book_start_by_filters_window_and_pooling(
+    settings: dict[str, Any], variance: float
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 128, 5)
+    INITIALIZERS["book_conv"](**settings)(conv)
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(variance), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["book_large", "book_small", "book_conv"])
+def test_the_seed_decides_what_is_drawn(name: str) -> None:
+    first, again = initialized(name), initialized(name)
+    assert torch.equal(first.weight, again.weight)
+    assert torch.equal(first.bias, again.bias)
+
+
+def test_given_numbers_are_taken_as_they_are() -> None:
+    linear = nn.Linear(2, 1)
+    INITIALIZERS["given"](weight=[[-2, -2]], bias=[3])(linear)
+    assert (linear.weight.tolist(), linear.bias.tolist()) == ([[-2, -2]], [3])
+
+
+def test_biases_are_0_where_none_are_given() -> None:
+    linear = nn.Linear(2, 3)
+    INITIALIZERS["given"](weight=0.5)(linear)
+    assert (linear.weight.tolist(), linear.bias.tolist()) == ([[0.5, 0.5]] * 3, [0, 0, 0])
+
+
+def test_a_given_kernel_is_that_of_every_filter_and_channel() -> None:
+    kernel = [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
+    conv = nn.Conv2d(2, 3, 3, bias=False)
+    INITIALIZERS["given"](weight=kernel)(conv)
+    assert conv.weight.tolist() == [[kernel] * 2] * 3
+
+
+def test_nothing_is_drawn_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*arguments: Any) -> None:
+        raise AssertionError("this imports seconds' worth of torch")
+
+    monkeypatch.setattr(nn.init, "normal_", draw)
+    INITIALIZERS["normal"](bias_std=1.0)(nn.Linear(3, 2, device="meta"))
+
+
+def test_what_is_given_to_a_container_is_for_what_is_in_it() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    for module in network.modules():
+        INITIALIZERS["given"](weight=2, bias=1)(module)
+    assert network(torch.tensor([[3.0]])).item() == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer", "argument", "message"),
+    [
+        ({"weight": [[1, 2, 3]]}, nn.Linear(2, 1), "weight", r"shape \[1, 2\], received \[1, 3\]"),
+        ({"weight": 1, "bias": [1, 2]}, nn.Linear(2, 1), "bias", r"shape \[1\], received \[2\]"),
+        ({"weight": 1, "bias": 0}, nn.Linear(2, 1, bias=False), "bias", "no bias; its parameters are weight"),
+    ],
+)
+def test_given_numbers_have_to_fit(settings: dict[str, Any], layer: nn.Module, argument: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message) as caught:
+        INITIALIZERS["given"](**settings)(layer)
+    assert caught.value.argument == argument
 
 
 def test_the_rows_of_orthogonal_weights_are_orthonormal_up_to_the_gain() -> None:
@@ -123,6 +199,9 @@ def test_recurrent_weights_and_biases_are_reached() -> None:
         ("normal", {"std": -1}, "std"),
         ("normal", {"bias_std": -1}, "bias_std"),
         ("orthogonal", {"gain": -1}, "gain"),
+        ("book_conv", {"pool_size": 0}, "pool_size"),
+        ("given", {"weight": ((1, 2), (3,))}, "weight"),
+        ("given", {"weight": 1, "bias": "one"}, "bias"),
     ],
     ids=str,
 )

@@ -213,6 +213,8 @@ MEASURED: list[tuple[tuple[int, ...], Any]] = [
     ((12,), {"type": "linear", "out_features": 5}),
     ((7, 12), {"type": "linear", "out_features": 5}),
     ((12,), "batch_norm"),
+    ((4, 9, 8), "step"),
+    ((1,), "two_classes"),
 ]
 
 

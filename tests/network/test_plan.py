@@ -13,6 +13,7 @@ from cnnlab.components import Trust
 from cnnlab.network import NetworkPlan, build_network, plan_network
 from cnnlab.runtime.errors import Complaints, ConfigError
 
+GIVEN = {"type": "given", "weight": [[1.0, 2.0]], "bias": [3.0]}
 CONV = {"type": "conv", "out_channels": 4, "kernel_size": 3}
 LINEAR = {"type": "linear", "out_features": 5}
 USERS_SOURCE = """
@@ -614,3 +615,30 @@ def test_the_output_of_a_residual_is_no_activation_whatever_its_blocks_end_with(
     assert issubclass(
         plan((1, 4, 4), {"s": {"type": "sequence", "blocks": {"act": "sigmoid"}}}).output_type, nn.Sigmoid
     )
+
+
+def test_given_weights_are_those_of_the_network() -> None:
+    network = build_network((2,), {"neuron": {"type": "linear", "out_features": 1, "init": GIVEN}})
+    assert network(torch.tensor([[10.0, 100.0]])).item() == 213
+
+
+@pytest.mark.parametrize(
+    ("neuron", "init", "key"),
+    [
+        ({"init": GIVEN}, "default", "model.blocks.inner.blocks.neuron.init.weight: "),
+        ({}, GIVEN, "model.init.weight: "),
+    ],
+    ids=["of a layer", "of the network"],
+)
+def test_given_weights_that_do_not_fit_are_told_with_their_key_before_any_is_made(
+    neuron: dict[str, Any], init: Any, key: str
+) -> None:
+    inner = {"type": "sequence", "blocks": {"neuron": {"type": "linear", "out_features": 1, **neuron}}}
+    complaints = Complaints()
+    assert plan_network((3,), {"inner": inner}, complaints, init=init) is None
+    assert complaints.messages == [f"{key}expected numbers of shape [1, 3], received [1, 2]"]
+
+
+def test_two_classes_take_one_neuron() -> None:
+    with pytest.raises(ConfigError, match=r"model\.blocks\.answer: expected the activation of one neuron, received 5"):
+        build_network((7,), {"output": LINEAR, "answer": "two_classes"})

@@ -1,0 +1,113 @@
+"""Perceptrons and sigmoid neurons."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import composed, run
+from torch import Tensor, nn
+from updates import gradients, update
+
+from cnnlab.assembly import train
+from cnnlab.assembly.check import check_config
+from cnnlab.blocks import BLOCKS
+from cnnlab.components import Trust
+from cnnlab.data.logic_gates import TABLES, LogicGates
+from cnnlab.losses import LOSSES
+from cnnlab.network import build_network
+
+QUADRATIC = LOSSES["quadratic"]()
+
+
+def built(experiment: str) -> nn.Sequential:
+    return check_config(composed(f"experiment={experiment}"), Trust()).network.build()
+
+
+def rows_of(gate: str) -> tuple[Tensor, Tensor]:
+    rows = LogicGates(gate).read("train")
+    return rows.x_NCHW / 255, rows.y_N
+
+
+def right_answers(network: nn.Module, gate: str) -> int:
+    x_NCHW, y_N = rows_of(gate)
+    return int((network(x_NCHW).argmax(1) == y_N).sum())
+
+
+def test_a_perceptron_with_weights_minus_2_and_bias_3_is_a_nand() -> None:
+    nand = {"type": "given", "weight": [[-2, -2]], "bias": [3]}
+    blocks = {"flatten": "flatten", "nand": {"type": "linear", "out_features": 1, "init": nand}, "step": "step"}
+    network = build_network((1, 1, 2), blocks)
+    x_NCHW, y_N = rows_of("nand")
+    assert network(x_NCHW).flatten().tolist() == y_N.tolist() == [1, 1, 1, 0]
+
+
+def test_four_nands_are_an_xor() -> None:
+    assert right_answers(built("xor_of_nands"), "xor") == 4
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_an_update_under_a_straight_through_step_is_the_perceptron_rule(row: int) -> None:
+    """w ← w + η·(y − a)·x to the bit; both classes count the error, so that η is twice the lr."""
+    network, x_NCHW, y_N = built("perceptron"), *rows_of("nand")
+    neuron, (x, y) = network.perceptron, (x_NCHW[row].flatten(), y_N[row])
+    with torch.no_grad():
+        neuron.weight.copy_(torch.tensor([[0.25, -0.5]]))
+        neuron.bias.fill_(0.125)
+    a = float(neuron.weight @ x + neuron.bias > 0)
+    weight, bias = neuron.weight + 2 * 0.25 * (y - a) * x, neuron.bias + 2 * 0.25 * (y - a)
+    update(network, QUADRATIC, x_NCHW[row : row + 1], y_N[row : row + 1], lr=0.25)
+    assert torch.equal(neuron.weight, weight)
+    assert torch.equal(neuron.bias, bias)
+
+
+def learns(model: dict[str, Any], gate: str) -> bool:
+    network = build_network((1, 1, 2), model["blocks"], classes=2, init=model["init"])
+    x_NCHW, y_N = rows_of(gate)
+    for _ in range(25):
+        for row in range(4):
+            update(network, QUADRATIC, x_NCHW[row : row + 1], y_N[row : row + 1], lr=0.5)
+        if right_answers(network, gate) == 4:
+            return True
+    return False
+
+
+def test_one_perceptron_learns_14_of_the_16_functions_of_two_inputs() -> None:
+    model = composed("experiment=perceptron")["model"]
+    assert {gate for gate in TABLES if not learns(model, gate)} == {"0110", "1001"}  # xor and xnor
+
+
+def test_the_gradient_before_a_step_is_zero_everywhere() -> None:
+    blocks = {"flatten": "flatten", "neuron": {"type": "linear", "out_features": 3}, "step": "step"}
+    network = build_network((1, 4, 4), blocks, init="book_large")
+    x_NCHW = torch.randn(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    grads = gradients(network, QUADRATIC, x_NCHW, torch.zeros(100, dtype=torch.int64))
+    assert all(gradient.eq(0).all() for gradient in grads.values())
+
+
+def test_a_sigmoid_of_large_weights_is_a_step() -> None:
+    z = torch.cat((torch.linspace(-5, -0.1, 50), torch.linspace(0.1, 5, 50))).double()
+    step = BLOCKS["step"]()(z)
+    gaps = [(BLOCKS["sigmoid"]()(c * z) - step).abs().max().item() for c in (1, 10, 100, 1000)]
+    # the largest gap is where z is nearest to 0: σ(−0.1·c)
+    assert gaps == pytest.approx([1 / (1 + math.exp(0.1 * c)) for c in (1, 10, 100, 1000)])
+    assert gaps[-1] < 1e-40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "learned"),
+    [
+        (["experiment=perceptron"], True),
+        (["experiment=perceptron", "data.gate=xor"], False),
+        (["experiment=xor_of_nands"], True),
+        (["data=logic_gates", "data.gate=xor", "model=mlp", "trainer.epochs=30"], True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_readme_says_of_single_neurons(in_tmp_path: Path, overrides: list[str], learned: bool) -> None:
+    answer = run(train, "run_dir=run", "observers=quiet", *overrides)
+    assert answer.code == 0, answer.err
+    assert (json.loads(Path("run/summary.json").read_text())["test"]["accuracy"] == 1) is learned
