@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -15,26 +16,37 @@ from report import RESULTS, write_report
 from suites import BENCHMARKS
 
 
-def main(names: list[str], repeats: int, also: list[str]) -> None:
+def main(names: list[str], repeats: int, also: list[str]) -> int:
+    """Returns how many benchmarks failed; the others go on."""
+    failures = 0
     for name in names or BENCHMARKS:
-        benchmark = BENCHMARKS[name]
         if name == "pictures" and "CNNLAB_JPEGS" not in os.environ:
             print("pictures: left out; CNNLAB_JPEGS has to name a folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
             continue
-        print(f"{name}: {benchmark.title}", flush=True)
-        found = machine()  # its load is that before we begin
-        contestants = with_overrides(benchmark.contestants(), also)
-        result = {
-            "title": benchmark.title,
-            "figures": benchmark.figures,
-            "machine": found,
-            "versions": versions(),
-            "repeats": repeats,
-            "contestants": summary_of(contestants, measure(contestants, repeats)),
-        }
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(write_report(), flush=True)
+        try:
+            run(name, repeats, also)
+        except RuntimeError as error:
+            print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+            failures += 1
+    return failures
+
+
+def run(name: str, repeats: int, also: list[str]) -> None:
+    """Measures one benchmark, and writes its result and whatever follows from it. Raises `RuntimeError`."""
+    benchmark, found = BENCHMARKS[name], machine()  # its load is that before we begin
+    print(f"{name}: {benchmark.title}", flush=True)
+    contestants = with_overrides(benchmark.contestants(), also)
+    result = {
+        "title": benchmark.title,
+        "figures": benchmark.figures,
+        "machine": found,
+        "versions": versions(),
+        "repeats": repeats,
+        "contestants": summary_of(contestants, measure(contestants, repeats)),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(write_report(), flush=True)
 
 
 def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Contestant]:
@@ -42,7 +54,7 @@ def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Conte
     more = [
         replace(contestant, name=f"{contestant.name}, {' '.join(also)}", command=(*contestant.command, *also))
         for contestant in contestants
-        if also and contestant.name == "cnnlab"
+        if also and contestant.name.startswith("cnnlab")
     ]
     return [*contestants, *more]
 
@@ -60,11 +72,24 @@ def pictures_in_files() -> Iterator[None]:
         yield
 
 
+def known(name: str) -> str:
+    if name not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(BENCHMARKS)}; received {name}")
+    return name
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, received {text}")
+    return int(text)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--also", nargs="+", default=[], metavar="KEY=VALUE", help="run cnnlab with these as well")
+    parser.add_argument("names", nargs="*", type=known, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="run cnnlab with it as well")
     given = parser.parse_args()
     with pictures_in_files() if "pictures" in (given.names or BENCHMARKS) else nullcontext():
-        main(given.names, given.repeats, given.also)
+        failed = main(given.names, given.repeats, given.also)
+    sys.exit(bool(failed))

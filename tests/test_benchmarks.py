@@ -1,15 +1,19 @@
 """How is measured, that contestants do the same work, and that what is claimed follows from what was measured."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from measuring import Contestant, check_same_work, measure, run_once, seconds_until, summary_of
-from report import BEGIN, END, README, RESULTS, read_results, report, speed_table
+from PIL import Image
+from report import BEGIN, END, GROWTH, README, RESULTS, plot_growth, read_results, report, speed_table, with_table
+from run import main, with_overrides
 from setting import build
-from suites import BENCHMARKS, CONFIGS, CONTESTANTS
+from suites import BENCHMARKS, CONFIGS, CONTESTANTS, Benchmark
 
 import cnnlab
 from cnnlab.assembly.blueprint import Blueprint
@@ -28,6 +32,35 @@ def test_the_table_of_the_readme_follows_from_the_results() -> None:
 
 def test_the_tables_of_the_results_follow_from_the_results() -> None:
     assert (RESULTS / "README.md").read_text() == report(read_results())
+
+
+def result(**microseconds: float) -> dict[str, Any]:
+    """Of contestants in this order, each measured once."""
+    contestants = [saying(name, "") for name in microseconds]
+    return {"contestants": summary_of(contestants, [[{"step_us": value}] for value in microseconds.values()])}
+
+
+def test_a_row_says_how_many_times_the_first_contestants_figure_each_needs() -> None:
+    table = speed_table({"tiny": result(loop=400, cnnlab=200, Lightning=1000)})
+    assert table.splitlines()[2:] == [
+        "| 784-30-10 sigmoid, a step of 10 pictures | loop: 400 µs | 0.50 × | Lightning 2.50 × |"
+    ]
+
+
+def test_a_new_table_takes_the_place_of_the_old_one_alone() -> None:
+    assert with_table(f"a\n{BEGIN}old\n{END}\nb", "new\n") == f"a\n{BEGIN}new\n{END}\nb"
+
+
+def test_growth_is_drawn_from_its_results(tmp_path: Path) -> None:
+    entries = [
+        {"name": name, "at": at, "runs": [{"images_per_second": rate}], "median": {"images_per_second": rate}}
+        for name, rate in (("A", 100.0), ("B", 300.0))
+        for at in (8, 32)
+    ]
+    plot_growth({next(iter(GROWTH)): {"contestants": entries}}, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_every_result_is_of_a_benchmark() -> None:
@@ -156,7 +189,37 @@ def test_every_contestant_says_what_it_is(script: str) -> None:
     assert text.startswith('"""')
 
 
+def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CONTESTANTS.parent / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_what_can_be_measured_is_listed() -> None:
-    command = [sys.executable, str(CONTESTANTS.parent / "run.py"), "--help"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert all(name in answer.stdout for name in BENCHMARKS)
+    assert all(name in run_benchmarks("--help").stdout for name in BENCHMARKS)
+
+
+def test_each_run_of_cnnlabs_comes_once_more_with_other_overrides() -> None:
+    contestants = [saying("by hand", ""), saying("cnnlab", "")]
+    added = with_overrides(contestants, ["trainer.clip_norm=1", "seed=3"])[2:]
+    assert [one.name for one in added] == ["cnnlab, trainer.clip_norm=1 seed=3"]
+    assert list(added[0].command) == [*contestants[1].command, "trainer.clip_norm=1", "seed=3"]
+    assert with_overrides(contestants, []) == contestants
+
+
+def test_a_benchmark_that_fails_leaves_the_others_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = Benchmark("nothing", lambda: [saying("A", "exit(1)")], ())
+    monkeypatch.setattr("run.BENCHMARKS", {"one": failing, "two": failing})
+    assert main([], 1, []) == 2
+    assert re.findall("error: (.*): A ended with 1", capsys.readouterr().err) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["nope"], "expected one of cnn, mlp"), (["cnn", "--repeats", "0"], "a whole number of 1 or more, received 0")],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[str], told: str) -> None:
+    answer = run_benchmarks(*arguments)
+    assert answer.returncode == 2
+    assert told in answer.stderr
