@@ -11,7 +11,7 @@ from measuring import REPOSITORY, Contestant
 CONTESTANTS = REPOSITORY / "benchmarks" / "contestants"
 CONFIGS = REPOSITORY / "benchmarks" / "configs"
 ONE_EPOCH = ("data=mnist", "schedule=constant", "trainer.epochs=1", "seed={round}")
-GROWTH_PICTURES = 6_400  # trained on at every point of the growth benchmarks
+GROWTH_PICTURES = 3_840  # trained on at every point of the growth benchmarks
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
