@@ -82,8 +82,8 @@ def circumstances(result: Result) -> str:
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gb']} GB, load "
-        f"{machine['load']} before; {packages}; {result['repeats']} repetitions"
+        f"{machine['cpu']}, {cores_of(machine)}, {machine['memory_gb']} GB, load "
+        f"{machine['load']} before; {packages}; repeated {result['repeats']} times"
     )
 
 
@@ -126,7 +126,27 @@ def speed_table(results: Mapping[str, Result]) -> str:
         reached = right(first) if name == "accuracy" else ""
         value = COLUMNS[figure][1].format(first["median"][figure])
         rows.append([label, f"{first['name']}: {value}{reached}", "; ".join(own), "; ".join(rest)])
-    return markdown(rows)
+    return markdown(rows) + f"\n{origin(results)}\n"
+
+
+def origin(results: Mapping[str, Result]) -> str:
+    """A line on where and how often all of it was measured."""
+    machines = [result["machine"] for result in results.values()]
+    places = dict.fromkeys(f"{one['cpu']}, {cores_of(one)}" for one in machines)
+    repeats, loads = [result["repeats"] for result in results.values()], [one["load"] for one in machines]
+    return (
+        f"Measured on {' and '.join(places)}, repeated {spread(repeats)} times; load of the machine before: "
+        f"{spread(loads)}."
+    )
+
+
+def cores_of(machine: Mapping[str, Any]) -> str:
+    cores, threads = machine["cores"], machine["threads"]
+    return f"{cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}"
+
+
+def spread(values: list[float]) -> str:
+    return " to ".join(str(value) for value in sorted({min(values), max(values)}))
 
 
 def ratio_of(entry: Mapping[str, Any], figure: str) -> str:
@@ -177,7 +197,7 @@ def plot_growth(results: Mapping[str, Result], path: Path) -> None:
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("training, images/s")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown), frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 

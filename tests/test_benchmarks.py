@@ -37,14 +37,25 @@ def test_the_tables_of_the_results_follow_from_the_results() -> None:
 def result(**microseconds: float) -> dict[str, Any]:
     """Of contestants in this order, each measured once."""
     contestants = [saying(name, "") for name in microseconds]
-    return {"contestants": summary_of(contestants, [[{"step_us": value}] for value in microseconds.values()])}
+    machine = {"cpu": "CPU", "cores": 2, "threads": 1, "load": 0.5}
+    return {
+        "machine": machine,
+        "repeats": 1,
+        "contestants": summary_of(contestants, [[{"step_us": value}] for value in microseconds.values()]),
+    }
 
 
 def test_a_row_says_how_many_times_the_first_contestants_figure_each_needs() -> None:
     table = speed_table({"tiny": result(loop=400, cnnlab=200, Lightning=1000)})
-    assert table.splitlines()[2:] == [
+    assert table.splitlines()[2] == (
         "| 784-30-10 sigmoid, a step of 10 pictures | loop: 400 µs | 0.50 × | Lightning 2.50 × |"
-    ]
+    )
+
+
+def test_the_table_says_where_it_was_measured() -> None:
+    assert "Measured on CPU, 2 cores, 1 thread, repeated 1 times; load of the machine before: 0.5." in speed_table(
+        {"tiny": result(loop=400)}
+    )
 
 
 def test_a_new_table_takes_the_place_of_the_old_one_alone() -> None:
