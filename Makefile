@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test quick check format wheel tensorboard clean
+.PHONY: help setup train test quick check format wheel bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,11 +14,19 @@ help: ## list the targets
 setup: $(READY) ## make .venv with the exact versions of constraints.txt
 
 $(READY): pyproject.toml constraints.txt
+	$(call make_environment,$(VENV),dev)
+
+$(PEERS)/.ready: pyproject.toml constraints.txt
+	$(call make_environment,$(PEERS),bench)
+
+# $(1): the folder, $(2): the extra of pyproject.toml
+define make_environment
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "cnnlab needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
-	@touch $@
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --disable-pip-version-check -e '.[$(2)]' -c constraints.txt
+	@touch $(1)/.ready
+endef
 
 train: $(READY) ## train the default: a CNN on the UCI digits (ARGS='data=mnist trainer.epochs=2' for more)
 	$(BIN)/python train.py $(ARGS)
@@ -47,8 +56,11 @@ wheel: $(READY) ## build the package into dist/, and try its commands outside th
 		$(CURDIR)/$(BIN)/python -c "import cnnlab, sys; sys.exit(not cnnlab.__file__.startswith('$$place'))" && \
 		rm -rf $$place && echo "$$wheel works"
 
+bench: $(PEERS)/.ready ## measure beside Lightning, Keras and a plain loop, in .venv-bench (ARGS='cnn --repeats 3' for less)
+	$(PEERS)/bin/python benchmarks/run.py $(ARGS)
+
 tensorboard: $(READY) ## show the curves of all runs on this machine only (http://localhost:6006)
 	$(BIN)/tensorboard --logdir runs --host 127.0.0.1
 
-clean: ## remove .venv and caches, not the runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+clean: ## remove the environments and caches, not the runs
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -508,14 +508,28 @@ def test_an_evaluation_offers_its_own_keys_only(in_tmp_path: Path) -> None:
     assert "optimizer" not in run(evaluate, "rum=x").err
 
 
-def test_a_misspelt_option_is_answered_without_torch(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "train.py"), "data=nope"]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("train.py data=nope", 2, "error: data: there is no 'nope'"),
+        ("train.py trainer.epoch=3", 2, "error: trainer.epoch: "),
+        ("train.py trainer.epochs=[3", 2, "error: "),
+        ("evaluate.py rum=x", 2, "error: rum: "),
+        ("train.py --help", 0, "Groups and their choices:"),
+        ("train.py --cfg job", 0, "trainer:"),
+    ],
+)
+def test_what_hydra_can_answer_alone_is_answered_without_torch(
+    tmp_path: Path, command: str, code: int, told: str
+) -> None:
+    script, *arguments = command.split(maxsplit=1)
+    words = [sys.executable, "-X", "importtime", str(REPOSITORY / script), *" ".join(arguments).split()]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     imported = re.findall(r"^import time:.*\| +(\S+)$", answer.stderr, re.MULTILINE)
-    assert answer.returncode == 2
+    assert answer.returncode == code
     assert "hydra" in imported
-    assert "torch" not in imported
-    assert "data: there is no 'nope'" in answer.stderr
+    assert not {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"} & set(imported)
+    assert told in answer.stdout + answer.stderr
 
 
 @pytest.fixture(scope="module")

@@ -117,8 +117,8 @@ class TrainerSettings:
 class Progress:
     """Where a run stands. All of it is in every checkpoint.
 
-    `seconds` are of training alone, `pictures` those seen in them. `best` is the monitored value at `best_step`,
-    `best_values` all that was measured there; without a monitor the latest measurement stands in.
+    `seconds` are of training and its records, `pictures` those seen in them. `best` is the monitored value at
+    `best_step`, `best_values` all that was measured there; without a monitor the latest measurement stands in.
     """
 
     step: int = 0
@@ -273,7 +273,8 @@ class Trainer:
     def _after_step(self) -> str | None:
         """Validates and saves where either is due; returns the status the run ends with, or None.
 
-        The clock of training stands still meanwhile. An interruption saves and leaves; it does not validate.
+        The clock of training stands still while it does; what is recorded between two steps counts. An interruption
+        saves and leaves; it does not validate.
         """
         step, settings = self.progress.step, self.settings
         interrupted = self.interrupted()
@@ -287,7 +288,7 @@ class Trainer:
         finished = self._finished()
         if validate or finished or interrupted or due(step, settings.checkpoint_every):
             self._save()
-        self._clock = time.perf_counter()
+            self._clock = time.perf_counter()
         return "completed" if finished else "interrupted" if interrupted else None
 
     def _finished(self) -> bool:

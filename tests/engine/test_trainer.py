@@ -222,6 +222,17 @@ def test_validation_takes_no_training_time(tmp_path: Path, clock: Clock, monkeyp
     assert run.progress.seconds == 8
 
 
+def test_what_recording_takes_is_training_time(tmp_path: Path, clock: Clock) -> None:
+    def slow(record: Record) -> None:
+        if isinstance(record, Metrics) and record.split == "train":
+            clock.now += 100
+
+    run = Run(tmp_path, epochs=1, log_every=2)  # four steps of a second; the last record comes right before validation
+    run.trainer.log = slow
+    run.trainer.fit()
+    assert run.progress.seconds == 4 + 100
+
+
 @pytest.mark.usefixtures("clock")
 def test_max_time_counts_over_resumptions(tmp_path: Path) -> None:
     run = Run(tmp_path, epochs=None, max_time=5.0, interrupted_at=2)

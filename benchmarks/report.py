@@ -1,0 +1,206 @@
+"""Writes what follows from `results/*.json`: the tables in `results/README.md`, the plots, the table in README.md."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from measuring import REPOSITORY
+from suites import BENCHMARKS
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+README = REPOSITORY / "README.md"
+BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->"
+GROWTH = {"growth_batch": "batch size", "growth_width": "channels of conv1", "growth_depth": "further convolutions"}
+
+# figure → its column's name, and how it is written
+COLUMNS = {
+    "train_seconds": ("training", "{:.1f} s"),
+    "command_seconds": ("whole command", "{:.1f} s"),
+    "peak_mb": ("peak memory", "{:,.0f} MB"),
+    "step_us": ("a step", "{:,.0f} µs"),
+    "accuracy": ("test accuracy", "{:.2%}"),
+    "seconds_to_99": ("training until 99 % of validation", "{:.1f} s"),
+    "seconds_to_99.3": ("until 99.3 %", "{:.1f} s"),
+    "first_epoch_seconds": ("first epoch", "{:.1f} s"),
+    "later_epoch_seconds": ("a later epoch", "{:.2f} s"),
+    "next_run_seconds": ("first epoch of another run", "{:.1f} s"),
+    "images_per_second": ("images/s", "{:,.0f}"),
+}
+# README's rows: what is measured, by which benchmark, which figure
+HEADLINES = [
+    ("CNN 16-32-64, an epoch of MNIST in batches of 128", "cnn", "train_seconds"),
+    ("… the whole command", "cnn", "command_seconds"),
+    ("… peak memory", "cnn", "peak_mb"),
+    ("MLP 64-128-64, the same", "mlp", "train_seconds"),
+    ("… the whole command", "mlp", "command_seconds"),
+    ("… peak memory", "mlp", "peak_mb"),
+    ("784-30-10 sigmoid, a step of 10 pictures", "tiny", "step_us"),
+    ("MNIST from scratch, training, for test accuracy", "accuracy", "train_seconds"),
+    ("50,000 JPEGs, their first epoch, no network", "pictures", "first_epoch_seconds"),
+    ("… a later epoch", "pictures", "later_epoch_seconds"),
+    ("Start", "start", "command_seconds"),
+]
+
+Result = dict[str, Any]
+
+
+def write_report() -> str:
+    """Writes everything anew; returns where the tables are."""
+    results = read_results()
+    (RESULTS / "README.md").write_text(report(results))
+    README.write_text(with_table(README.read_text(), speed_table(results)))
+    if any(name in results for name in GROWTH):
+        plot_growth(results, RESULTS / "growth.png")
+    return str(RESULTS / "README.md")
+
+
+def read_results() -> dict[str, Result]:
+    paths = {name: RESULTS / f"{name}.json" for name in BENCHMARKS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def report(results: Mapping[str, Result]) -> str:
+    """`results/README.md`."""
+    parts = [
+        "# Results\n",
+        "`make bench` wrote this. Contestants take turns, each time in a fresh process. A figure is the median of the "
+        "repetitions; a ratio, in brackets, the median of the quotients with the first row's figure in the same round. "
+        "All of a benchmark have equally many parameters and steps. Peak memory is of the largest process. Output "
+        "goes to a file. The whole command of cnnlab's also validates, saves checkpoints and writes TensorBoard's "
+        "curves; Lightning's saves and writes curves.\n",
+    ]
+    for name, result in results.items():
+        parts += [f"## {name}\n", f"{result['title']}. {circumstances(result)}.\n", table(result)]
+    if any(name in results for name in GROWTH):
+        parts.append("![images per second against batch size, width and depth](growth.png)\n")
+    return "\n".join(parts)
+
+
+def circumstances(result: Result) -> str:
+    machine, versions = result["machine"], result["versions"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"{machine['cpu']}, {cores_of(machine)}, {machine['memory_gb']} GB, load "
+        f"{machine['load']} before; {packages}; repeated {result['repeats']} times"
+    )
+
+
+def table(result: Result) -> str:
+    points = [entry["at"] for entry in result["contestants"]]
+    head = [*([] if points[0] is None else ["at"]), "", *(COLUMNS[figure][0] for figure in result["figures"])]
+    rows = [
+        [
+            *([] if entry["at"] is None else [str(entry["at"])]),
+            entry["name"],
+            *(cell(entry, figure, first=entry["at"] not in points[:place]) for figure in result["figures"]),
+        ]
+        for place, entry in enumerate(result["contestants"])
+    ]
+    return markdown([head, *rows])
+
+
+def cell(entry: Mapping[str, Any], figure: str, *, first: bool) -> str:
+    """A figure with its ratio; accuracy as the mean with the standard deviation over the repetitions."""
+    if figure not in entry["median"]:
+        return "–"
+    shown = COLUMNS[figure][1].format(entry["median"][figure])
+    if figure == "accuracy":
+        values = [100 * run[figure] for run in entry["runs"]]
+        return f"{fmean(values):.2f} %" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return shown if first or figure not in entry["ratio"] else f"{shown} ({entry['ratio'][figure]:.2f} ×)"
+
+
+def speed_table(results: Mapping[str, Result]) -> str:
+    """README's table: how many times the first contestant's figure each of the others needs."""
+    rows = [["", "compared with", "cnnlab", "others"]]
+    for label, name, figure in HEADLINES:
+        if name not in results:
+            continue
+        first, *others = results[name]["contestants"]
+        shown = [entry for entry in others if figure in entry["ratio"]]
+        own, rest = (
+            [ratio_of(entry, figure) for entry in shown if is_own(entry) == wanted] for wanted in (True, False)
+        )
+        reached = right(first) if name == "accuracy" else ""
+        value = COLUMNS[figure][1].format(first["median"][figure])
+        rows.append([label, f"{first['name']}: {value}{reached}", "; ".join(own), "; ".join(rest)])
+    return markdown(rows) + f"\n{origin(results)}\n"
+
+
+def origin(results: Mapping[str, Result]) -> str:
+    """A line on where and how often all of it was measured."""
+    machines = [result["machine"] for result in results.values()]
+    places = dict.fromkeys(f"{one['cpu']}, {cores_of(one)}" for one in machines)
+    repeats, loads = [result["repeats"] for result in results.values()], [one["load"] for one in machines]
+    return (
+        f"Measured on {' and '.join(places)}, repeated {spread(repeats)} times; load of the machine before: "
+        f"{spread(loads)}."
+    )
+
+
+def cores_of(machine: Mapping[str, Any]) -> str:
+    cores, threads = machine["cores"], machine["threads"]
+    return f"{cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}"
+
+
+def spread(values: list[float]) -> str:
+    return " to ".join(str(value) for value in sorted({min(values), max(values)}))
+
+
+def ratio_of(entry: Mapping[str, Any], figure: str) -> str:
+    name = entry["name"].removeprefix("cnnlab").removeprefix(", ")
+    return f"{name} {entry['ratio'][figure]:.2f} ×{right(entry) if 'experiment=' in name else ''}".strip()
+
+
+def right(entry: Mapping[str, Any]) -> str:
+    return f" for {cell(entry, 'accuracy', first=True)}"
+
+
+def is_own(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["name"].startswith(("cnnlab", "train.py")))
+
+
+def markdown(rows: list[list[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body]) + "\n"
+
+
+def with_table(readme: str, new: str) -> str:
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}{new}{END}{rest.partition(END)[2]}"
+
+
+def plot_growth(results: Mapping[str, Result], path: Path) -> None:
+    """Images/s of each contestant, a panel for each axis; the area is from the slowest to the fastest repetition."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    shown = {name: label for name, label in GROWTH.items() if name in results}
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.8), squeeze=False, layout="constrained")
+    for panel, (name, label) in zip(axes[0], shown.items(), strict=True):
+        entries = results[name]["contestants"]
+        for contestant in dict.fromkeys(entry["name"] for entry in entries):
+            own = [entry for entry in entries if entry["name"] == contestant]
+            points = [entry["at"] for entry in own]
+            rates = [[run["images_per_second"] for run in entry["runs"]] for entry in own]
+            panel.plot(points, [entry["median"]["images_per_second"] for entry in own], marker="o", label=contestant)
+            panel.fill_between(points, [min(r) for r in rates], [max(r) for r in rates], alpha=0.15)
+        panel.set(xscale="log", yscale="log", xlabel=label, xticks=points, xticklabels=[str(point) for point in points])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(alpha=0.3)
+    axes[0][0].set_ylabel("training, images/s")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown), frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    print(write_report())

@@ -1,0 +1,95 @@
+"""Measures cnnlab against its peers: `make bench`, or `make bench ARGS='cnn tiny --repeats 3'` for some of it."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from measuring import Contestant, machine, measure, summary_of, versions
+from report import RESULTS, write_report
+from suites import BENCHMARKS
+
+
+def main(names: list[str], repeats: int, also: list[str]) -> int:
+    """Returns how many benchmarks failed; the others go on."""
+    failures = 0
+    for name in names or BENCHMARKS:
+        if name == "pictures" and "CNNLAB_JPEGS" not in os.environ:
+            print("pictures: left out; CNNLAB_JPEGS has to name a folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
+            continue
+        try:
+            run(name, repeats, also)
+        except RuntimeError as error:
+            print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+            failures += 1
+    return failures
+
+
+def run(name: str, repeats: int, also: list[str]) -> None:
+    """Measures one benchmark, and writes its result and whatever follows from it. Raises `RuntimeError`."""
+    benchmark, found = BENCHMARKS[name], machine()  # its load is that before we begin
+    print(f"{name}: {benchmark.title}", flush=True)
+    contestants = with_overrides(benchmark.contestants(), also)
+    result = {
+        "title": benchmark.title,
+        "figures": benchmark.figures,
+        "machine": found,
+        "versions": versions(),
+        "repeats": repeats,
+        "contestants": summary_of(contestants, measure(contestants, repeats)),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(write_report(), flush=True)
+
+
+def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Contestant]:
+    """Each run of cnnlab's comes once more with `also` behind its other overrides."""
+    more = [
+        replace(contestant, name=f"{contestant.name}, {' '.join(also)}", command=(*contestant.command, *also))
+        for contestant in contestants
+        if also and contestant.name.startswith("cnnlab")
+    ]
+    return [*contestants, *more]
+
+
+@contextmanager
+def pictures_in_files() -> Iterator[None]:
+    """Names a folder of JPEGs in CNNLAB_JPEGS where none is named: $CNNLAB_DATA/cifar10-jpeg.zip, unpacked."""
+    packed = Path(os.environ.get("CNNLAB_DATA", "data"), "cifar10-jpeg.zip")
+    if "CNNLAB_JPEGS" in os.environ or not packed.exists():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        zipfile.ZipFile(packed).extractall(folder)
+        os.environ["CNNLAB_JPEGS"] = folder
+        yield
+
+
+def known(name: str) -> str:
+    if name not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(BENCHMARKS)}; received {name}")
+    return name
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, received {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", type=known, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="run cnnlab with it as well")
+    given = parser.parse_args()
+    with pictures_in_files() if "pictures" in (given.names or BENCHMARKS) else nullcontext():
+        failed = main(given.names, given.repeats, given.also)
+    sys.exit(bool(failed))

@@ -1,0 +1,154 @@
+"""What is compared with what. The first contestant of a benchmark is the one that the others are compared with."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measuring import REPOSITORY, Contestant
+
+CONTESTANTS = REPOSITORY / "benchmarks" / "contestants"
+CONFIGS = REPOSITORY / "benchmarks" / "configs"
+ONE_EPOCH = ("data=mnist", "schedule=constant", "trainer.epochs=1", "seed={round}")
+GROWTH_PICTURES = 3_840  # trained on at every point of the growth benchmarks
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`title` says what every contestant does; `figures` are shown, in this order."""
+
+    title: str
+    contestants: Callable[[], list[Contestant]]
+    figures: Sequence[str]
+
+
+def python(name: str, script: str | Path, *arguments: str, **more: Any) -> Contestant:
+    return Contestant(name, (sys.executable, str(script), *arguments), **more)
+
+
+def cnnlab(name: str, *overrides: str, **more: Any) -> Contestant:
+    arguments = ("--config-dir", str(CONFIGS), "run_dir={folder}/run", *overrides)
+    return python(name, REPOSITORY / "train.py", *arguments, **more)
+
+
+def by_hand(name: str, *arguments: str, **more: Any) -> Contestant:
+    return python(name, CONTESTANTS / "by_hand.py", *arguments, "--seed", "{round}", **more)
+
+
+def peers(network: str) -> list[Contestant]:
+    return [
+        python("Lightning", CONTESTANTS / "with_lightning.py", network),
+        python("Lightning, 2 workers", CONTESTANTS / "with_lightning.py", network, "--workers", "2"),
+        python("Keras 3", CONTESTANTS / "with_keras.py", network),
+    ]
+
+
+def cnn() -> list[Contestant]:
+    return [
+        by_hand("by hand", "cnn"),
+        by_hand("by hand, channels_last", "cnn", "--layout", "channels_last"),
+        cnnlab("cnnlab", "model=cnn", *ONE_EPOCH),
+        *peers("cnn"),
+    ]
+
+
+def mlp() -> list[Contestant]:
+    return [
+        by_hand("by hand", "normed_mlp"),
+        cnnlab("cnnlab", "model=normed_mlp", *ONE_EPOCH),
+        *peers("normed_mlp"),
+    ]
+
+
+def tiny() -> list[Contestant]:
+    plain_sgd = ("optimizer.lr=3", "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0")
+    lesson = ("model=sigmoid", "loss=quadratic", "data.batch_size=10", *plain_sgd, *ONE_EPOCH)
+    return [
+        by_hand("by hand", "sigmoid", "--batch", "10", environment=ONE_THREAD),
+        cnnlab("cnnlab", *lesson, environment=ONE_THREAD),
+    ]
+
+
+def accuracy() -> list[Contestant]:
+    fast = (REPOSITORY / "configs" / "experiment" / "mnist_fast.yaml").exists()
+    experiment = f"experiment={'mnist_fast' if fast else 'mnist'}"
+    return [by_hand("by hand, one epoch", "cnn"), cnnlab(f"cnnlab, {experiment}", experiment, "seed={round}")]
+
+
+def pictures() -> list[Contestant]:
+    own, torchvision = CONTESTANTS / "pictures_cnnlab.py", CONTESTANTS / "pictures_torchvision.py"
+    contestants = [
+        python("ImageFolder, 2 workers", torchvision, "--workers", "2"),
+        python("ImageFolder, in the process", torchvision),
+        python("cnnlab", own),
+    ]
+    if "memory_share" in (REPOSITORY / "configs" / "data" / "image_folder.yaml").read_text():
+        contestants.append(python("cnnlab, streaming", own, "data.memory_share=0.0001"))
+    return contestants
+
+
+def start() -> list[Contestant]:
+    return [
+        Contestant("import torch", (sys.executable, "-c", "import torch")),
+        python("train.py --help", REPOSITORY / "train.py", "--help"),
+        python("train.py data=nope", REPOSITORY / "train.py", "data=nope", exit_status=2),
+        python("train.py, to its first step", CONTESTANTS / "first_step.py"),
+    ]
+
+
+def growth(axis: str, values: Sequence[int]) -> list[Contestant]:
+    """Both at every value of `batch`, `width` (channels of the first convolution) or `depth` (convolutions more)."""
+    contestants = []
+    for value in values:
+        batch = value if axis == "batch" else 128
+        steps = GROWTH_PICTURES // batch
+        overrides = [f"data.batch_size={batch}", f"trainer.max_steps={steps}", "model=cnn"]
+        if axis == "width":
+            overrides += [f"model.blocks.conv{n + 1}.out_channels={value * 2**n}" for n in range(3)]
+        elif axis == "depth":
+            overrides[-1:] = ["model=deep_cnn", f"model.blocks.more.repeat={value}"]
+        same = ("--steps", str(steps), f"--{axis}", str(value))
+        contestants += [
+            by_hand("by hand", "cnn", *same, at=value),
+            by_hand("by hand, channels_last", "cnn", "--layout", "channels_last", *same, at=value),
+            cnnlab("cnnlab", *ONE_EPOCH, *overrides, at=value),
+        ]
+    return contestants
+
+
+EPOCH = ("train_seconds", "command_seconds", "peak_mb", "accuracy")
+BENCHMARKS = {
+    "cnn": Benchmark(
+        "CNN 16-32-64 (`model=cnn`), one epoch of MNIST in batches of 128, then the test split", cnn, EPOCH
+    ),
+    "mlp": Benchmark(
+        "784-64-128-64-10 with batch norm, one epoch of MNIST in batches of 128, then the test split", mlp, EPOCH
+    ),
+    "tiny": Benchmark("784-30-10 sigmoid, one epoch of MNIST in batches of 10, one thread", tiny, ("step_us", *EPOCH)),
+    "accuracy": Benchmark(
+        "MNIST from scratch, another seed each time, beside the loop's single epoch of CNN 16-32-64",
+        accuracy,
+        ("accuracy", "seconds_to_99", "seconds_to_99.3", "train_seconds"),
+    ),
+    "pictures": Benchmark(
+        "50,000 JPEGs of 32×32 pixels, shifted and mirrored, in batches of 128, no network",
+        pictures,
+        ("first_epoch_seconds", "later_epoch_seconds", "next_run_seconds", "peak_mb"),
+    ),
+    "start": Benchmark("from the command to what it is for", start, ("command_seconds",)),
+    "growth_batch": Benchmark(
+        "CNN 16-32-64 against the batch size", lambda: growth("batch", (8, 32, 128, 512)), ("images_per_second",)
+    ),
+    "growth_width": Benchmark(
+        "CNN against the channels of its first convolution; the others have two and four times as many",
+        lambda: growth("width", (4, 8, 16, 32)),
+        ("images_per_second",),
+    ),
+    "growth_depth": Benchmark(
+        "CNN 16-32-64 against further convolutions of 32 channels at 14×14",
+        lambda: growth("depth", (1, 2, 4, 8)),
+        ("images_per_second",),
+    ),
+}

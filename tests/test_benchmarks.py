@@ -1,0 +1,236 @@
+"""How is measured, that contestants do the same work, and that what is claimed follows from what was measured."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from measuring import Contestant, check_same_work, measure, run_once, seconds_until, summary_of
+from PIL import Image
+from report import BEGIN, END, GROWTH, README, RESULTS, plot_growth, read_results, report, speed_table, with_table
+from run import main, with_overrides
+from setting import build
+from suites import BENCHMARKS, CONFIGS, CONTESTANTS, Benchmark
+
+import cnnlab
+from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.check import check_config
+from cnnlab.assembly.saved import resolved
+from cnnlab.components import Trust
+
+
+def saying(name: str, code: str, **more: object) -> Contestant:
+    return Contestant(name, (sys.executable, "-c", code), **more)
+
+
+def test_the_table_of_the_readme_follows_from_the_results() -> None:
+    assert README.read_text().split(BEGIN)[1].split(END)[0] == speed_table(read_results())
+
+
+def test_the_tables_of_the_results_follow_from_the_results() -> None:
+    assert (RESULTS / "README.md").read_text() == report(read_results())
+
+
+def result(**microseconds: float) -> dict[str, Any]:
+    """Of contestants in this order, each measured once."""
+    contestants = [saying(name, "") for name in microseconds]
+    machine = {"cpu": "CPU", "cores": 2, "threads": 1, "load": 0.5}
+    return {
+        "machine": machine,
+        "repeats": 1,
+        "contestants": summary_of(contestants, [[{"step_us": value}] for value in microseconds.values()]),
+    }
+
+
+def test_a_row_says_how_many_times_the_first_contestants_figure_each_needs() -> None:
+    table = speed_table({"tiny": result(loop=400, cnnlab=200, Lightning=1000)})
+    assert table.splitlines()[2] == (
+        "| 784-30-10 sigmoid, a step of 10 pictures | loop: 400 µs | 0.50 × | Lightning 2.50 × |"
+    )
+
+
+def test_the_table_says_where_it_was_measured() -> None:
+    assert "Measured on CPU, 2 cores, 1 thread, repeated 1 times; load of the machine before: 0.5." in speed_table(
+        {"tiny": result(loop=400)}
+    )
+
+
+def test_a_new_table_takes_the_place_of_the_old_one_alone() -> None:
+    assert with_table(f"a\n{BEGIN}old\n{END}\nb", "new\n") == f"a\n{BEGIN}new\n{END}\nb"
+
+
+def test_growth_is_drawn_from_its_results(tmp_path: Path) -> None:
+    entries = [
+        {"name": name, "at": at, "runs": [{"images_per_second": rate}], "median": {"images_per_second": rate}}
+        for name, rate in (("A", 100.0), ("B", 300.0))
+        for at in (8, 32)
+    ]
+    plot_growth({next(iter(GROWTH)): {"contestants": entries}}, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_every_result_is_of_a_benchmark() -> None:
+    assert {path.stem for path in RESULTS.glob("*.json")} <= set(BENCHMARKS)
+
+
+def test_contestants_take_turns_in_fresh_processes(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = "import os; print('{}', os.getpid(), file=open({!r}, 'a'))"
+    measure([saying(name, code.format(name, str(log))) for name in "AB"], repeats=3)
+    names, processes = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
+    assert "".join(names) == "ABABAB"
+    assert len(set(processes)) == 6
+
+
+def test_every_repetition_has_a_seed_and_an_empty_folder_of_its_own() -> None:
+    code = "import os, json; print(json.dumps({'round': {round}, 'files': len(os.listdir('{folder}'))}))"
+    [runs] = measure([saying("A", code)], repeats=2)
+    assert [figures["round"] for figures in runs] == [0, 1]
+    assert [figures["files"] for figures in runs] == [1, 1]  # its log
+
+
+def test_seconds_are_those_of_the_process() -> None:
+    nothing, long = (run_once(saying("A", code), 0)["command_seconds"] for code in ("", "import time; time.sleep(0.5)"))
+    assert 0.5 < long < 0.5 + 100 * nothing
+
+
+def test_peak_memory_is_that_of_the_process() -> None:
+    code = (
+        "import sys; from measuring import Contestant, run_once\n"
+        "for code in ('', 'x = bytes(range(256)) * (200 << 12)'):\n"
+        "    print(run_once(Contestant('A', (sys.executable, '-c', code)), 0)['peak_mb'])"
+    )  # not from here: Linux counts the memory of whoever starts a process
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=CONTESTANTS.parent, capture_output=True, text=True, check=True)
+    nothing, much = map(float, answer.stdout.split())
+    assert much - nothing == pytest.approx(200, abs=10)
+
+
+def test_a_contestant_that_fails_is_quoted() -> None:
+    with pytest.raises(RuntimeError, match=r"A ended with 3:\nno such file"):
+        run_once(saying("A", "print('no such file'); exit(3)"), 0)
+
+
+def test_an_exit_status_that_is_expected_is_no_failure() -> None:
+    assert run_once(saying("A", "exit(2)", exit_status=2), 0)["command_seconds"] > 0
+
+
+def test_contestants_that_do_other_work_are_not_compared() -> None:
+    contestants = [saying("A", "", at=1), saying("B", "", at=1), saying("C", "", at=2)]
+    check_same_work(contestants, [[{"parameters": 5}], [{"parameters": 5}], [{"parameters": 6}]])
+    with pytest.raises(RuntimeError, match="do not do the same work: parameters"):
+        check_same_work(contestants, [[{"parameters": 5}], [{"parameters": 6}], [{"parameters": 6}]])
+    with pytest.raises(RuntimeError, match="steps"):
+        check_same_work(contestants, [[{"steps": 5}], [{"steps": 6}], [{}]])
+
+
+def test_a_ratio_is_the_median_of_the_quotients_of_each_round() -> None:
+    contestants = [saying("A", ""), saying("B", "")]
+    entries = summary_of(contestants, [[{"s": 1.0}, {"s": 2.0}, {"s": 10.0}], [{"s": 2.0}, {"s": 2.0}, {"s": 30.0}]])
+    assert [entry["median"]["s"] for entry in entries] == [2.0, 2.0]
+    assert entries[1]["ratio"]["s"] == 2.0  # of 2, 1 and 3
+
+
+def test_a_ratio_is_to_the_first_at_the_same_point() -> None:
+    contestants = [saying(name, "", at=at) for at in (1, 2) for name in "AB"]
+    entries = summary_of(contestants, [[{"s": 1.0}], [{"s": 3.0}], [{"s": 4.0}], [{"s": 8.0}]])
+    assert [entry["ratio"]["s"] for entry in entries] == [1.0, 3.0, 1.0, 2.0]
+
+
+def test_the_seconds_until_an_accuracy_are_of_training_before_that_validation() -> None:
+    records = [
+        {"split": "train", "seconds": 1.0, "accuracy": 1.0},
+        {"split": "val", "accuracy": 0.98},
+        {"split": "train", "seconds": 2.0, "accuracy": 1.0},
+        {"split": "val", "accuracy": 0.991},
+    ]
+    assert seconds_until(records, 0.99) == 2.0
+    assert seconds_until(records, 0.993) is None
+
+
+def own_overrides() -> list[tuple[str, ...]]:
+    """Of every command of cnnlab's on MNIST that is measured."""
+    contestants = [one for benchmark in BENCHMARKS.values() for one in benchmark.contestants()]
+    return [
+        tuple(part for part in one.command[4:] if "{" not in part)
+        for one in contestants
+        if "--config-dir" in one.command
+    ]
+
+
+def blueprint(overrides: tuple[str, ...]) -> Blueprint:
+    return check_config(resolved(cnnlab.compose(*overrides, config_dir=CONFIGS)), Trust())
+
+
+@pytest.mark.parametrize("overrides", own_overrides(), ids=" ".join)
+def test_every_run_that_is_measured_is_legal(overrides: tuple[str, ...]) -> None:
+    assert blueprint(overrides).steps_per_epoch > 0
+
+
+@pytest.mark.parametrize(
+    ("network", "width", "depth", "overrides"),
+    [
+        ("cnn", 16, 0, ["model=cnn"]),
+        ("cnn", 16, 3, ["model=deep_cnn", "model.blocks.more.repeat=3"]),
+        ("cnn", 4, 0, ["model=cnn", *(f"model.blocks.conv{n}.out_channels={4 * 2 ** (n - 1)}" for n in (1, 2, 3))]),
+        ("normed_mlp", 16, 0, ["model=normed_mlp"]),
+        ("sigmoid", 16, 0, ["model=sigmoid", "loss=quadratic"]),
+    ],
+)
+def test_the_networks_by_hand_are_those_of_the_configs(
+    network: str, width: int, depth: int, overrides: list[str]
+) -> None:
+    own = blueprint(("data=mnist", *overrides)).network.build().eval()
+    other = build(network, width, depth).eval()
+    names, values = list(other.state_dict()), own.state_dict().values()
+    other.load_state_dict(dict(zip(names, values, strict=True)))
+    x_NCHW = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(own(x_NCHW), other(x_NCHW))
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in CONTESTANTS.glob("*.py") if path.name != "setting.py"))
+def test_every_contestant_says_what_it_is(script: str) -> None:
+    text = (CONTESTANTS / script).read_text()
+    assert len(text.splitlines()) <= 100
+    assert text.startswith('"""')
+
+
+def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CONTESTANTS.parent / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_can_be_measured_is_listed() -> None:
+    assert all(name in run_benchmarks("--help").stdout for name in BENCHMARKS)
+
+
+def test_each_run_of_cnnlabs_comes_once_more_with_other_overrides() -> None:
+    contestants = [saying("by hand", ""), saying("cnnlab", "")]
+    added = with_overrides(contestants, ["trainer.clip_norm=1", "seed=3"])[2:]
+    assert [one.name for one in added] == ["cnnlab, trainer.clip_norm=1 seed=3"]
+    assert list(added[0].command) == [*contestants[1].command, "trainer.clip_norm=1", "seed=3"]
+    assert with_overrides(contestants, []) == contestants
+
+
+def test_a_benchmark_that_fails_leaves_the_others_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = Benchmark("nothing", lambda: [saying("A", "exit(1)")], ())
+    monkeypatch.setattr("run.BENCHMARKS", {"one": failing, "two": failing})
+    assert main([], 1, []) == 2
+    assert re.findall("error: (.*): A ended with 1", capsys.readouterr().err) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["nope"], "expected one of cnn, mlp"), (["cnn", "--repeats", "0"], "a whole number of 1 or more, received 0")],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[str], told: str) -> None:
+    answer = run_benchmarks(*arguments)
+    assert answer.returncode == 2
+    assert told in answer.stderr
