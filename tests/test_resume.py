@@ -48,9 +48,9 @@ def run_to_end(*overrides: str) -> str:
     return output
 
 
-def stop_behind(run: Path, step: int, number: signal.Signals) -> int:
+def stop_behind(run: Path, step: int, number: signal.Signals, *overrides: str) -> int:
     """Starts a run, sends the signal once a checkpoint of `step` or later is there; returns the exit status."""
-    process = start(*SETTINGS, f"run_dir={run}")
+    process = start(*SETTINGS, f"run_dir={run}", *overrides)
     try:
         deadline = time.monotonic() + 240
         while last_step(run) < step:
@@ -111,6 +111,16 @@ def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Pa
     assert stop_behind(run, 28, signal.SIGKILL) == -signal.SIGKILL
     assert 28 <= last_step(run) < STEPS
     run_to_end(f"resume={run}")
+    assert_same_end(run, uninterrupted)
+
+
+def test_a_run_that_streams_its_pictures_is_killed_and_ends_with_the_bits_of_one_that_does_not(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    streaming = ("data.memory_share=1e-9", "data.workers=1")
+    assert stop_behind(run, 28, signal.SIGKILL, *streaming) == -signal.SIGKILL
+    assert "data: streaming from memory with 1 worker" in run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component
 from cnnlab.data.augmentation import Augmentation
 from cnnlab.data.mixing import Mixing
+from cnnlab.data.placement import Placement, place
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
@@ -57,6 +58,11 @@ class Blueprint:
     @property
     def total_steps(self) -> int | None:
         return self.settings.total_steps(self.steps_per_epoch)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the pictures lie, decided by the memory that is free when this is first asked for."""
+        return place(self.data, self.spec, self.device)
 
     def meter(self) -> Meter | None:
         """Measures the named metrics, where there are any."""

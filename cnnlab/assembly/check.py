@@ -1,7 +1,8 @@
 """A config, checked whole before anything is loaded or written; every complaint comes in one error."""
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from cnnlab.assembly.blueprint import Blueprint, build_schedule
 from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.blocks.activation import Step, TwoClasses
-from cnnlab.components import Component, Kind, Trust, bind, bind_arguments
+from cnnlab.components import Component, Kind, Trust, bind, bind_arguments, find_factory, split_spec
 from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS, Augmentation
 from cnnlab.data.mixing import Mixing
@@ -212,14 +213,23 @@ class _Checker:
         section = self._section("data")
         given = {name: section.pop(name) for name in SETTINGS if name in section}
         data = self._bound(DataSettings, given, "data")
+        own = self._arguments_of_source(section)
         for name in list(section):
-            near = did_you_mean(name, SETTINGS)
+            near = "" if name in own else did_you_mean(name, SETTINGS)
             if near:  # a misspelt setting would be taken for an argument of the source
                 self.complaints.add(f"data.{name}", f"there is no such key;{near}")
                 del section[name]
         component = bind(section, "data", SOURCE, self.complaints, trust=self.trust)
         source = self._value(component.build) if component else None
         return source, data
+
+    def _arguments_of_source(self, section: Mapping[str, Any]) -> Collection[str]:
+        """The names that the source takes; none where there is no such source, which is told elsewhere."""
+        try:
+            name, _ = split_spec(section, "data")
+            return inspect.signature(find_factory(name, "data", SOURCE, self.trust)).parameters
+        except ConfigError:
+            return ()
 
     def _bound(self, factory: Any, given: Mapping[str, Any], key: str) -> Any:
         """A dataclass of settings from a section of the config, or None with complaints."""

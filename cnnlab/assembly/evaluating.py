@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def _top_k(given: Any, classes: int) -> int:
 def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
     blueprint = run.blueprint
     pictures = _read(run, split)
-    loader = held_out_loader(blueprint, pictures, run.normalization)
-    outputs = collect(run.network(), loader, blueprint.execution, VIEWS[tta])
+    with closing(held_out_loader(blueprint, pictures, run.normalization)) as loader:
+        outputs = collect(run.network(), loader, blueprint.execution, VIEWS[tta])
     predictions = _predictions(blueprint, outputs)
     class_names = blueprint.spec.class_names
     confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))

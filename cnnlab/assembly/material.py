@@ -3,16 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.data.augmentation import Augment
+from cnnlab.data.cache import cache_folder
+from cnnlab.data.loader import PictureLoader
 from cnnlab.data.normalization import Normalization
+from cnnlab.data.picture_files import printable
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Pictures
 from cnnlab.data.splits import carve
+from cnnlab.data.streaming import StreamingLoader
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.losses import ClassWeighted
 from cnnlab.runtime.errors import ArgumentError, ConfigError
@@ -45,7 +50,7 @@ def read_training_data(blueprint: Blueprint) -> TrainingData:
     else:
         val = everything.select(carved)
     train = everything.select(kept[: settings.limit])
-    normalization = Normalization.fit(settings.normalize, train.x_NCHW)
+    normalization = Normalization.fit(settings.normalize, train)
     class_counts = torch.bincount(train.y_N, minlength=blueprint.spec.classes).tolist()
     fit_loss(blueprint, class_counts)
     return TrainingData(train, val, normalization, class_counts, digest)
@@ -79,10 +84,10 @@ def read_split(blueprint: Blueprint, split: str) -> Pictures:
     """All pictures of one of the source's own splits, checked against what it described. Raises `ConfigError`."""
     pictures = blueprint.source.read(split)
     spec = blueprint.spec
-    if len(pictures) != spec.counts[split] or tuple(pictures.x_NCHW.shape[1:]) != spec.input_shape:
+    if len(pictures) != spec.counts[split] or pictures.shape != spec.input_shape:
         raise ConfigError(
             f"data: expected {spec.counts[split]:,} pictures of {spec.input_shape} in the {split} split, found "
-            f"{len(pictures):,} of {tuple(pictures.x_NCHW.shape[1:])}"
+            f"{len(pictures):,} of {pictures.shape}"
         )
     largest, smallest = int(pictures.y_N.max()), int(pictures.y_N.min())
     if smallest < 0 or largest >= spec.classes:
@@ -93,13 +98,19 @@ def read_split(blueprint: Blueprint, split: str) -> Pictures:
     return pictures
 
 
-def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> ResidentLoader:
+def describe_placement(blueprint: Blueprint) -> str:
+    """One line: whether the pictures lie on the device, or where they are read from."""
+    in_files = blueprint.source.paths("train") is not None
+    return blueprint.placement.describe(printable(cache_folder()) if in_files else "memory")
+
+
+def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> PictureLoader:
     augment = Augment(blueprint.augment, blueprint.spec.classes, blueprint.seed) if blueprint.augment else None
-    return ResidentLoader(
+    return _loader(
+        blueprint,
         pictures,
         normalization,
         blueprint.data.batch_size,
-        device=blueprint.device,
         shuffle=True,
         balanced=blueprint.data.sampling == "balanced",
         drop_last=blueprint.data.drop_last,
@@ -108,10 +119,17 @@ def train_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normal
     )
 
 
-def held_out_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> ResidentLoader:
-    return ResidentLoader(
-        pictures, normalization, blueprint.data.eval_batch_size, device=blueprint.device, shuffle=False
-    )
+def held_out_loader(blueprint: Blueprint, pictures: Pictures, normalization: Normalization) -> PictureLoader:
+    return _loader(blueprint, pictures, normalization, blueprint.data.eval_batch_size, shuffle=False)
+
+
+def _loader(
+    blueprint: Blueprint, pictures: Pictures, normalization: Normalization, batch_size: int, **options: Any
+) -> PictureLoader:
+    placement, device = blueprint.placement, blueprint.device
+    if placement.resident:
+        return ResidentLoader(pictures, normalization, batch_size, device=device, **options)
+    return StreamingLoader(pictures, normalization, batch_size, device=device, workers=placement.workers, **options)
 
 
 def load_network(blueprint: Blueprint, checkpoint: Checkpoint) -> nn.Module:

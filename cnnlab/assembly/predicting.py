@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnnlab.assembly.material import held_out_loader
 from cnnlab.assembly.reporting import print_predictions, write_image_predictions
 from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.data.picture_files import list_pictures
+from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Pictures
 from cnnlab.engine.evaluation import VIEWS, collect
 from cnnlab.losses import probabilities
@@ -65,6 +65,8 @@ def _probabilities(run: SavedRun, paths: list[Path], tta: str) -> Tensor:
         except ConfigError as error:
             raise ConfigError(f"images: {error}") from error
         pictures = Pictures.of(x_NCHW, torch.zeros(len(x_NCHW), dtype=torch.int64))
-        loader = held_out_loader(blueprint, pictures, run.normalization)
+        loader = ResidentLoader(
+            pictures, run.normalization, blueprint.data.eval_batch_size, device=blueprint.device, shuffle=False
+        )
         parts.append(probabilities(loss, collect(network, loader, blueprint.execution, VIEWS[tta]).output_NK))
     return torch.cat(parts)

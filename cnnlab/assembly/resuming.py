@@ -32,6 +32,8 @@ CHANGEABLE = (
     "schedule.total_steps",
     "observers",
     "data.root",
+    "data.memory_share",
+    "data.workers",
     "device",
 )
 COMMAND_ONLY = ("resume", "trust")
@@ -88,7 +90,8 @@ def _check_changes(changes: Sequence[Override], saved: Mapping[str, Any]) -> Non
 
 def _check_length(blueprint: Blueprint, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Another length is refused where it would change the learning rate of steps that are already done."""
-    old = check_config({**before, "device": "cpu"}, Trust(True)).schedule_steps  # its classes were checked above
+    # its classes were checked above; where its data lies and who reads it is this machine's affair
+    old = check_config({**before, "data": after["data"], "device": "cpu"}, Trust(True)).schedule_steps
     if old == blueprint.schedule_steps:
         return
     if schedule_depends_on_length(after["schedule"]):

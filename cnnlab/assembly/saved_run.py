@@ -17,6 +17,7 @@ from cnnlab.assembly.run_directory import RunDirectory
 from cnnlab.assembly.saved import load_saved_config, resolved
 from cnnlab.components import Trust
 from cnnlab.data.normalization import Normalization
+from cnnlab.data.settings import AUTO
 from cnnlab.data.source import DataSpec
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.execution import Execution
@@ -36,8 +37,8 @@ class SavedRun:
         """`checkpoint` is `best`, `last` or a step; `data` is what to read instead. Raises `ConfigError`."""
         directory = RunDirectory.open(path, "run")
         saved = resolved(load_saved_config(path / "config.yaml"))
-        if data and isinstance(saved.get("data"), Mapping):
-            saved["data"] = {**saved["data"], **data}
+        if isinstance(saved.get("data"), Mapping):
+            saved["data"] = {**saved["data"], "workers": AUTO, **data}  # theirs were for the machine that trained
         found = Checkpoints(path / "checkpoints").resolve(checkpoint)
         spec, class_counts = _known_data(found)
         blueprint = check_config({**saved, "device": device}, trust, spec)

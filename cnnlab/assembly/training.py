@@ -4,7 +4,7 @@ import io
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cnnlab.assembly.compose import as_given
 from cnnlab.assembly.learner import build_learner, check_machine, settle_execution
 from cnnlab.assembly.material import (
     TrainingData,
+    describe_placement,
     describe_splits,
     held_out_loader,
     load_network,
@@ -72,6 +73,7 @@ def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
     check_machine(blueprint)
     blueprint.source.check()
     blueprint = _with_starting_weights(blueprint)
+    print(describe_placement(blueprint), end="\n\n")
     directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
     try:
         data = read_training_data(blueprint)
@@ -97,6 +99,7 @@ def _resume(run: Resumption) -> Path:
         check_classes(checkpoint, blueprint.spec.class_names)
         if checkpoint is None:
             blueprint = _with_starting_weights(blueprint)
+        print(describe_placement(blueprint), end="\n\n")
         data = read_training_data(blueprint)
         check_data(checkpoint, data.digest)
     except ConfigError:
@@ -128,7 +131,6 @@ def _print_plan(blueprint: Blueprint) -> None:
     print(describe_splits(blueprint))
     for note in blueprint.source.notes():
         print(note)
-    print()
 
 
 def _table_text(blueprint: Blueprint) -> str:
@@ -193,6 +195,7 @@ def _run(
             observers.log(Finished(_final_metrics(summary)))
         finally:
             observers.close()
+            trainer.close()
     _say_goodbye(summary, directory, blueprint)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
@@ -308,8 +311,9 @@ def _measure_test(
     directory.write_json(
         "environment.json", {**directory.read_json("environment.json"), "test_digest": pictures.digest()}
     )
-    loader = held_out_loader(blueprint, pictures, data.normalization)
-    values = evaluate(load_network(blueprint, best), blueprint.loss, loader, blueprint.execution, blueprint.meter())
+    network = load_network(blueprint, best)
+    with closing(held_out_loader(blueprint, pictures, data.normalization)) as loader:
+        values = evaluate(network, blueprint.loss, loader, blueprint.execution, blueprint.meter())
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
     return values
 

@@ -268,6 +268,11 @@ class Augment:
         self.classes = classes
         self.seed = seed
 
+    @property
+    def mixes(self) -> bool:
+        """Whether what becomes of a picture depends on its batch."""
+        return any(isinstance(step, Mixing) for step in self.steps.values())
+
     def __call__(
         self, x_NCHW: Tensor, target_N: Tensor, index_N: Tensor, epoch: int, position: int
     ) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cnnlab.data.cache import read_files
 from cnnlab.data.picture_files import EXTENSIONS, Entries, PictureReader, list_pictures, printable, visible
 from cnnlab.data.source import DataSpec, Pictures, Source
 from cnnlab.data.splits import carve
 from cnnlab.runtime.checks import int_or_pair, number
-from cnnlab.runtime.device import machine_memory
 from cnnlab.runtime.errors import ArgumentError, ConfigError, listing
 from cnnlab.runtime.randomness import derive
 
@@ -51,24 +51,18 @@ class ImageFolder(Source):
         self.test_share = number("test_share", test_share, 0, 1, open_maximum=True)
 
     def describe(self) -> DataSpec:
-        """Looks at names only. Raises `ConfigError` for folders that make no data set, or one too large."""
+        """Looks at names only. Raises `ConfigError` for folders that make no data set."""
         found = self._found
-        spec = DataSpec(
+        return DataSpec(
             (self.picture_reader.channels, *self.picture_reader.size),
             {name: len(split.paths) for name, split in found.splits.items()},
             found.class_names,
             {name: split.origin for name, split in found.splits.items()},
         )
-        _check_memory(spec)
-        return spec
 
     def read(self, split: str) -> Pictures:
         chosen = self._found.splits[split]
-        try:
-            x_NCHW = self.picture_reader.read_all([self.root / path for path in chosen.paths])
-        except ConfigError as error:
-            raise ConfigError(f"data.root: {error}") from error
-        return Pictures.of(x_NCHW, chosen.y_N)
+        return read_files(self.root, chosen.paths, chosen.y_N, self.picture_reader)
 
     def paths(self, split: str) -> list[str]:
         return list(self._found.splits[split].paths)
@@ -223,16 +217,3 @@ def _carve_test(train: _Split, share: float) -> tuple[_Split, _Split]:
 def _mixed(train: _Split) -> _Split:
     generator = torch.Generator().manual_seed(derive(ORDER_SEED, "files"))
     return train.select(torch.randperm(len(train.paths), generator=generator), train.origin)
-
-
-def _check_memory(spec: DataSpec) -> None:
-    """While splits are carved, the training pictures lie in memory twice."""
-    count = 2 * spec.counts["train"] + spec.counts.get("val", 0)
-    channels, height, width = spec.input_shape
-    needed, there = count * channels * height * width, machine_memory()
-    if needed > there:
-        raise ConfigError(
-            f"data.size: {spec.counts['train']:,} training pictures of {channels}×{height}×{width} bytes take "
-            f"{needed / 1e9:,.0f} GB while they are read, and this machine has {there / 1e9:,.0f}: expected a smaller "
-            f"size"
-        )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cnnlab.data.source import Pictures
 from cnnlab.runtime.errors import ArgumentError
 
 NORMALIZATIONS = ("standardize", "unit", "none", "imagenet")
@@ -22,12 +23,12 @@ class Normalization:
     sd_C: tuple[float, ...]
 
     @classmethod
-    def fit(cls, kind: str, x_NCHW: Tensor) -> "Normalization":
+    def fit(cls, kind: str, pictures: Pictures | Tensor) -> "Normalization":
         """`standardize` measures mean and sd of the training pictures, `unit` maps to [0, 1], `none` to 0…255.
 
         `imagenet` takes ImageNet's, for grey pictures their means over the three channels. Raises `ArgumentError`.
         """
-        channels = x_NCHW.shape[1]
+        channels = pictures.shape[0] if isinstance(pictures, Pictures) else pictures.shape[1]
         check_normalization(kind, channels)
         if kind == "imagenet":
             mean, sd = (
@@ -36,10 +37,11 @@ class Normalization:
             )
             return cls(mean, sd)
         if kind == "standardize":
-            # exact integer sums: neither the order of the pictures nor the thread count moves a bit
-            counts_C256 = torch.stack(
-                [torch.bincount(x_NCHW[:, c].flatten(), minlength=256) for c in range(channels)]
-            ).double()
+            # exact integer sums: neither the order of the pictures, their chunks nor the thread count moves a bit
+            counts_C256 = torch.zeros(channels, 256, dtype=torch.int64)
+            for x_NCHW in pictures.chunks() if isinstance(pictures, Pictures) else [pictures]:
+                for count_256, x_NHW in zip(counts_C256, x_NCHW.unbind(1), strict=True):
+                    count_256 += torch.bincount(x_NHW.flatten(), minlength=256)
             levels = torch.arange(256, dtype=torch.float64)
             total_C = counts_C256.sum(1)
             mean_C = (counts_C256 * levels).sum(1) / total_C

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ CHUNK = 64  # files a task: a future for each would cost as much as a small pict
 MOST_THREADS = 8  # each may hold one large picture
 PATIENCE = 2.0  # seconds without a progress bar
 MOST_TOLD = 5
+
+Keep = Callable[[int, Tensor], None]  # takes a file's number and its picture, in any thread
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,21 @@ class PictureReader:
     def read_all(self, paths: Sequence[Path]) -> Tensor:
         """(N, C, H, W) uint8, on all processors. Raises one `ConfigError` for everything that cannot be read."""
         x_NCHW = torch.empty((len(paths), self.channels, *self.size), dtype=torch.uint8)
+        self.read_each(paths, x_NCHW.__setitem__)
+        return x_NCHW
+
+    def read_each(self, paths: Sequence[Path], keep: Keep) -> None:
+        """Hands each file's picture, (C, H, W) uint8, to `keep` and holds none itself. Raises as `read_all` does."""
 
         def read_chunk(start: int) -> list[str]:
             refused = []
             for row, path in enumerate(paths[start : start + CHUNK], start):
                 try:
-                    x_NCHW[row] = self._read(path)
+                    x_CHW = self._read(path)
                 except ConfigError as error:
                     refused.append(str(error))
+                else:
+                    keep(row, x_CHW)
             return refused
 
         pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
@@ -89,7 +98,6 @@ class PictureReader:
             pool.shutdown(cancel_futures=True)
         if refused:
             raise ConfigError(_unreadable(refused, len(paths)))
-        return x_NCHW
 
     def _read(self, path: Path) -> Tensor:
         try:

@@ -1,29 +1,18 @@
 """The resident loader: the whole split lies on the device as uint8, a batch is a few tensor operations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cnnlab.data.augmentation import Augment
+from cnnlab.data.loader import PictureLoader
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import Pictures
-from cnnlab.runtime.batch import Batch
-from cnnlab.runtime.randomness import derive
-
-SAMPLINGS = ("shuffle", "balanced")
 
 
-class ResidentLoader:
-    """Batches of one split, in an order that is a pure function of (seed, epoch).
-
-    `batch_size` is over all ranks; every rank draws the same order and takes every `world_size`-th picture of each
-    batch. `shuffle` takes each picture once an epoch; with `balanced` as well, an epoch is as long, and has each class
-    as often as any other (`balanced_order`). `drop_last` leaves out the pictures that fill no whole batch. Position
-    within the epoch is an integer (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest
-    of the current epoch; then `set_epoch` starts another. `augment` changes the pictures of each batch.
-    """
+class ResidentLoader(PictureLoader):
+    """Gathers from pictures that lie on the device; what lies in memory already is not copied for the CPU."""
 
     def __init__(
         self,
@@ -32,109 +21,25 @@ class ResidentLoader:
         batch_size: int,
         *,
         device: torch.device,
-        shuffle: bool,
-        balanced: bool = False,
-        drop_last: bool = False,
-        augment: Augment | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        **options: Any,
     ) -> None:
-        self.x_NCHW = pictures.x_NCHW.to(device)
-        self.y_N = pictures.y_N.to(device)
-        self.index_N = pictures.index_N.to(device)
-        self.shift_C11, self.scale_C11 = normalization.tensors(device)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.balanced = balanced
-        self.drop_last = drop_last
-        self.augment = augment
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.position = 0
+        super().__init__(pictures, normalization, batch_size, device=device, **options)
+        if device.type == "cpu" and pictures.file is None:
+            self.x_NCHW, self.rows_N = pictures.stored_NCHW, pictures.rows_N
+        else:
+            self.x_NCHW, self.rows_N = _loaded(pictures, device), None
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        whole, rest = divmod(len(self.y_N), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
-
-    @property
-    def pictures(self) -> int:
-        """Pictures in an epoch, over all ranks."""
-        return len(self) * self.batch_size if self.drop_last else len(self.y_N)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch (counted from 0)."""
-        self.epoch, self.position = epoch, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
-
-    def order(self, epoch: int) -> Tensor:
-        """(pictures,) int64 rows in the order of that epoch, the same on every device."""
-        if not self.shuffle:
-            return torch.arange(len(self.y_N))
-        if self.balanced:
-            return balanced_order(self.y_N.cpu(), self.seed, epoch)
-        generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-        return torch.randperm(len(self.y_N), generator=generator)
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = self.order(self.epoch).to(self.x_NCHW.device)
-        while self.position < len(self):
-            start = self.position * self.batch_size
-            places = torch.arange(start, min(start + self.batch_size, len(order)), device=order.device)
-            position, self.position = self.position, self.position + 1
-            # the position moves on before the batch is handed out: a checkpoint after its step counts it
-            yield self._batch(order, places[self.rank :: self.world_size], position)
-
-    def _batch(self, order: Tensor, places: Tensor, position: int) -> Batch:
-        rows = order[places]
-        x_NCHW, target, index_N = self.x_NCHW[rows].float(), self.y_N[rows], self.index_N[rows]
-        if self.augment:
-            # balanced, a picture comes several times in an epoch: it shall look different each time
-            numbered_N = places if self.balanced else index_N
-            x_NCHW, target = self.augment(x_NCHW, target, numbered_N, self.epoch, position)
-        return Batch(torch.addcmul(self.shift_C11, x_NCHW, self.scale_C11), target, index_N)
+    def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
+        rows = (rows if self.rows_N is None else self.rows_N[rows]).to(self.device)
+        for block in blocks:
+            yield self.x_NCHW.index_select(0, rows[block])
 
 
-def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:
-    """(N,) int64 rows of an epoch in which each class that has a picture comes as often as any other, ± 1.
-
-    The epoch goes in rounds; in each, every class gives one picture, in an order drawn anew: so any beginning of it
-    is balanced, whatever `drop_last` cuts off. Each class goes through permutations of its own pictures without
-    end and goes on in the next epoch where it stopped, so that no picture comes again before all others of its class
-    did. The pictures over at the end are given by other classes from epoch to epoch.
-    """
-    labels, class_N, sizes = y_N.unique(return_inverse=True, return_counts=True)
-    count = len(labels)
-    rounds, rest = divmod(len(y_N), count)
-    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-    whole = torch.rand(rounds, count, generator=generator).argsort(stable=True).flatten()
-    last = ((torch.arange(rest) + epoch * rest) % count)[torch.randperm(rest, generator=generator)]
-    giver_N = torch.cat([whole, last])
-    order = torch.empty_like(giver_N)
-    rows_by_class = class_N.argsort(stable=True).split(sizes.tolist())
-    places_by_class = giver_N.argsort(stable=True).split(giver_N.bincount(minlength=count).tolist())
-    for number, label in enumerate(labels.tolist()):
-        # in the whole rounds of the epochs before, and ⌈(epoch · rest − number) / count⌉ at their ends
-        given_before = epoch * rounds - (number - epoch * rest) // count
-        places = places_by_class[number]
-        order[places] = _stream(rows_by_class[number], given_before, len(places), seed, label)
-    return order
-
-
-def _stream(rows: Tensor, start: int, count: int, seed: int, label: int) -> Tensor:
-    """`count` rows of a class from position `start` of its endless row of permutations."""
-    first, last = start // len(rows), (start + count - 1) // len(rows)
-    permutations = [
-        rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive(seed, "class", label, number)))]
-        for number in range(first, last + 1)
-    ]
-    skipped = start - first * len(rows)
-    return torch.cat(permutations)[skipped : skipped + count]
+def _loaded(pictures: Pictures, device: torch.device) -> Tensor:
+    """(N, C, H, W) on the device, chunk by chunk: the pictures lie in main memory once at most."""
+    x_NCHW = torch.empty((len(pictures), *pictures.shape), dtype=torch.uint8, device=device)
+    start = 0
+    for chunk_NCHW in pictures.chunks():
+        x_NCHW[start : start + len(chunk_NCHW)] = chunk_NCHW
+        start += len(chunk_NCHW)
+    return x_NCHW

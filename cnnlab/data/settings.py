@@ -1,15 +1,18 @@
 """The keys under `data` that are not the source's own."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from cnnlab.data.loader import SAMPLINGS
 from cnnlab.data.normalization import NORMALIZATIONS
-from cnnlab.data.resident import SAMPLINGS
 from cnnlab.data.source import DataSpec
 from cnnlab.data.splits import check_validation, part_of
-from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,9 @@ class DataSettings:
     `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first pictures of the training
     split, after validation was carved. `validation.count` is a number of training pictures or a share of them in
     (0, 1); a source that brings a validation split of its own has none carved. `sampling` is `shuffle`, or `balanced`
-    for every class as often as any other. `augment` maps names to the specs of augmentations.
+    for every class as often as any other. `augment` maps names to the specs of augmentations. The pictures lie on the
+    device where they take no more than `memory_share` of its free memory; else `workers` read them ahead, as many as
+    given or, with `auto`, as the run has threads, up to four.
     """
 
     batch_size: int
@@ -31,6 +36,8 @@ class DataSettings:
     normalize: str
     sampling: str = "shuffle"
     augment: Mapping[str, Any] = field(default_factory=dict)
+    memory_share: float = 0.5
+    workers: int | str = AUTO
 
     def __post_init__(self) -> None:
         integer("batch_size", self.batch_size, 1)
@@ -40,6 +47,8 @@ class DataSettings:
             integer("limit", self.limit, 1)
         one_of("normalize", self.normalize, NORMALIZATIONS)
         one_of("sampling", self.sampling, SAMPLINGS)
+        number("memory_share", self.memory_share, 0, 1, open_minimum=True)
+        self._check_workers()
         for name in self.validation:
             if name not in ("count", "from"):
                 raise ArgumentError(
@@ -50,6 +59,17 @@ class DataSettings:
             check_validation(self.validation.get("count", 0), self.validation_from)
         except ArgumentError as error:
             raise ArgumentError(f"validation.{error.argument}", error.message) from error
+
+    def _check_workers(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        if self.workers == AUTO:
+            return
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 0 <= self.workers <= cores:
+            raise ArgumentError(
+                "workers",
+                f"expected {AUTO} or a whole number from 0 to {cores}, the processor cores here, received "
+                f"{self.workers!r}",
+            )
 
     def has_validation(self, spec: DataSpec) -> bool:
         return "val" in spec.counts or bool(self.validation.get("count"))
@@ -87,8 +107,12 @@ class DataSettings:
         return count
 
     def steps_per_epoch(self, spec: DataSpec) -> int:
+        """Raises `ArgumentError` where there is none, or there are more workers than steps."""
         whole, rest = divmod(self.train_count(spec), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        steps = whole + (rest > 0 and not self.drop_last)
+        if isinstance(self.workers, int) and self.workers > steps:
+            raise ArgumentError("workers", f"expected at most the {steps} batches of an epoch, received {self.workers}")
+        return steps
 
 
 SETTINGS = tuple(setting.name for setting in fields(DataSettings))

@@ -2,13 +2,17 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cnnlab.data.picture_files import PictureReader
+
+CHUNK = 1 << 24  # bytes of pictures in memory at once, where all are gone through
 
 
 @dataclass(frozen=True)
@@ -32,29 +36,57 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split in memory: `x_NCHW` uint8, `y_N` int64 class indices, `index_N` positions in their split's file."""
+    """One split: uint8 pictures, `y_N` int64 class indices, `index_N` positions in their split's file.
 
-    x_NCHW: Tensor
+    Picture i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. What is stored lies in memory, or in
+    `file`, which is mapped into memory and read where it is touched. A selection copies no pixel.
+    """
+
+    stored_NCHW: Tensor
     y_N: Tensor
     index_N: Tensor
+    rows_N: Tensor | None = None
+    file: Path | None = None
 
     def __len__(self) -> int:
-        return self.x_NCHW.shape[0]
+        return len(self.y_N)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a picture."""
+        return tuple(self.stored_NCHW.shape[1:])
+
+    @property
+    def x_NCHW(self) -> Tensor:  # noqa: N802 — its shape is part of the name
+        """The pictures in one tensor; of a selection that is a copy, in memory."""
+        return self.stored_NCHW if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The pictures in their order, (n, C, H, W) at a time: no more than `CHUNK` bytes, or one picture."""
+        count = max(1, CHUNK // self.stored_NCHW[0].numel())
+        for start in range(0, len(self), count):
+            rows = slice(start, start + count)
+            yield self.stored_NCHW[rows] if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N[rows])
 
     def select(self, rows: Tensor) -> "Pictures":
-        return Pictures(self.x_NCHW[rows], self.y_N[rows], self.index_N[rows])
+        stored_rows = rows if self.rows_N is None else self.rows_N[rows]
+        return replace(self, y_N=self.y_N[rows], index_N=self.index_N[rows], rows_N=stored_rows)
 
     @classmethod
-    def of(cls, x_NCHW: Tensor, y_N: Tensor) -> "Pictures":
+    def of(cls, x_NCHW: Tensor, y_N: Tensor, file: Path | None = None) -> "Pictures":
         """Pictures in the order of their file. Raises `ValueError` unless each has one label."""
         if len(x_NCHW) != len(y_N):
             raise ValueError(f"{len(x_NCHW):,} pictures and {len(y_N):,} labels")
-        return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)))
+        return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)), file=file)
 
     def digest(self) -> str:
-        """SHA-256 over pictures and labels."""
-        digest = hashlib.sha256(str(tuple(self.x_NCHW.shape)).encode())
-        for tensor in (self.x_NCHW, self.y_N):
+        """SHA-256 over pictures and labels, computed once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(str((len(self), *self.shape)).encode())
+        for tensor in (*self.chunks(), self.y_N):
             digest.update(tensor.contiguous().cpu().numpy().data)
         return digest.hexdigest()
 

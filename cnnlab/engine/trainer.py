@@ -37,6 +37,7 @@ class Loader(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,11 @@ class Trainer:
         self._recorded = (self.progress.pictures, self.progress.seconds)
         with self.profiler or nullcontext():
             return self._fit()
+
+    def close(self) -> None:
+        """Ends what the loaders run beside this process."""
+        for loader in (self.train, *self.held_out.values()):
+            loader.close()
 
     def _fit(self) -> str:
         self._clock = time.perf_counter()

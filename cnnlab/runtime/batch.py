@@ -20,6 +20,10 @@ class Batch:
     def __len__(self) -> int:
         return self.x_NCHW.shape[0]
 
+    def __getitem__(self, places: slice) -> "Batch":
+        """Some of its pictures; no pixel is copied."""
+        return Batch(self.x_NCHW[places], self.target[places], self.index_N[places])
+
     def chunks(self, count: int) -> "list[Batch]":
         """Splits into at most `count` batches whose sizes differ as little as `torch.chunk` allows."""
         if count == 1:

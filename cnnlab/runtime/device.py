@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from cnnlab.runtime.errors import ConfigError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda")
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # as a container sees its own
 
 
 def select_device(name: str) -> torch.device:
@@ -32,6 +34,36 @@ def select_device(name: str) -> torch.device:
 def machine_memory() -> int:
     """Bytes of main memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the device can give now; of main memory no more than the process's control group (a container's)."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    available = re.search(r"^MemAvailable: +(\d+) kB$", _content(Path("/proc/meminfo")), re.MULTILINE)
+    free = 1024 * int(available[1]) if available else machine_memory()
+    limit, used = (_content(CONTROL_GROUP / name) for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit():
+        cached = re.search(r"^inactive_file (\d+)$", _content(CONTROL_GROUP / "memory.stat"), re.MULTILINE)
+        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return max(free, 1)
+
+
+def _content(path: Path) -> str:
+    """A file's text, empty where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def size_text(size: int) -> str:
+    """Such as `188 MB`, in units of 1,000."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:,.{0 if size >= 10 * factor else 1}f} {unit}"
+    return f"{size} bytes"
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs on folders of pictures: what is read, told, refused and left behind."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,64 @@ def test_an_evaluation_takes_no_other_key_of_the_data(own: Path) -> None:
     answer = run(evaluate, "run=run", "data.size=9")
     assert answer.code == 2
     assert answer.err.startswith("error: data.size: ")
+
+
+# resident and streaming
+
+STREAMING = ("data.memory_share=1e-9", "data.workers=1")
+
+
+def told(answer: Answer) -> str:
+    return next(line for line in answer.out.splitlines() if line.startswith("data: "))
+
+
+def test_a_run_says_where_the_pictures_lie(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLAB_CACHE", str(own / "cache"))
+    assert told(train_on(own / "pictures", path="a")).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
+    assert told(train_on(own / "pictures", *STREAMING, path="b")).startswith(
+        f"data: streaming from {own}/cache with 1 worker (6.9 kB, more than 1e-09 of the "
+    )
+
+
+def test_a_run_that_streams_learns_the_same_to_the_bit(own: Path) -> None:
+    augmented = "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}}"
+    for path, overrides in {"a": (), "b": STREAMING, "c": (*STREAMING, "data.workers=0")}.items():
+        assert train_on(own / "pictures", augmented, *overrides, path=path).code == 0
+    assert losses(own / "a") == losses(own / "b") == losses(own / "c")
+
+
+def test_a_run_that_streams_is_evaluated_wherever_it_is(own: Path) -> None:
+    assert train_on(own / "pictures", *STREAMING, path="streaming").code == 0
+    config = own / "streaming" / "config.yaml"
+    config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))  # of a larger machine
+    for split in ("val", "test"):
+        assert run(evaluate, "run=streaming", f"split={split}").code == 0
+    measured = read_json(next((own / "streaming").glob("evaluation-test-*.json")))
+    assert measured["accuracy"] == read_json(own / "streaming" / "summary.json")["test"]["accuracy"]
+
+
+def test_a_resumed_run_may_have_other_workers(own: Path) -> None:
+    assert train_on(own / "pictures", *STREAMING, path="streaming").code == 0
+    config = own / "streaming" / "config.yaml"
+    config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))  # of a larger machine
+    assert "data.workers: expected auto or a whole number from 0 to" in run(train, "resume=streaming").err
+    assert run(train, "resume=streaming", "data.workers=0").code == 0
+
+
+def test_a_cache_that_cannot_be_kept_leaves_no_run(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folders(in_tmp_path / "pictures", CARVED)
+    monkeypatch.setenv("CNNLAB_CACHE", "/dev/null/cache")
+    answer = train_on(root)
+    assert answer.code == 2
+    assert answer.err.startswith("error: CNNLAB_CACHE: decoded pictures cannot be kept in /dev/null/cache (")
+    assert [path.name for path in in_tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_name(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.data.streaming._Stored.__getitem__", lambda stored, rows: os._exit(7))
+    answer = train_on(own / "pictures", *STREAMING, path="dying")
+    assert answer.code == 1
+    assert "error: a worker that reads pictures died (process " in answer.err
+    assert ", status 7)" in answer.err
+    assert "Traceback" not in answer.err
+    assert read_json(own / "dying" / "summary.json")["status"] == "failed"

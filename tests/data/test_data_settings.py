@@ -38,6 +38,13 @@ def settings(**changes: Any) -> DataSettings:
         ({"validation": {"count": 1.5}}, "validation.count"),
         ({"validation": {"count": 10, "from": "start"}}, "validation.from"),
         ({"sampling": "balance"}, "sampling"),
+        ({"memory_share": 0}, "memory_share"),
+        ({"memory_share": 1.01}, "memory_share"),
+        ({"memory_share": float("nan")}, "memory_share"),
+        ({"workers": -1}, "workers"),
+        ({"workers": 10_000}, "workers"),
+        ({"workers": True}, "workers"),
+        ({"workers": "all"}, "workers"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
@@ -112,6 +119,13 @@ def test_the_steps_of_an_epoch(batch_size: int, drop_last: bool, steps: int) -> 
 
 
 WITH_VALIDATION = DataSpec((1, 8, 8), {"train": 100, "val": 30, "test": 20}, ("a", "b"))
+
+
+def test_more_workers_than_batches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    assert settings(workers=11).steps_per_epoch(SPEC) == 11
+    with pytest.raises(ArgumentError, match="workers: expected at most the 11 batches of an epoch, received 12"):
+        settings(workers=12).steps_per_epoch(SPEC)
 
 
 @pytest.mark.parametrize("count", [0, 10, 0.25, 5000])

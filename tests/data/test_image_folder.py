@@ -223,19 +223,6 @@ def test_a_picture_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> 
     assert f"{tmp_path}/train/cat/003.png: its content is no picture" in str(caught.value)
 
 
-def test_pictures_that_do_not_fit_into_memory_are_refused_with_the_arithmetic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cnnlab.data.image_folder.machine_memory", lambda: 10**9)
-    root = write_folders(tmp_path, WHOLE)
-    needed = (2 * 20 + 5) * 3 * 4000 * 4000  # 2.16 GB
-    assert needed == 2_160_000_000
-    message = refusal(root, size=4000)
-    assert message.startswith("data.size: 20 training pictures of 3×4000×4000 bytes take 2 GB")
-    assert "this machine has 1: expected a smaller size" in message
-    source(root, size=2000).describe()
-
-
 def test_classes_are_sorted_by_code_points(tmp_path: Path) -> None:
     names = ["Zebra", "ant", "Ölvogel", "10", "9"]
     write_folders(tmp_path, dict.fromkeys(names, 1))

@@ -4,6 +4,7 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
 from cnnlab.data.normalization import NORMALIZATIONS, Normalization
+from cnnlab.data.source import Pictures
 from cnnlab.runtime.errors import ArgumentError
 
 
@@ -31,6 +32,14 @@ def test_standardize_of_hand_countable_pixels() -> None:
     normalization = Normalization.fit("standardize", torch.tensor([0, 0, 0, 200], dtype=torch.uint8).view(1, 1, 2, 2))
     assert normalization.mean_C == (50.0,)
     assert normalization.sd_C == (pytest.approx((3 / 4 * 50**2 + 1 / 4 * 150**2) ** 0.5),)
+
+
+def test_what_is_measured_chunk_by_chunk_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = torch.tensor([3, 39, 0, 17, 18])
+    expected = Normalization.fit("standardize", pictures()[chosen])
+    monkeypatch.setattr("cnnlab.data.source.CHUNK", 400)  # two pictures
+    selected = Pictures.of(pictures(), torch.zeros(40)).select(chosen)
+    assert Normalization.fit("standardize", selected) == expected
 
 
 def test_unit_maps_black_to_0_and_white_to_1() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cnnlab.data.augmentation import Augment, Brightness, HorizontalFlip, Shift
+from cnnlab.data.loader import balanced_order
 from cnnlab.data.mixing import MixUp
 from cnnlab.data.normalization import Normalization
-from cnnlab.data.resident import ResidentLoader, balanced_order
+from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive

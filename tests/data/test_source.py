@@ -53,6 +53,24 @@ def test_a_selection_keeps_pictures_labels_and_numbers_together() -> None:
     assert chosen.index_N.tolist() == [2, 0]
 
 
+def test_a_selection_copies_no_picture_and_can_be_selected_from() -> None:
+    everything = pictures()
+    chosen = everything.select(torch.tensor([2, 0])).select(torch.tensor([1]))
+    assert chosen.stored_NCHW is everything.stored_NCHW
+    assert chosen.x_NCHW.flatten().tolist() == [0, 1, 2, 3]
+    assert (len(chosen), chosen.shape, chosen.index_N.tolist()) == (1, (1, 2, 2), [0])
+
+
+@pytest.mark.parametrize("size", [1, 4, 8, 9, 1 << 24])
+def test_chunks_are_the_pictures_in_their_order_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("cnnlab.data.source.CHUNK", size)
+    for x in (pictures(), pictures().select(torch.tensor([2, 0]))):
+        chunks = list(x.chunks())
+        assert max(map(len, chunks)) <= max(1, size // 4)
+        assert torch.equal(torch.cat(chunks), x.x_NCHW)
+        assert x.digest() == Pictures.of(x.x_NCHW.clone(), x.y_N).digest()
+
+
 def test_the_digest_is_sha256_over_shape_pictures_and_labels() -> None:
     x = pictures()
     by_hand = hashlib.sha256(b"(3, 1, 2, 2)" + x.x_NCHW.numpy().tobytes() + x.y_N.numpy().tobytes())
@@ -62,12 +80,14 @@ def test_the_digest_is_sha256_over_shape_pictures_and_labels() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"x_NCHW": pictures().x_NCHW.flip(0)},
-        {"x_NCHW": pictures().x_NCHW.reshape(3, 1, 1, 4)},
+        {"stored_NCHW": pictures().x_NCHW.flip(0)},
+        {"stored_NCHW": pictures().x_NCHW.reshape(3, 1, 1, 4)},
         {"y_N": torch.tensor([2, 0, 0])},
     ],
     ids=["pixels", "shape", "labels"],
 )
 def test_the_digest_notices_any_change(changed: dict[str, Any]) -> None:
     x = pictures()
-    assert Pictures(**{"x_NCHW": x.x_NCHW, "y_N": x.y_N, "index_N": x.index_N, **changed}).digest() != x.digest()
+    assert (
+        Pictures(**{"stored_NCHW": x.stored_NCHW, "y_N": x.y_N, "index_N": x.index_N, **changed}).digest() != x.digest()
+    )

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnlab.runtime.device import describe_environment, git_commit, select_device
+from cnnlab.runtime.device import (
+    describe_environment,
+    free_memory,
+    git_commit,
+    machine_memory,
+    select_device,
+    size_text,
+)
 from cnnlab.runtime.errors import ConfigError
 
 
@@ -79,3 +86,47 @@ def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
 def test_without_git_there_is_no_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert git_commit(repository) is None
+
+
+CPU = torch.device("cpu")
+
+
+def test_the_free_memory_is_a_part_of_the_machines() -> None:
+    assert 0 < free_memory(CPU) <= machine_memory()
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("5000", "2000", 3500), ("5000", "6000", 1), ("max", "2000", None), ("garbage", "", None)],
+)
+def test_a_container_gives_what_its_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: str, expected: int | None
+) -> None:
+    monkeypatch.setattr("cnnlab.runtime.device.CONTROL_GROUP", tmp_path)
+    unlimited = free_memory(CPU)
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text("active_file 7\ninactive_file 500\n")  # cached files give way
+    if expected is None:
+        assert free_memory(CPU) == pytest.approx(unlimited, rel=0.5)
+    else:
+        assert free_memory(CPU) == expected
+
+
+def test_of_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (7, 100))
+    assert free_memory(torch.device("cuda")) == 7
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (999, "999 bytes"),
+        (1_000, "1.0 kB"),
+        (188_160_000, "188 MB"),
+        (2_400_000_000, "2.4 GB"),
+        (10**15, "1,000,000 GB"),
+    ],
+)
+def test_a_size_is_told_in_the_unit_that_fits(size: int, text: str) -> None:
+    assert size_text(size) == text

@@ -1,0 +1,199 @@
+"""Decoded pictures, kept for later runs: one file of plain bytes for each split, mapped into memory.
+
+A file's name is a digest of what its content follows from; its first bytes are a header of JSON, and behind it the
+pictures lie as uint8 (N, C, H, W). Nothing in it is ever run. Any of the files may be deleted at any time.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import PIL
+import torch
+from torch import Tensor
+
+from cnnlab.data.picture_files import Keep, PictureReader, printable
+from cnnlab.data.source import Pictures
+from cnnlab.runtime.device import size_text
+from cnnlab.runtime.errors import ConfigError, first_line
+
+FORMAT = "cnnlab pictures 1"
+HEADER = 4096  # bytes
+SPARE = 1 << 26  # bytes that a disk keeps free
+
+
+def cache_folder() -> Path:
+    """`$CNNLAB_CACHE`, else `cnnlab` in `$XDG_CACHE_HOME`, else `~/.cache/cnnlab`."""
+    own, shared = os.environ.get("CNNLAB_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if own:
+        return Path(own).expanduser().absolute()
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "cnnlab"
+
+
+def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureReader) -> Pictures:
+    """The pictures at `paths` below `root` with their labels, decoded by the first run that wants them so.
+
+    They lie in a file that is mapped into memory. It is found again by the files' relative paths, sizes and times of
+    change, the labels, the reader's settings and the decoder's version; a file whose content changes while its size and
+    time of change stay is not noticed. Its content is checked against its SHA-256 each time; one that is damaged is
+    made anew. Raises `ConfigError` for pictures that cannot be read, or a cache that cannot be written.
+    """
+    folder = cache_folder()
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"CNNLAB_CACHE: {printable(folder)} lies in the folder of the data, {printable(root)}: expected a folder "
+            f"elsewhere"
+        )
+    cached = _Cached(folder / f"{_key(root, paths, y_N, reader)}.pictures", (len(paths), reader.channels, *reader.size))
+    with _usable(folder):
+        with contextlib.suppress(FileNotFoundError, _DamagedError):
+            return cached.open(y_N)
+        with _alone_in(folder):
+            try:
+                return cached.open(y_N)  # another process has made it meanwhile
+            except FileNotFoundError:
+                pass
+            except _DamagedError as error:
+                print(f"{printable(cached.path)} {error}: it is made anew", file=sys.stderr)
+            _check_disk(folder, cached.bytes)
+            print(f"decoding {len(paths):,} pictures once, into {printable(cached.path)}", file=sys.stderr)
+            return cached.make([root / path for path in paths], y_N, reader)
+
+
+class _DamagedError(Exception):
+    """A cache's file is not what this version wrote; the text goes on from the file's name."""
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """A file of the cache and what it has to hold."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return HEADER + prod(self.shape)
+
+    @property
+    def header(self) -> dict[str, object]:
+        """What the file says of itself, beside the digest of its content."""
+        return {"format": FORMAT, "shape": list(self.shape), "key": self.path.stem}
+
+    def open(self, y_N: Tensor) -> Pictures:
+        """Maps and checks the file. Raises `FileNotFoundError`, or `_DamagedError` that says what is wrong."""
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != self.bytes:
+                raise _DamagedError(f"is damaged ({size:,} bytes and not {self.bytes:,})")
+            try:
+                header = json.loads(file.read(HEADER))
+                digest = header.pop("digest")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise _DamagedError("is damaged (its header cannot be read)") from None
+            if header != self.header:
+                raise _DamagedError("is damaged (its header is another's)")
+            pictures = self._pictures(file.fileno(), y_N)
+        if pictures.digest() != digest:
+            raise _DamagedError("is damaged (its content has another SHA-256 than its header says)")
+        return pictures
+
+    def make(self, files: Sequence[Path], y_N: Tensor, reader: PictureReader) -> Pictures:
+        """Decodes into a temporary file, which takes the name of this one once it is whole."""
+        part = self.path.with_suffix(".part")
+        for left in part.parent.glob("*.part"):  # by a process that was killed: here we are alone
+            left.unlink()
+        picture_bytes = prod(self.shape[1:])
+        try:
+            with part.open("xb+", buffering=0) as file:
+
+                def keep(row: int, x_CHW: Tensor) -> None:
+                    _write_at(file.fileno(), HEADER + row * picture_bytes, x_CHW.contiguous().numpy().data.cast("B"))
+
+                _decode(reader, files, keep)
+                pictures = self._pictures(file.fileno(), y_N)
+                header = json.dumps({**self.header, "digest": pictures.digest()}).encode()
+                _write_at(file.fileno(), 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
+        return pictures
+
+    def _pictures(self, descriptor: int, y_N: Tensor) -> Pictures:
+        content = mmap.mmap(descriptor, self.bytes, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch knows no read-only tensors; nobody writes to these
+            x_NCHW = torch.frombuffer(content, dtype=torch.uint8, offset=HEADER).reshape(self.shape)
+        return Pictures.of(x_NCHW, y_N, self.path)
+
+
+def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureReader) -> str:
+    """32 hexadecimal digits for what the pictures follow from. Raises `ConfigError` for a file that has gone."""
+    files = []
+    for path in paths:
+        try:
+            status = (root / path).stat()
+        except OSError as error:
+            raise ConfigError(f"data.root: {printable(root / path)}: {first_line(error)}") from error
+        files.append((path, status.st_size, status.st_mtime_ns))
+    settings = (FORMAT, PIL.__version__, reader.size, reader.channels, reader.resize)
+    return hashlib.sha256(json.dumps([settings, files, y_N.tolist()]).encode()).hexdigest()[:32]
+
+
+def _decode(reader: PictureReader, files: Sequence[Path], keep: Keep) -> None:
+    try:
+        reader.read_each(files, keep)
+    except ConfigError as error:
+        raise ConfigError(f"data.root: {error}") from error
+
+
+def _write_at(descriptor: int, offset: int, content: memoryview) -> None:
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        offset, content = offset + written, content[written:]
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed + SPARE > free:
+        raise ConfigError(
+            f"CNNLAB_CACHE: the decoded pictures take {size_text(needed)} ({needed:,} bytes), and {printable(folder)} "
+            f"has {size_text(free)} free ({free:,} bytes): expected a CNNLAB_CACHE on a larger disk, or a smaller "
+            f"data.size"
+        )
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Makes the folder; what cannot be written is told in a sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"CNNLAB_CACHE: decoded pictures cannot be kept in {printable(folder)} ({first_line(error)}): expected a "
+            f"folder to write to, as CNNLAB_CACHE=FOLDER names it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process makes a file of the cache: jobs of a grid would all decode the same."""
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that decodes pictures into {printable(folder)}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

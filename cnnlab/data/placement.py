@@ -1,0 +1,50 @@
+"""Where the pictures lie while a run uses them: on the device, or where they are stored."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from cnnlab.data.settings import DataSettings
+from cnnlab.data.source import DataSpec
+from cnnlab.runtime.device import free_memory, size_text
+
+MOST_WORKERS = 4  # of those that nobody asked for
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Whether all pictures may lie on the device; the batches are the same to the bit either way.
+
+    `needed` are the bytes of all splits as uint8, `free` those of the device, of which `share` may be taken.
+    `workers` gather the pictures where they may not.
+    """
+
+    device: torch.device
+    needed: int
+    free: int
+    share: float
+    workers: int
+
+    @property
+    def resident(self) -> bool:
+        return self.needed <= self.share * self.free
+
+    def describe(self, stored: str) -> str:
+        """One line; `stored` says where the pictures lie otherwise."""
+        size, free = size_text(self.needed), size_text(self.free)
+        if self.resident:
+            return f"data: resident on {self.device.type} ({size}, {self.needed / self.free:.1%} of {free} free)"
+        workers = f"{self.workers} {'worker' if self.workers == 1 else 'workers'}" if self.workers else "no worker"
+        return (
+            f"data: streaming from {stored} with {workers} ({size}, more than {self.share:.3g} of the {free} free on "
+            f"{self.device.type})"
+        )
+
+
+def place(settings: DataSettings, spec: DataSpec, device: torch.device) -> Placement:
+    """Looks at the device's memory as it is now. Raises `ArgumentError` for settings that leave nothing to train on."""
+    held_out = sum(count for split, count in spec.counts.items() if split != "train")
+    count = settings.train_count(spec) + settings.carved_count(spec) + held_out
+    workers = min(MOST_WORKERS, torch.get_num_threads()) if isinstance(settings.workers, str) else settings.workers
+    return Placement(device, count * prod(spec.input_shape), free_memory(device), settings.memory_share, workers)

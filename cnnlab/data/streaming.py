@@ -1,0 +1,149 @@
+"""The streaming loader: pictures stay where they are stored, and worker processes gather them ahead of training."""
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cnnlab.data.loader import PictureLoader
+from cnnlab.data.normalization import Normalization
+from cnnlab.data.source import Pictures
+from cnnlab.runtime.errors import TrainingError
+
+ASKED_TO_END = -signal.SIGTERM
+
+
+class StreamingLoader(PictureLoader):
+    """Gathers from pictures in a mapped file, or in main memory where the device's is too small.
+
+    A worker answers a block of rows with its uint8 pictures; all else happens on the device, as in any loader. The
+    workers live until `close`; with `workers=0` this process gathers. Raises `TrainingError` where a worker dies.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        normalization: Normalization,
+        batch_size: int,
+        *,
+        device: torch.device,
+        workers: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(pictures, normalization, batch_size, device=device, **options)
+        self.stored = _Stored(pictures.stored_NCHW)
+        self.rows_N = pictures.rows_N
+        self.workers = workers
+        self._asked: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
+        self._reader: DataLoader[Tensor] | None = None
+        self._processes: list[BaseProcess] = []
+
+    def close(self) -> None:
+        self._reader, self._processes = None, []
+
+    def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
+        rows = rows if self.rows_N is None else self.rows_N[rows]
+        self._asked[:] = [rows[block].numpy() for block in blocks]
+        answers = self._ahead() if self.workers else map(self.stored.__getitem__, list(self._asked))
+        for x_NCHW in answers:
+            yield x_NCHW.to(self.device, non_blocking=True)
+
+    def _ahead(self) -> Iterator[Tensor]:
+        """The workers' answers in the order in which they were asked."""
+        asked = list(self._asked)
+        answers: Iterator[Tensor] | None = None
+        for number in range(len(asked)):
+            try:
+                answers = answers or self._started()
+                x_NCHW = next(answers)
+            except (RuntimeError, OSError, EOFError) as error:  # a dead worker shows as any of them
+                if not self._were_asked_to_end(error):
+                    raise
+                yield from map(self.stored.__getitem__, asked[number:])
+                return
+            yield x_NCHW
+
+    def _started(self) -> Iterator[Tensor]:
+        """Asks the workers, which are started where there are none yet."""
+        if self._reader is not None:
+            return iter(self._reader)
+        self._reader = DataLoader(
+            self.stored,
+            batch_size=None,  # a block is asked for as a whole
+            sampler=self._asked,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=True,
+            multiprocessing_context="fork",  # the workers share the pictures that this process sees
+            worker_init_fn=_leave_interrupts_to_the_run,
+            generator=torch.Generator(),  # it draws a seed for its workers: not from the run's own generator
+        )
+        before = set(multiprocessing.active_children())
+        with _own_signals(), warnings.catch_warnings():
+            # Python 3.12 warns of forking beside torch's threads; a worker uses none of them
+            warnings.simplefilter("ignore", DeprecationWarning)
+            answers = iter(self._reader)
+        self._processes = [process for process in multiprocessing.active_children() if process not in before]
+        return answers
+
+    def _were_asked_to_end(self, error: Exception) -> bool:
+        """Whether the workers got the SIGTERM that the run got as well: it saves, and needs its batch for that.
+
+        Raises `TrainingError` that names the workers which died otherwise. False where none died.
+        """
+        dead = [process for process in self._processes if process.exitcode is not None]
+        self.close()
+        killed = [process for process in dead if process.exitcode != ASKED_TO_END]
+        if killed:
+            named = ", ".join(f"process {process.pid}, {_ending(process.exitcode or 0)}" for process in killed)
+            raise TrainingError(
+                f"a worker that reads pictures died ({named}): the system ends processes so where memory is short. "
+                f"What was saved is whole, and a run can be resumed; data.workers=0 reads without workers"
+            ) from error
+        return bool(dead)
+
+
+class _Stored(Dataset[Tensor]):
+    """What a worker knows: where the pictures are stored."""
+
+    def __init__(self, stored_NCHW: Tensor) -> None:
+        self.stored_NCHW = stored_NCHW
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        return self.stored_NCHW.index_select(0, torch.from_numpy(rows))
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _leave_interrupts_to_the_run(worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal: the run saves at its next step, which needs a batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Takes torch's handler of SIGCHLD away again: it would raise amid a training step or the writing of a file.
+
+    A dead worker is noticed within five seconds where its answer is waited for.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _ending(exit_code: int) -> str:
+    return f"by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"status {exit_code}"

@@ -1,0 +1,274 @@
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from picture_folders import noise, write_folders, write_picture
+
+from cnnlab.data.cache import HEADER, cache_folder, read_files
+from cnnlab.data.picture_files import PictureReader
+from cnnlab.data.source import Pictures
+from cnnlab.runtime.errors import ConfigError
+
+PATHS = ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png"]
+LABELS = torch.tensor([0, 0, 0, 1, 1])
+READER = PictureReader((6, 8), 3)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five pictures; the cache is an empty folder beside them."""
+    monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
+    return write_folders(tmp_path / "data", {"cat": 3, "dog": 2})
+
+
+def read(root: Path, reader: PictureReader = READER, labels: torch.Tensor = LABELS) -> Pictures:
+    return read_files(root, PATHS, labels, reader)
+
+
+def files() -> list[Path]:
+    return sorted(cache_folder().glob("*.pictures"))
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are decoded from here on."""
+    decoded: list[Path] = []
+    decode = PictureReader._decode
+
+    def noted(reader: PictureReader, path: Path) -> torch.Tensor:
+        decoded.append(path)
+        return decode(reader, path)
+
+    monkeypatch.setattr(PictureReader, "_decode", noted)
+    return decoded
+
+
+def test_the_pictures_are_those_that_the_reader_gives(root: Path) -> None:
+    pictures = read(root)
+    assert torch.equal(pictures.x_NCHW, READER.read_all([root / path for path in PATHS]))
+    assert torch.equal(pictures.y_N, LABELS)
+    assert pictures.index_N.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: list[Path]) -> None:
+    first = read(root)
+    assert len(decoding) == 5
+    second = read(root)
+    assert len(decoding) == 5
+    assert torch.equal(first.x_NCHW, second.x_NCHW)
+    assert first.digest() == second.digest()
+    assert second.file == files()[0]
+
+
+def test_behind_the_header_the_file_is_the_plain_bytes(root: Path) -> None:
+    x_NCHW = read(root).x_NCHW
+    content = files()[0].read_bytes()
+    assert content[HEADER:] == x_NCHW.numpy().tobytes()
+    header = json.loads(content[:HEADER])
+    assert header["shape"] == [5, 3, 6, 8]
+    assert header["digest"] == Pictures.of(x_NCHW.clone(), LABELS).digest()
+
+
+def test_a_folder_that_moved_is_found_again(root: Path, decoding: list[Path]) -> None:
+    read(root)
+    read(root.rename(root.parent / "elsewhere"))
+    assert len(decoding) == 5
+
+
+def rewritten(root: Path) -> dict[str, Any]:
+    write_picture(root / PATHS[1], noise(9, 9, seed=99))
+    return {}
+
+
+def touched(root: Path) -> dict[str, Any]:
+    os.utime(root / PATHS[1], ns=(0, 0))
+    return {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rewritten,
+        touched,
+        lambda root: {"reader": PictureReader((6, 9), 3)},
+        lambda root: {"reader": PictureReader((6, 8), 1)},
+        lambda root: {"reader": PictureReader((6, 8), 3, "pad")},
+        lambda root: {"labels": 1 - LABELS},
+    ],
+    ids=["content", "time of change", "size", "channels", "resize", "labels"],
+)
+def test_whatever_the_pictures_follow_from_makes_another_file(
+    root: Path, change: Callable[[Path], dict[str, Any]]
+) -> None:
+    read(root)
+    changed = change(root)
+    reader = changed.get("reader", READER)
+    assert torch.equal(read(root, **changed).x_NCHW, reader.read_all([root / path for path in PATHS]))
+    assert len(files()) == 2
+
+
+def test_another_version_of_the_decoder_decodes_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(root)
+    monkeypatch.setattr("PIL.__version__", "0.0.1")
+    read(root)
+    assert len(files()) == 2
+
+
+def cut(content: bytearray) -> bytes:
+    return content[:-1]
+
+
+def flipped(place: int) -> Callable[[bytearray], bytes]:
+    def flip(content: bytearray) -> bytes:
+        content[place] ^= 1
+        return content
+
+    return flip
+
+
+def replaced_header(header: bytes) -> Callable[[bytearray], bytes]:
+    return lambda content: header.ljust(HEADER) + content[HEADER:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut, "bytes and not"),
+        (lambda content: b"", "0 bytes and not"),
+        (flipped(HEADER), "another SHA-256"),
+        (flipped(-1), "another SHA-256"),
+        (flipped(0), "its header cannot be read"),
+        (flipped(4), "its header"),
+        (replaced_header(b"[" * HEADER), "its header cannot be read"),
+        (replaced_header(b"[]"), "its header cannot be read"),
+        (replaced_header(b'{"digest": 5}'), "its header is another's"),
+        (replaced_header(b"\x80\x04cposix\nsystem\n"), "its header cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_told_and_made_anew(
+    root: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytearray], bytes], told: str
+) -> None:
+    whole = read(root).x_NCHW.clone()
+    file = files()[0]
+    before = file.read_bytes()
+    file.write_bytes(damage(bytearray(before)))
+    capsys.readouterr()
+    assert torch.equal(read(root).x_NCHW, whole)
+    err = capsys.readouterr().err
+    assert f"{file} is damaged (" in err
+    assert told in err
+    assert "it is made anew" in err
+    assert file.read_bytes() == before
+    read(root)
+    assert capsys.readouterr().err == ""
+
+
+def test_each_bit_of_the_header_that_says_something_is_noticed(root: Path, decoding: list[Path]) -> None:
+    read(root)
+    whole = files()[0].read_bytes()
+    said = len(whole[:HEADER].rstrip())
+    for place in range(0, said, 7):
+        files()[0].write_bytes(flipped(place)(bytearray(whole)))
+        decoding.clear()
+        read(root)
+        assert decoding, f"byte {place} of the header"
+
+
+def test_a_picture_that_cannot_be_decoded_leaves_nothing_in_the_cache(root: Path) -> None:
+    (root / PATHS[2]).write_text("no picture")
+    with pytest.raises(ConfigError, match=r"^data\.root: 1 of 5 pictures cannot be read"):
+        read(root)
+    assert [path.name for path in cache_folder().iterdir()] == [".lock"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(root: Path) -> None:
+    read(root)
+    left = cache_folder() / "0123.part"
+    left.write_bytes(b"half")
+    read(root, PictureReader((4, 4), 3))
+    assert not left.exists()
+
+
+def test_too_small_a_disk_is_told_before_anything_is_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch, decoding: list[Path]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 4000, 4000))
+    needed = HEADER + 5 * 3 * 6 * 8
+    with pytest.raises(ConfigError) as caught:
+        read(root)
+    assert f"take 4.8 kB ({needed:,} bytes)" in str(caught.value)
+    assert "4.0 kB free (4,000 bytes): expected a CNNLAB_CACHE on a larger disk, or a smaller data.size" in str(
+        caught.value
+    )
+    assert not decoding
+    assert not files()
+
+
+def test_a_cache_that_cannot_be_written_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root.parent / "file").touch()
+    monkeypatch.setenv("CNNLAB_CACHE", str(root.parent / "file" / "cache"))
+    with pytest.raises(ConfigError, match=r"CNNLAB_CACHE: decoded pictures cannot be kept in .*Not a directory"):
+        read(root)
+
+
+def test_a_cache_under_the_data_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLAB_CACHE", str(root / "cache"))
+    with pytest.raises(ConfigError, match=r"lies in the folder of the data, .*: expected a folder elsewhere"):
+        read(root)
+    assert not (root / "cache").exists()
+
+
+class Answer(NamedTuple):
+    equal: bool
+    decoded: int
+
+
+def read_beside_others(root: Path, begin: Any, answers: Any) -> None:
+    decoded = 0
+    decode = PictureReader._decode
+
+    def slowly(reader: PictureReader, path: Path) -> torch.Tensor:
+        nonlocal decoded
+        decoded += 1
+        begin.wait(0.05)
+        return decode(reader, path)
+
+    PictureReader._decode = slowly  # type: ignore[method-assign]
+    begin.wait()
+    x_NCHW = read(root).x_NCHW
+    PictureReader._decode = decode  # type: ignore[method-assign]
+    answers.put(Answer(torch.equal(x_NCHW, READER.read_all([root / path for path in PATHS])), decoded))
+
+
+def test_of_processes_that_want_the_same_pictures_one_decodes_them(root: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    begin, answers = context.Event(), context.Queue()
+    processes = [context.Process(target=read_beside_others, args=(root, begin, answers)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    begin.set()
+    found = [Answer(*answers.get(timeout=60)) for _ in processes]
+    for process in processes:
+        process.join()
+    assert all(answer.equal for answer in found)
+    assert sorted(answer.decoded for answer in found) == [0, 0, 5]
+    assert len(files()) == 1
+
+
+def test_the_folder_is_where_people_keep_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CNNLAB_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "cnnlab"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification says to ignore
+    assert cache_folder() == tmp_path / ".cache" / "cnnlab"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "cnnlab"
+    monkeypatch.setenv("CNNLAB_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"

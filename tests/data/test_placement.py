@@ -1,0 +1,56 @@
+from typing import Any
+
+import pytest
+import torch
+
+from cnnlab.data.placement import place
+from cnnlab.data.settings import DataSettings
+from cnnlab.data.source import DataSpec
+
+SPEC = DataSpec((3, 10, 10), {"train": 1000, "test": 200}, ("cat", "dog"))  # 300 bytes a picture
+
+
+def placed(monkeypatch: pytest.MonkeyPatch, free: int, **changes: Any) -> Any:
+    monkeypatch.setattr("cnnlab.data.placement.free_memory", lambda device: free)
+    arguments: dict[str, Any] = {
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "drop_last": True,
+        "limit": None,
+        "split_seed": 0,
+        "validation": {"count": 100},
+        "normalize": "unit",
+        **changes,
+    }
+    return place(DataSettings(**arguments), SPEC, torch.device("cpu"))
+
+
+def test_all_splits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert placed(monkeypatch, 10**6).needed == 1200 * 300
+    assert placed(monkeypatch, 10**6, limit=50).needed == (50 + 100 + 200) * 300
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "resident"),
+    [(720_000, 0.5, True), (719_999, 0.5, False), (360_000, 1, True), (10**9, 1e-6, False)],
+)
+def test_pictures_are_resident_up_to_a_share_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: int, share: float, resident: bool
+) -> None:
+    assert placed(monkeypatch, free, memory_share=share).resident is resident
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 1), (3, 3), (16, 4)])
+def test_workers_are_as_many_as_the_run_has_threads_up_to_four(
+    monkeypatch: pytest.MonkeyPatch, threads: int, workers: int
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert placed(monkeypatch, 1).workers == workers
+
+
+def test_the_line_says_what_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert placed(monkeypatch, 36_000_000).describe("memory") == "data: resident on cpu (360 kB, 1.0% of 36 MB free)"
+    assert placed(monkeypatch, 36_000_000, memory_share=0.001, workers=1).describe("/cache") == (
+        "data: streaming from /cache with 1 worker (360 kB, more than 0.001 of the 36 MB free on cpu)"
+    )
+    assert " with no worker (" in placed(monkeypatch, 1, workers=0).describe("/cache")
