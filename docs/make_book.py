@@ -219,7 +219,6 @@ def _ensemble_row(preset: dict[str, Any], runs: Sequence[Run]) -> list[str]:
     accuracy = float((total.argmax(1) == labels).double().mean())
     published = preset["published"]["value"]
     minutes = sum(run.seconds for run in runs) / 60
-    difference = f"{100 * (accuracy - published):+.2f}"
     return [
         "`c6-ensemble`",
         f"{100 * published:.2f}",
