@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cnnlab.assembly.published import Published
 from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.components import Component
 from cnnlab.data.augmentation import Augmentation
@@ -49,6 +50,7 @@ class Blueprint:
     observers: list[Observer]
     metrics: list[Measure]
     augment: Mapping[str, Augmentation | Mixing]
+    published: Published | None
     starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cnnlab.assembly.blueprint import Blueprint, build_schedule
+from cnnlab.assembly.published import Published
 from cnnlab.assembly.starting_weights import InitFrom
 from cnnlab.blocks.activation import Step, TwoClasses
 from cnnlab.components import Component, Kind, Trust, bind, bind_arguments, find_factory, split_spec
@@ -48,6 +49,7 @@ KEYS = (
     "device",
     "resume",
     "trust",
+    "published",
     "data",
     "model",
     "loss",
@@ -121,6 +123,7 @@ class _Checker:
         self._compilation(execution, optimizer, schedule, settings)
         observers = self._observers()
         device = self._device()
+        published = self._published()
         if self.complaints.messages:
             return None
         assert source
@@ -154,6 +157,7 @@ class _Checker:
             observers=observers,
             metrics=metrics,
             augment=augment,
+            published=published,
         )
 
     def _keys(self) -> None:
@@ -288,6 +292,16 @@ class _Checker:
         settings = {"path": given} if isinstance(given, str) else given
         init_from: InitFrom | None = self._bound(InitFrom, settings, "model.init_from")
         return init_from
+
+    def _published(self) -> Published | None:
+        given = self.config["published"]
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            self.complaints.add("published", f"expected a mapping of figure, value and source, received {given!r}")
+            return None
+        published: Published | None = self._bound(Published, given, "published")
+        return published
 
     def _check_memory(self, plan: NetworkPlan) -> None:
         """Weights and gradients in fp32 are the least that training needs."""

@@ -54,7 +54,7 @@ from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first
 from cnnlab.runtime.randomness import seed_generators
 
 # what says nothing about what was learned
-NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "observers", "device")
+NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
 
 
 def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
@@ -364,6 +364,9 @@ def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory, blueprint:
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
     elif not has_test:
         print("\nthe data have no test split: no accuracy was measured on pictures that chose nothing")
+    compared = blueprint.published.compare(_final_metrics(summary)) if blueprint.published else None
+    if compared:
+        print(compared)
     print(f"{summary['status']}: {path}")
     if summary["status"] == "interrupted":
         print(f"  go on      {command('train')} resume={path}")

@@ -7,6 +7,7 @@ else happens (`check`), and reads one split at a time.
 from collections.abc import Callable
 
 from cnnlab.data.digits import Digits
+from cnnlab.data.expanded_mnist import ExpandedMNIST
 from cnnlab.data.image_folder import ImageFolder
 from cnnlab.data.logic_gates import LogicGates
 from cnnlab.data.shapes import Shapes
@@ -16,6 +17,7 @@ from cnnlab.data.torchvision_sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN,
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": Digits,
     "mnist": MNIST,
+    "expanded_mnist": ExpandedMNIST,
     "fashion_mnist": FashionMNIST,
     "kmnist": KMNIST,
     "cifar10": CIFAR10,
