@@ -50,6 +50,18 @@ TRAINING = [
     bad("model=null", "model: "),
     bad("trainer=null", "trainer: "),
     bad("optimizer=5", "optimizer: ", "5"),
+    bad("published=3", "published: ", "figure, value and source", "3"),
+    bad(
+        "published={figure: accuracy/tset, value: 1, source: x}", "published.figure: ", "METRIC/test", "'accuracy/tset'"
+    ),
+    bad("published={figure: accuracy/test, value: high, source: x}", "published.value: ", "'high'"),
+    bad("published={figure: accuracy/test}", "published.value: ", "published.source: "),
+    bad(
+        "trainer.watch_every=5 | trainer.execution.compile=step",
+        "trainer.watch_every: ",
+        "trainer.execution.compile=step",
+        "compile=none",
+    ),
     # keys
     bad("sede=3", "sede: ", "did you mean 'seed'?"),
     bad("+trainr.epochs=3", "trainr: ", "did you mean 'trainer'?"),

@@ -26,6 +26,10 @@ COMPANIONS = {
     ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],
     ("model", "xor_of_nands"): ["data=logic_gates", "loss=quadratic"],
     ("model", "lenet"): ["data=mnist"],
+    ("experiment", "book/base"): [
+        "+model.blocks.flatten=flatten",
+        "+model.blocks.output={type: linear, out_features: classes}",
+    ],
     ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
 }
 

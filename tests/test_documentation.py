@@ -117,10 +117,16 @@ def test_the_error_of_the_readme_is_what_is_said() -> None:
         build_network((1, 8, 8), blocks)
 
 
+def test_the_readme_lists_every_published_experiment() -> None:
+    presets = {f"book/{path.stem}" for path in (CONFIGS / "experiment" / "book").glob("*.yaml")}
+    assert set(re.findall(r"`(book/[\w-]+)`", section(README, "Published experiments"))) == presets
+
+
 def test_the_readme_lists_every_choice_of_every_group() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section(README, "Train"), re.MULTILINE))
     for group in (folder for folder in CONFIGS.iterdir() if folder.name != "trainer" and folder.is_dir()):
         choices = {path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")}
+        choices = {choice for choice in choices if not choice.startswith("book/")}
         assert set(re.findall(r"`([\w/]+)`", rows[group.name])) == choices, group.name
 
 

@@ -32,4 +32,3 @@ class Published:
             return None
         ours = measured[self.figure]
         return f"{self.figure} {ours:.4f}, published {self.value:.4f} ({self.source}): {ours - self.value:+.4f}"
-
