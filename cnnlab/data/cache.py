@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,9 +63,9 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureRea
             except FileNotFoundError:
                 pass
             except _DamagedError as error:
-                print(f"{printable(cached.path)} {error}: it is made anew", file=sys.stderr)
+                print(f"{printable(cached.path)} {error}: it is made anew")
             _check_disk(folder, cached.bytes)
-            print(f"decoding {len(paths):,} pictures once, into {printable(cached.path)}", file=sys.stderr)
+            print(f"decoding {len(paths):,} pictures once, into {printable(cached.path)}")
             return cached.make([root / path for path in paths], y_N, reader)
 
 
@@ -194,6 +193,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that decodes pictures into {printable(folder)}", file=sys.stderr)
+            print(f"waiting for another process that decodes pictures into {printable(folder)}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -160,13 +160,13 @@ def test_a_damaged_file_is_told_and_made_anew(
     file.write_bytes(damage(bytearray(before)))
     capsys.readouterr()
     assert torch.equal(read(root).x_NCHW, whole)
-    err = capsys.readouterr().err
-    assert f"{file} is damaged (" in err
-    assert told in err
-    assert "it is made anew" in err
+    said = capsys.readouterr().out
+    assert f"{file} is damaged (" in said
+    assert told in said
+    assert "it is made anew" in said
     assert file.read_bytes() == before
     read(root)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_each_bit_of_the_header_that_says_something_is_noticed(root: Path, decoding: list[Path]) -> None:
