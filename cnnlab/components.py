@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from cnnlab.runtime.errors import Complaints, ConfigError, did_you_mean, first_line, listing
 
 Factory = Callable[..., Any]
@@ -172,7 +174,7 @@ def bind_arguments(
     """The arguments as the factory takes them, constants put in; complains of unknown, missing and ill-typed."""
     parameters = inspect.signature(factory).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if getattr(factory.__init__, "__module__", "") == "torch.nn.modules.module":
+    if getattr(factory, "__init__", None) is nn.Module.__init__:
         takes_any = False  # a module without a constructor of its own inherits one that takes nothing
     named = [
         parameter

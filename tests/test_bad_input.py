@@ -41,7 +41,13 @@ TRAINING = [
     bad("trainer.clip_norm=[1,2", "trainer.clip_norm"),
     bad("+model.blocks.1x=relu", "model.blocks.1x"),
     # options of groups
-    bad("data=mnsit", "data: ", "'mnsit'", "did you mean 'mnist'?", "digits, fashion_mnist, image_folder, kmnist"),
+    bad(
+        "data=mnsit",
+        "data: ",
+        "'mnsit'",
+        "did you mean 'mnist'?",
+        "digits, expanded_mnist, fashion_mnist, image_folder, kmnist",
+    ),
     bad("optimizer=adm", "optimizer: ", "did you mean 'adam'?", "adam, adamw, sgd"),
     bad("loss=cross_entropyy", "loss: ", "did you mean 'cross_entropy'?", "bce, cross_entropy, focal, quadratic"),
     bad("model=cn", "model: ", "did you mean 'cnn'?", "lenet, linear, mlp"),

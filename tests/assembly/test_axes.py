@@ -60,7 +60,7 @@ def test_the_size_is_told_with_its_sides(arguments: list[str], said: str) -> Non
         ("seed=choice(4,5)", ("4", "5")),
         ("seed=sort(3,1,2)", ("1", "2", "3")),
         ("data.validation.from=random,'end'", ("random", "'end'")),
-        ("data=glob(*mnist)", ("fashion_mnist", "kmnist", "mnist")),
+        ("data=glob(*mnist)", ("expanded_mnist", "fashion_mnist", "kmnist", "mnist")),
         ("trainer.clip_norm=null,1", ("null", "1")),
         ("experiment=mnist,debug/fast", ("mnist", "debug/fast")),
         (
