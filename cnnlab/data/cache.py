@@ -134,7 +134,7 @@ class _Cached:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch knows no read-only tensors; nobody writes to these
             x_NCHW = torch.frombuffer(content, dtype=torch.uint8, offset=HEADER).reshape(self.shape)
-        return Pictures.of(x_NCHW, y_N, self.path)
+        return Pictures.of(x_NCHW, y_N, content)
 
 
 def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureReader) -> str:

@@ -24,7 +24,7 @@ class ResidentLoader(PictureLoader):
         **options: Any,
     ) -> None:
         super().__init__(pictures, normalization, batch_size, device=device, **options)
-        if device.type == "cpu" and pictures.file is None:
+        if device.type == "cpu" and pictures.mapping is None:
             self.x_NCHW, self.rows_N = pictures.stored_NCHW, pictures.rows_N
         else:
             self.x_NCHW, self.rows_N = _loaded(pictures, device), None

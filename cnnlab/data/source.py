@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from mmap import mmap
 
 import torch
 from torch import Tensor
@@ -38,15 +38,15 @@ class DataSpec:
 class Pictures:
     """One split: uint8 pictures, `y_N` int64 class indices, `index_N` positions in their split's file.
 
-    Picture i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. What is stored lies in memory, or in
-    `file`, which is mapped into memory and read where it is touched. A selection copies no pixel.
+    Picture i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. What is stored lies in memory, or
+    in a file behind `mapping`, of which only what is touched is read. A selection copies no pixel.
     """
 
     stored_NCHW: Tensor
     y_N: Tensor
     index_N: Tensor
     rows_N: Tensor | None = None
-    file: Path | None = None
+    mapping: mmap | None = None
 
     def __len__(self) -> int:
         return len(self.y_N)
@@ -73,11 +73,11 @@ class Pictures:
         return replace(self, y_N=self.y_N[rows], index_N=self.index_N[rows], rows_N=stored_rows)
 
     @classmethod
-    def of(cls, x_NCHW: Tensor, y_N: Tensor, file: Path | None = None) -> "Pictures":
+    def of(cls, x_NCHW: Tensor, y_N: Tensor, mapping: mmap | None = None) -> "Pictures":
         """Pictures in the order of their file. Raises `ValueError` unless each has one label."""
         if len(x_NCHW) != len(y_N):
             raise ValueError(f"{len(x_NCHW):,} pictures and {len(y_N):,} labels")
-        return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)), file=file)
+        return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)), mapping=mapping)
 
     def digest(self) -> str:
         """SHA-256 over pictures and labels, computed once."""

@@ -1,6 +1,7 @@
 """The streaming loader: pictures stay where they are stored, and worker processes gather them ahead of training."""
 
 import contextlib
+import mmap
 import multiprocessing
 import signal
 import threading
@@ -42,6 +43,9 @@ class StreamingLoader(PictureLoader):
         super().__init__(pictures, normalization, batch_size, device=device, **options)
         self.stored = _Stored(pictures.stored_NCHW)
         self.rows_N = pictures.rows_N
+        if pictures.mapping is not None:
+            # pictures are read here and there: reading on behind each would take a hundred times as long
+            pictures.mapping.madvise(mmap.MADV_RANDOM)
         self.workers = workers
         self._asked: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
         self._reader: DataLoader[Tensor] | None = None
