@@ -72,21 +72,22 @@ def tiny() -> list[Contestant]:
 
 
 def accuracy() -> list[Contestant]:
-    fast = (REPOSITORY / "configs" / "experiment" / "mnist_fast.yaml").exists()
-    experiment = f"experiment={'mnist_fast' if fast else 'mnist'}"
-    return [by_hand("by hand, one epoch", "cnn"), cnnlab(f"cnnlab, {experiment}", experiment, "seed={round}")]
+    fast = ("experiment=mnist_fast", "seed={round}")
+    return [
+        by_hand("by hand, one epoch", "cnn"),
+        cnnlab("cnnlab, mnist_fast", *fast),
+        cnnlab("cnnlab, mnist_fast, one epoch", *fast, "trainer.epochs=1"),
+    ]
 
 
 def pictures() -> list[Contestant]:
     own, torchvision = CONTESTANTS / "pictures_cnnlab.py", CONTESTANTS / "pictures_torchvision.py"
-    contestants = [
+    return [
         python("ImageFolder, 2 workers", torchvision, "--workers", "2"),
         python("ImageFolder, in the process", torchvision),
         python("cnnlab", own),
+        python("cnnlab, streaming", own, "data.memory_share=0.0001"),
     ]
-    if "memory_share" in (REPOSITORY / "configs" / "data" / "image_folder.yaml").read_text():
-        contestants.append(python("cnnlab, streaming", own, "data.memory_share=0.0001"))
-    return contestants
 
 
 def start() -> list[Contestant]:
