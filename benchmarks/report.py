@@ -67,9 +67,9 @@ def report(results: Mapping[str, Result]) -> str:
         "# Results\n",
         "`make bench` wrote this. Contestants take turns, each time in a fresh process. A figure is the median of the "
         "repetitions; a ratio, in brackets, the median of the quotients with the first row's figure in the same round. "
-        "All of a benchmark have equally many parameters and steps. Peak memory is of the largest process. Output "
-        "goes to a file. The whole command of cnnlab's also validates, saves checkpoints and writes TensorBoard's "
-        "curves; Lightning's saves and writes curves.\n",
+        "All of a benchmark have equally many parameters and steps, but for accuracy. Peak memory is of the largest "
+        "process. Output goes to a file. The whole command of cnnlab's also validates, saves checkpoints and writes "
+        "TensorBoard's curves; Lightning's saves and writes curves.\n",
     ]
     for name, result in results.items():
         parts += [f"## {name}\n", f"{result['title']}. {circumstances(result)}.\n", table(result)]

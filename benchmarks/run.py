@@ -42,7 +42,7 @@ def run(name: str, repeats: int, also: list[str]) -> None:
         "machine": found,
         "versions": versions(),
         "repeats": repeats,
-        "contestants": summary_of(contestants, measure(contestants, repeats)),
+        "contestants": summary_of(contestants, measure(contestants, repeats, same_work=benchmark.same_work)),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

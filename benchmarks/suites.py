@@ -17,11 +17,15 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`title` says what every contestant does; `figures` are shown, in this order."""
+    """`title` says what every contestant does; `figures` are shown, in this order.
+
+    With `same_work`, all have to have equally many parameters and steps.
+    """
 
     title: str
     contestants: Callable[[], list[Contestant]]
     figures: Sequence[str]
+    same_work: bool = True
 
 
 def python(name: str, script: str | Path, *arguments: str, **more: Any) -> Contestant:
@@ -132,6 +136,7 @@ BENCHMARKS = {
         "MNIST from scratch, another seed each time, beside the loop's single epoch of CNN 16-32-64",
         accuracy,
         ("accuracy", "seconds_to_99", "seconds_to_99.3", "train_seconds"),
+        same_work=False,
     ),
     "pictures": Benchmark(
         "50,000 JPEGs of 32×32 pixels, shifted and mirrored, in batches of 128, no network",
