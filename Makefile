@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test quick check format wheel book bench tensorboard clean
+.PHONY: help setup train test quick check format wheel notes book bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ wheel: $(READY) ## build the package into dist/, and try its commands outside th
 		cnnlab-train experiment=debug/fast run_dir=run && cnnlab-evaluate run=run && \
 		$(CURDIR)/$(BIN)/python -c "import cnnlab, sys; sys.exit(not cnnlab.__file__.startswith('$$place'))" && \
 		rm -rf $$place && echo "$$wheel works"
+
+notes: $(READY) ## walk through the notes: docs/notes.md with its pictures and checks (ARGS='stride padding' for some)
+	$(BIN)/python docs/make_notes.py $(ARGS)
 
 book: $(READY) ## reproduce published experiments and write docs/book.md (ARGS='c1-30 c3-98 --seeds 3 --jobs 2')
 	$(BIN)/python docs/make_book.py $(ARGS)

@@ -1,4 +1,4 @@
-"""Writes `docs/book.md` from `docs/book.template.md`, the presets' published figures and what `docs/book.json` holds."""
+"""The text of `docs/book.md`: its template, the presets' published figures and what `docs/book.json` holds."""
 
 import json
 import statistics

@@ -1,35 +1,11 @@
 """Filters, stride, padding, and how far a unit sees."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from laboratory.convolution import CONV, LAPLACE, VERTICAL, cp20_cp40, filtering, planted, rows_of
 
-from cnnlab.data.drawing import edge
 from cnnlab.data.shapes import SHAPES, Shapes
-from cnnlab.network import LayerRow, build_network, plan_network
-from cnnlab.runtime.errors import Complaints
-
-VERTICAL = [[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]]  # dark on the left, bright on the right
-CONV = {"type": "conv", "out_channels": 20, "kernel_size": 5}
-
-
-def filtering(kernel: Any, shape: tuple[int, int, int], **arguments: Any) -> nn.Sequential:
-    given = {"type": "given", "weight": kernel}
-    return build_network(
-        shape, {"conv": {"type": "conv", "out_channels": 1, "kernel_size": 3, "init": given} | arguments}
-    )
-
-
-def rows_of(shape: tuple[int, ...], **blocks: Any) -> list[LayerRow]:
-    plan = plan_network(shape, blocks, Complaints())
-    assert plan is not None
-    return plan.rows
-
-
-def planted(x: float, angle: float = 0.0) -> Tensor:
-    return edge(torch.tensor([[x, x]]), torch.tensor([angle]), (28, 28))[:, None]
+from cnnlab.network import build_network
 
 
 @pytest.mark.parametrize("column", [3, 14, 24])
@@ -78,16 +54,10 @@ def test_a_constant_picture_shows_its_border_unless_it_is_padded_with_itself(
     padding_value: float, border_is_zero: bool
 ) -> None:
     border = {"padding": 1, "padding_mode": "constant", "padding_value": padding_value}
-    laplace = [[0, 1, 0], [1, -4, 1], [0, 1, 0]]  # sums to 0
-    response_HW = filtering(laplace, (1, 6, 6), **border)(torch.full((1, 1, 6, 6), 0.75))[0, 0]
+    response_HW = filtering(LAPLACE, (1, 6, 6), **border)(torch.full((1, 1, 6, 6), 0.75))[0, 0]
     assert response_HW[1:-1, 1:-1].eq(0).all()
     rim = torch.cat((response_HW[0], response_HW[-1], response_HW[:, 0], response_HW[:, -1]))
     assert rim.eq(0).all() if border_is_zero else rim.ne(0).all()
-
-
-def cp20_cp40(pool: str) -> dict[str, Any]:
-    window = {"type": pool, "kernel_size": 2}
-    return {"conv1": CONV, "pool1": window, "conv2": CONV | {"out_channels": 40}, "pool2": window}
 
 
 def test_the_receptive_fields_of_two_convolutions_and_poolings() -> None:

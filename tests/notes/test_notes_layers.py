@@ -4,22 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from laboratory.convolution import CONV, rows_of
+from laboratory.layers import POOL, built, pictures
 
-from cnnlab.network import build_network, plan_network
-from cnnlab.runtime.errors import Complaints
-
-CONV = {"type": "conv", "out_channels": 20, "kernel_size": 5}
-POOL = {"type": "max_pool", "kernel_size": 2}
-
-
-def pictures(count: int, size: int = 28) -> torch.Tensor:
-    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def built(**blocks: Any) -> nn.Sequential:
-    torch.manual_seed(0)
-    return build_network((1, 28, 28), blocks, init="book_conv")
+from cnnlab.network import LayerRow, build_network
 
 
 def test_relu_silences_what_is_not_positive_and_nothing_else() -> None:
@@ -36,11 +24,9 @@ def test_relu_silences_what_is_not_positive_and_nothing_else() -> None:
 
 
 def test_max_pooling_keeps_a_quarter_and_spares_the_dense_layer_three() -> None:
-    def planned(**blocks: Any) -> dict[str, Any]:
+    def planned(**blocks: Any) -> dict[str, LayerRow]:
         dense = {"flatten": "flatten", "dense": {"type": "linear", "out_features": 100}}
-        plan = plan_network((1, 28, 28), blocks | dense, Complaints())
-        assert plan is not None
-        return {row.path: row for row in plan.rows}
+        return {row.path: row for row in rows_of((1, 28, 28), **blocks, **dense)}
 
     plain, pooled = planned(conv=CONV), planned(conv=CONV, pool=POOL)
     assert pooled["flatten"].output_shape[0] / plain["flatten"].output_shape[0] == 0.25

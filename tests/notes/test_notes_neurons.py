@@ -3,45 +3,29 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from commands import composed, run
-from torch import Tensor, nn
-from updates import gradients, update
+from laboratory.neurons import QUADRATIC, learns, nand, right_answers, rows_of
+from laboratory.updates import gradients, update
+from torch import nn
 
 from cnnlab.assembly import train
 from cnnlab.assembly.check import check_config
 from cnnlab.blocks import BLOCKS
 from cnnlab.components import Trust
-from cnnlab.data.logic_gates import TABLES, LogicGates
-from cnnlab.losses import LOSSES
+from cnnlab.data.logic_gates import TABLES
 from cnnlab.network import build_network
-
-QUADRATIC = LOSSES["quadratic"]()
 
 
 def built(experiment: str) -> nn.Sequential:
     return check_config(composed(f"experiment={experiment}"), Trust()).network.build()
 
 
-def rows_of(gate: str) -> tuple[Tensor, Tensor]:
-    rows = LogicGates(gate).read("train")
-    return rows.x_NCHW / 255, rows.y_N
-
-
-def right_answers(network: nn.Module, gate: str) -> int:
-    x_NCHW, y_N = rows_of(gate)
-    return int((network(x_NCHW).argmax(1) == y_N).sum())
-
-
 def test_a_perceptron_with_weights_minus_2_and_bias_3_is_a_nand() -> None:
-    nand = {"type": "given", "weight": [[-2, -2]], "bias": [3]}
-    blocks = {"flatten": "flatten", "nand": {"type": "linear", "out_features": 1, "init": nand}, "step": "step"}
-    network = build_network((1, 1, 2), blocks)
     x_NCHW, y_N = rows_of("nand")
-    assert network(x_NCHW).flatten().tolist() == y_N.tolist() == [1, 1, 1, 0]
+    assert nand()(x_NCHW).flatten().tolist() == y_N.tolist() == [1, 1, 1, 0]
 
 
 def test_four_nands_are_an_xor() -> None:
@@ -61,17 +45,6 @@ def test_an_update_under_a_straight_through_step_is_the_perceptron_rule(row: int
     update(network, QUADRATIC, x_NCHW[row : row + 1], y_N[row : row + 1], lr=0.25)
     assert torch.equal(neuron.weight, weight)
     assert torch.equal(neuron.bias, bias)
-
-
-def learns(model: dict[str, Any], gate: str) -> bool:
-    network = build_network((1, 1, 2), model["blocks"], classes=2, init=model["init"])
-    x_NCHW, y_N = rows_of(gate)
-    for _ in range(25):
-        for row in range(4):
-            update(network, QUADRATIC, x_NCHW[row : row + 1], y_N[row : row + 1], lr=0.5)
-        if right_answers(network, gate) == 4:
-            return True
-    return False
 
 
 def test_one_perceptron_learns_14_of_the_16_functions_of_two_inputs() -> None:
