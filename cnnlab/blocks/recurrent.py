@@ -1,7 +1,7 @@
 """Recurrent layers that read a picture as a sequence and answer with their last hidden state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -94,33 +94,31 @@ class RNN(Recurrent):
         )
 
 
-class GRU(Recurrent):
+class Gated(Recurrent):
+    """What `gru` and `lstm` take."""
+
+    kind: ClassVar[type[nn.RNNBase]]
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        order: str = "rows",
+    ) -> None:
+        super().__init__(self.kind, input_shape, hidden_size, num_layers, bias, dropout, bidirectional, order)
+
+
+class GRU(Gated):
     """Gated recurrent units (arXiv 1406.1078, in the variant of `torch.nn.GRU`)."""
 
-    def __init__(
-        self,
-        input_shape: tuple[int, int, int],
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        order: str = "rows",
-    ) -> None:
-        super().__init__(nn.GRU, input_shape, hidden_size, num_layers, bias, dropout, bidirectional, order)
+    kind = nn.GRU
 
 
-class LSTM(Recurrent):
+class LSTM(Gated):
     """Long short-term memory (Hochreiter and Schmidhuber 1997, in the variant of `torch.nn.LSTM`)."""
 
-    def __init__(
-        self,
-        input_shape: tuple[int, int, int],
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        order: str = "rows",
-    ) -> None:
-        super().__init__(nn.LSTM, input_shape, hidden_size, num_layers, bias, dropout, bidirectional, order)
+    kind = nn.LSTM

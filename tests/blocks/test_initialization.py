@@ -118,11 +118,13 @@ def test_a_given_kernel_is_that_of_every_filter_and_channel() -> None:
 
 
 def test_nothing_is_drawn_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(*arguments: Any) -> None:
-        raise AssertionError("this imports seconds' worth of torch")
-
-    monkeypatch.setattr(nn.init, "normal_", draw)
+    """Drawing there imports seconds' worth of torch."""
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, *arguments: drawn.append(tensor))
     INITIALIZERS["normal"](bias_std=1.0)(nn.Linear(3, 2, device="meta"))
+    assert drawn == []
+    INITIALIZERS["normal"](bias_std=1.0)(nn.Linear(3, 2))
+    assert [tensor.shape for tensor in drawn] == [(2, 3), (2,)]
 
 
 def test_what_is_given_to_a_container_is_for_what_is_in_it() -> None:
