@@ -179,7 +179,7 @@ def test_every_run_that_is_measured_is_legal(overrides: tuple[str, ...]) -> None
         ("cnn", 16, 3, ["model=deep_cnn", "model.blocks.more.repeat=3"]),
         ("cnn", 4, 0, ["model=cnn", *(f"model.blocks.conv{n}.out_channels={4 * 2 ** (n - 1)}" for n in (1, 2, 3))]),
         ("normed_mlp", 16, 0, ["model=normed_mlp"]),
-        ("sigmoid", 16, 0, ["model=sigmoid", "loss=quadratic"]),
+        ("sigmoid", 16, 0, ["experiment=book/c1-30"]),
     ],
 )
 def test_the_networks_by_hand_are_those_of_the_configs(

@@ -19,6 +19,8 @@ class Options:
     batch: int
     width: int
     depth: int
+    pictures: int
+    epochs: int
     steps: int | None
     seed: int
 
@@ -32,16 +34,18 @@ def main(options: Options) -> None:
     optimizer = torch.optim.SGD(network.parameters(), **(SGD_OF_A_FIRST_LESSON if quadratic else SGD))
     target = F.one_hot(y, 10).float() if quadratic else y
     loss = F.mse_loss if quadratic else F.cross_entropy
-    steps = options.steps or TRAIN_COUNT // options.batch
+    steps = options.steps or options.pictures // options.batch
 
     start = time.perf_counter()
-    permutation = torch.randperm(len(x))
-    for i in range(0, steps * options.batch, options.batch):
-        rows = permutation[i : i + options.batch]
-        optimizer.zero_grad()
-        loss(network(x[rows].contiguous(memory_format=layout)), target[rows]).backward()
-        optimizer.step()
+    for _ in range(options.epochs):
+        permutation = torch.randperm(options.pictures)
+        for i in range(0, steps * options.batch, options.batch):
+            rows = permutation[i : i + options.batch]
+            optimizer.zero_grad()
+            loss(network(x[rows].contiguous(memory_format=layout)), target[rows]).backward()
+            optimizer.step()
     seconds = time.perf_counter() - start
+    steps *= options.epochs
 
     tell(
         train_seconds=seconds,
@@ -71,6 +75,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--depth", type=int, default=0)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--pictures", type=int, default=TRAIN_COUNT, help="the first so many of the training pictures")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="of each epoch")
     parser.add_argument("--seed", type=int, default=0)
     main(Options(**vars(parser.parse_args())))
