@@ -1,17 +1,19 @@
 """`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor
+from PIL import Image
 
 from cnnlab.assembly.blueprint import Blueprint
+from cnnlab.assembly.layer_figures import Drawing, Study, Wanted, check_layers
 from cnnlab.assembly.material import held_out_loader, read_split, read_training_data
 from cnnlab.assembly.predicting import predict_images
+from cnnlab.assembly.predictor import Predictor
 from cnnlab.assembly.programs import command, trusting
 from cnnlab.assembly.reporting import Predictions, print_report, write_confusion, write_predictions
 from cnnlab.assembly.resuming import check_classes, check_data
@@ -23,12 +25,13 @@ from cnnlab.engine.evaluation import VIEWS, Outputs, collect
 from cnnlab.engine.execution import allow_tf32, make_deterministic
 from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.metrics import confusion_matrix, report
-from cnnlab.observers.tensorboard import write_picture
+from cnnlab.observers.tensorboard import write_pictures
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, no_such_key
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
-KEYS = ("run", "split", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
+KEYS = ("run", "split", "layers", "picture", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
+SPLITS = ("train", "val", "test")
 
 
 def run_evaluation(config: DictConfig) -> None:
@@ -39,8 +42,9 @@ def run_evaluation(config: DictConfig) -> None:
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
-    one_of("split", request["split"], ("val", "test"))
+    one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
+    wanted = Wanted.of(request)
     path = Path(str(request["run"]))
     trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust, _moved(request["data"]))
@@ -52,7 +56,7 @@ def run_evaluation(config: DictConfig) -> None:
     if request["images"] is not None:
         predict_images(run, Path(str(request["images"])), request["tta"])
     else:
-        _evaluate_split(run, request["split"], request["tta"], top_k)
+        _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
 
 
 def _moved(data: Any) -> dict[str, str]:
@@ -71,11 +75,14 @@ def _top_k(given: Any, classes: int) -> int:
     return integer("top_k", given, 1, classes)
 
 
-def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
+def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted) -> None:
     blueprint = run.blueprint
+    predictor = Predictor.of(run)
+    check_layers(predictor.network, [row.path for row in blueprint.network.rows], wanted)
     pictures = _read(run, split)
+    study = Study.of(run, predictor, wanted, pictures, split)
     with closing(held_out_loader(blueprint, pictures, run.normalization)) as loader:
-        outputs = collect(run.network(), loader, blueprint.execution, VIEWS[tta])
+        outputs = collect(predictor.network, loader, blueprint.execution, VIEWS[tta])
     predictions = _predictions(blueprint, outputs)
     class_names = blueprint.spec.class_names
     confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
@@ -92,11 +99,13 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int) -> None:
     suffix = "" if tta == "none" else f"-{tta}"
     name = f"{split}-{run.checkpoint.folder.name}{suffix}"
     title = f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"
+    figure = confusion_figure(confusion_KK, class_names, title)
+    drawings = [Drawing(f"confusion-{name}.png", f"confusion/{split}{suffix}", figure), *study.draw()]
     written = [
         run.directory.write_json(f"evaluation-{name}.json", result),
         write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, _paths(run, split)),
         write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
-        _draw_confusion(run, f"confusion-{name}.png", f"confusion/{split}{suffix}", confusion_KK, title),
+        *_save(run, drawings),
     ]
     print_report(result, run.checkpoint.step)
     print("written to " + "\n           ".join(map(str, written)))
@@ -106,15 +115,15 @@ def _read(run: SavedRun, split: str) -> Pictures:
     """The split's pictures. Raises `ConfigError` where they are not those of the run."""
     blueprint = run.blueprint
     if split == "val" and not blueprint.data.has_validation(blueprint.spec):
-        raise ConfigError("split: the run has no validation split: expected test, received 'val'")
+        raise ConfigError("split: the run has no validation split: expected train or test, received 'val'")
     if split == "test" and "test" not in blueprint.spec.counts:
-        raise ConfigError("split: the run's data have no test split: expected split=val, received 'test'")
+        raise ConfigError("split: the run's data have no test split: expected train or val, received 'test'")
     check_classes(run.checkpoint, blueprint.source.describe().class_names)
     blueprint.source.check()
-    if split == "val":
+    if split != "test":
         data = read_training_data(blueprint)
         check_data(run.checkpoint, data.digest)
-        return data.val
+        return data.train if split == "train" else data.val
     pictures = read_split(blueprint, "test")
     then = run.directory.read_json("environment.json").get("test_digest")
     if then is not None and then != pictures.digest():
@@ -148,10 +157,13 @@ def _named_metrics(blueprint: Blueprint, outputs: Outputs) -> dict[str, float]:
     return meter.read()
 
 
-def _draw_confusion(run: SavedRun, file: str, tag: str, confusion_KK: Tensor, title: str) -> Path:
-    figure = confusion_figure(confusion_KK, run.blueprint.spec.class_names, title)
-    path = run.directory.path / "figures" / file
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    write_picture(run.directory.path, tag, pixels(figure), run.checkpoint.step)
-    return path
+def _save(run: SavedRun, drawings: Sequence[Drawing]) -> list[Path]:
+    """Into the run's figures and its TensorBoard."""
+    folder = run.directory.path / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = {drawing.tag: pixels(drawing.figure) for drawing in drawings}
+    paths = [folder / drawing.file for drawing in drawings]
+    for path, picture_HWC in zip(paths, pictures.values(), strict=True):
+        Image.fromarray(picture_HWC).save(path)
+    write_pictures(run.directory.path, pictures, run.checkpoint.step)
+    return paths

@@ -41,7 +41,8 @@ def explain(error: Exception, configs: Path) -> str:
         text = text.split(ending)[0]
     merged = re.match(r"Error merging override (?:\+\+)?([^=]+)=(.*): Cannot merge DictConfig with ListConfig", text)
     if merged:
-        return f"{merged[1]}: expected a mapping, received {merged[2]}"
+        expected = "a list" if merged[2].startswith("{") else "a mapping"
+        return f"{merged[1]}: expected {expected}, received {merged[2]}"
     deleted = re.match(r"Could not delete from config\. '(.+)' does not exist", text)
     if deleted:
         return f"{deleted[1]}: there is no such key to remove"

@@ -60,6 +60,20 @@ class Predictor(nn.Module):
         self.register_buffer("scale_C11", scale_C11)
         self.eval()
 
+    @classmethod
+    def of(cls, run: SavedRun) -> "Predictor":
+        """The network of a run that was opened, on the run's device."""
+        blueprint = run.blueprint
+        predictor = cls(
+            run.network(),
+            blueprint.loss,
+            run.normalization,
+            blueprint.source.reader(),
+            blueprint.spec.class_names,
+            blueprint.execution,
+        )
+        return predictor.to(blueprint.device)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         expected = (self.reader.channels, *self.reader.size)
         if x_NCHW.dim() != 4 or tuple(x_NCHW.shape[1:]) != expected:
@@ -126,14 +140,4 @@ def load(
     only if `trust` repeats it. Raises `ConfigError`.
     """
     trusted = Trust(False, trusted_names(trust), lambda names: f"cnnlab.load({str(run)!r}, trust={names})")
-    saved = SavedRun.open(Path(run), str(checkpoint), device, trusted, {})
-    blueprint = saved.blueprint
-    predictor = Predictor(
-        saved.network(),
-        blueprint.loss,
-        saved.normalization,
-        blueprint.source.reader(),
-        blueprint.spec.class_names,
-        blueprint.execution,
-    )
-    return predictor.to(blueprint.device)
+    return Predictor.of(SavedRun.open(Path(run), str(checkpoint), device, trusted, {}))

@@ -1,7 +1,6 @@
 """A network over a whole split: its figures, or every prediction."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.step import count_correct
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.modes import in_evaluation_mode
 
 View = Callable[[Tensor], Tensor]
 
@@ -71,18 +71,6 @@ def collect(network: nn.Module, batches: Iterable[Batch], execution: Execution, 
             parts.append((output_NK.cpu(), batch.target.cpu(), batch.index_N.cpu()))
     output_NK, target_N, index_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Outputs(output_NK, target_N, index_N)
-
-
-@contextmanager
-def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Each module goes back to its own mode: one that is frozen in evaluation mode stays so."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _identity(x_NCHW: Tensor) -> Tensor:

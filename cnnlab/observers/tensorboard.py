@@ -1,6 +1,7 @@
 """TensorBoard: curves, hyper-parameters and the layer table in one event file."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +116,14 @@ def _wait_for_a_later_name(directory: Path) -> None:
         time.sleep(0.05)
 
 
-def write_picture(directory: Path, tag: str, picture_HWC: np.ndarray, step: int) -> None:
-    """Adds a uint8 picture to a run's curves, in an event file of its own; the others stay as they are."""
+def write_pictures(directory: Path, pictures: Mapping[str, np.ndarray], step: int) -> None:
+    """Adds uint8 pictures (H, W, 3), by their tags, to a run's curves, in one event file beside the others."""
     from torch.utils.tensorboard import SummaryWriter
 
     _wait_for_a_later_name(directory)
     writer = SummaryWriter(str(directory))
-    writer.add_image(tag, picture_HWC, step, dataformats="HWC")
+    for tag, picture_HWC in pictures.items():
+        writer.add_image(tag, picture_HWC, step, dataformats="HWC")
     writer.close()
 
 

@@ -52,7 +52,7 @@ def _write_counts(axes: "Axes", counts_KK: np.ndarray, shares_KK: np.ndarray) ->
         )
 
 
-def pixels(figure: "Figure", dpi: int = 100) -> np.ndarray:
+def pixels(figure: "Figure", dpi: int = 120) -> np.ndarray:
     """The figure as (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -1,4 +1,4 @@
-"""Filters and feature maps as tiles side by side."""
+"""Filters, feature maps and pictures as tiles side by side."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,13 @@ import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INCHES = 1.1  # a tile's side
+GAP = 0.1  # between tiles
+LINE = 0.16  # of a caption
+SCALE = 0.9  # the colour bar and its numbers
 MOST_COLUMNS = 10
 
 
@@ -21,30 +25,107 @@ def tiles_figure(
 
     Grey from the least to the greatest value; `signed` ones are blue below 0, white at 0, red above. NaN is left blank.
     """
-    from matplotlib.figure import Figure
-
-    values_THW = tiles_THW.detach().float().cpu().numpy()
-    columns = min(len(values_THW), columns)
-    rows = math.ceil(len(values_THW) / columns)
-    width = max(columns * INCHES + 1.0, 0.11 * len(title))
-    figure = Figure(figsize=(width, rows * (INCHES + (0.2 if captions else 0)) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    scale = _scale(values_THW, signed)
-    for place, axis in enumerate(axes.flat):
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set(color="lightgrey", visible=place < len(values_THW))
-        if place < len(values_THW):
-            image = axis.imshow(values_THW[place], interpolation="nearest", **scale)
-        if place < len(captions):
-            axis.set_title(captions[place], fontsize=8, parse_math=False)
-    figure.colorbar(image, ax=axes, shrink=0.9, aspect=12 * rows)
+    figure, axes = _grid(len(tiles_THW), title, captions, columns)
+    _draw_on_one_scale(figure, axes, _numbers(tiles_THW), signed)
     return figure
 
 
-def filters_figure(weight_OIHW: Tensor, title: str) -> "Figure":
-    """The kernels of a convolution, averaged over the channels that they read."""
-    return tiles_figure(weight_OIHW.mean(1), title, [str(number) for number in range(len(weight_OIHW))], signed=True)
+def filters_figure(weight_OIHW: Tensor, title: str, *, colour: bool = False) -> "Figure":
+    """The kernels of a convolution, averaged over the channels that they read.
+
+    With `colour`, where those are red, green and blue: a weight of 0 is the middle of 0…255, the largest an end.
+    """
+    captions = [str(number) for number in range(len(weight_OIHW))]
+    if not colour:
+        return tiles_figure(weight_OIHW.mean(1), title, captions, signed=True)
+    most = weight_OIHW.abs().amax().clamp(min=1e-30)
+    return pictures_figure(127.5 * (1 + weight_OIHW / most), title, captions)
+
+
+def maps_figure(picture_CHW: Tensor, maps_CHW: Tensor, title: str) -> "Figure":
+    """A picture of 0…255 and what each channel of a layer answers to it, (C, H, W), on one scale.
+
+    Grey where no value is below 0; else blue below 0, white at 0 and red above. Under each channel's number stand its
+    largest value and the place of it, (row, column).
+    """
+    values_CHW = _numbers(maps_CHW)
+    captions = [_peak(channel, values_HW) for channel, values_HW in enumerate(values_CHW)]
+    figure, axes = _grid(1 + len(values_CHW), title, ["picture\n", *captions])
+    _draw_picture(axes[0], _numbers(picture_CHW))
+    _draw_on_one_scale(figure, axes[1:], values_CHW, bool((values_CHW < 0).any()))
+    return figure
+
+
+def pictures_figure(x_NCHW: Tensor, title: str, captions: Sequence[str] = ()) -> "Figure":
+    """Pictures of 0…255, each under its caption: in colour where they have three channels, else grey."""
+    figure, axes = _grid(len(x_NCHW), title, captions)
+    for axis, picture_CHW in zip(axes, _numbers(x_NCHW), strict=True):
+        _draw_picture(axis, picture_CHW)
+    return figure
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    values: np.ndarray = tensor.detach().float().cpu().numpy()
+    return values
+
+
+def _grid(count: int, title: str, captions: Sequence[str], columns: int = MOST_COLUMNS) -> "tuple[Figure, list[Axes]]":
+    """A figure with room for so many tiles and a scale, their captions written; a tile is as large in any of them."""
+    from matplotlib.figure import Figure
+
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    above = GAP + LINE * max((1 + caption.count("\n") for caption in captions), default=0)  # each tile
+    tiles = columns * (INCHES + GAP) - GAP
+    width = max(tiles + SCALE + 2 * GAP, 0.09 * max(map(len, title.split("\n"))))
+    height = rows * (INCHES + above) + 0.2 * (1 + title.count("\n")) + 2 * GAP
+    left = max(GAP, (width - tiles - SCALE) / 2)
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, fontsize=11, parse_math=False, y=1 - GAP / height, va="top")
+    grid = figure.add_gridspec(
+        rows,
+        columns,
+        left=left / width,
+        right=(left + tiles) / width,
+        bottom=GAP / height,
+        top=(GAP + rows * (INCHES + above) - above) / height,
+        wspace=GAP / INCHES,
+        hspace=above / INCHES,
+    )
+    axes = list(grid.subplots(squeeze=False).flat)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color("0.7")  # a white picture ends somewhere, too
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    for axis, caption in zip(axes, captions, strict=False):
+        axis.set_title(caption, fontsize=8, parse_math=False, pad=4)
+    return figure, axes[:count]
+
+
+def _draw_on_one_scale(figure: "Figure", axes: "Sequence[Axes]", values_THW: np.ndarray, signed: bool) -> None:
+    scale = _scale(values_THW, signed)
+    images = [
+        axis.imshow(values_HW, interpolation="nearest", **scale)
+        for axis, values_HW in zip(axes, values_THW, strict=True)
+    ]
+    places = [axis.get_position() for axis in figure.axes]
+    bottom, top = min(place.y0 for place in places), max(place.y1 for place in places)
+    width = figure.get_figwidth()
+    bar = figure.add_axes((max(place.x1 for place in places) + 2 * GAP / width, bottom, 0.12 / width, top - bottom))
+    figure.colorbar(images[0], cax=bar)
+
+
+def _draw_picture(axis: "Axes", picture_CHW: np.ndarray) -> None:
+    if len(picture_CHW) == 3:
+        axis.imshow(picture_CHW.transpose(1, 2, 0).clip(0, 255) / 255, interpolation="nearest")
+    else:
+        axis.imshow(picture_CHW.mean(0), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+
+
+def _peak(channel: int, values_HW: np.ndarray) -> str:
+    row, column = np.unravel_index(values_HW.argmax(), values_HW.shape)
+    return f"{channel}: {values_HW.max() + 0.0:.3g}\nat {row}, {column}"
 
 
 def _scale(values_THW: Any, signed: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cnnlab
 from cnnlab.assembly import evaluate
 from cnnlab.assembly.check import check_config
 from cnnlab.assembly.material import read_training_data
@@ -127,9 +128,9 @@ def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(finished
 
 
 def test_a_split_that_no_run_has_is_refused(finished: Path) -> None:
-    answer = ask(finished, "split=train")
+    answer = ask(finished, "split=trian")
     assert answer.code == 2
-    assert answer.err.startswith("error: split: expected one of val, test, received 'train'")
+    assert answer.err.startswith("error: split: expected one of train, val, test, received 'trian'; did you mean")
 
 
 def test_a_run_without_a_validation_split_has_none_to_evaluate(in_tmp_path: Path) -> None:
@@ -176,10 +177,26 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated(finished: Path) -> None:
     assert answer.err.startswith("error: checkpoint: ")
 
 
-def test_changed_data_is_reported(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_changed_data_is_reported(finished: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
-    answer = ask(finished, "split=val")
+    answer = ask(finished, f"split={split}")
+    assert answer.code == 2
     assert "data: " in answer.err
+
+
+def test_the_training_pictures_are_evaluated_as_they_are(in_tmp_path: Path) -> None:
+    settings = ("data.limit=200", "+data.augment.noise={type: shift, pixels: 2}")
+    assert train_fast("run_dir=run", *settings).code == 0
+    path = in_tmp_path / "run"
+    assert ask(path, "split=train").code == 0
+    told = measured(path, "train", best_step(path))
+    pictures = read_training_data(check_config(composed(FAST, *settings), Trust())).train
+    predicted = [one.label for one in cnnlab.load(path).predict(pictures.x_NCHW)]
+    right = [label == str(y) for label, y in zip(predicted, pictures.y_N.tolist(), strict=True)]
+    assert (told["split"], told["pictures"], len(right)) == ("train", 200, 200)
+    assert told["accuracy"] == np.mean(right)
+    assert_agrees(path, f"train-step-{best_step(path):08d}", 5)
 
 
 class Predicted:

@@ -111,7 +111,7 @@ def test_a_run_without_a_test_split_ends_well_and_says_so(in_tmp_path: Path) -> 
     assert run(evaluate, "run=run", "split=val").code == 0
     refused = run(evaluate, "run=run")
     assert refused.code == 2
-    assert refused.err.startswith("error: split: the run's data have no test split: expected split=val")
+    assert refused.err.startswith("error: split: the run's data have no test split: expected train or val, received")
 
 
 def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:

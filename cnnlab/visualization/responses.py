@@ -1,0 +1,142 @@
+"""What a layer answers to a picture, and the picture to which each of its units answers most."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cnnlab.runtime.errors import ArgumentError
+from cnnlab.runtime.modes import in_evaluation_mode
+
+STEPS = 128
+RATE = 4.0  # grey levels that a pixel moves in a step, at most: 64 steps from black to white
+GREY = 127.5
+NOISE = 8.0  # standard deviation of the first picture around grey
+LEAK = 0.01  # a silent ReLU's slope, for gradients only
+
+
+@torch.no_grad()
+def response(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
+    """What `layer`, a module within `network`, gives for the pictures in evaluation mode, float32.
+
+    (N, C, H, W) maps or (N, F) features; of a layer that is called several times, the first answer. Raises
+    `ArgumentError` for a layer that is not called or gives anything else.
+    """
+    with in_evaluation_mode(network):
+        return _output(network, layer, x_NCHW)
+
+
+@dataclass(frozen=True)
+class Maximised:
+    """`x_UCHW`, pictures of 0…255, one for each unit; `value_U`, the mean activation that each of them reaches."""
+
+    x_UCHW: Tensor
+    value_U: Tensor
+
+
+def maximise(
+    network: nn.Module,
+    layer: nn.Module,
+    start_CHW: Tensor,
+    units: int,
+    *,
+    steps: int = STEPS,
+    rate: float = RATE,
+) -> Maximised:
+    """For each of the layer's first `units` channels or features, the picture that makes its mean largest.
+
+    `network` takes pictures of 0…255. By gradient ascent on the pixels from `start_CHW`, which stay in that range
+    (Erhan et al. 2009, *Visualizing Higher-Layer Features of a Deep Network*), without regularisation. Gradients pass
+    silent ReLUs, too (as in Olah et al. 2017, *Feature Visualization*): a unit that is silent at the start would stay
+    so. Each unit's best picture of all steps is kept. The network is in evaluation mode meanwhile; its weights receive
+    no gradient.
+    """
+    x_UCHW = start_CHW.detach().float().expand(units, *start_CHW.shape).clone().requires_grad_()
+    best = Maximised(x_UCHW.detach().clone(), torch.full((units,), -torch.inf, device=x_UCHW.device))
+    # gradients of a mean over many places, behind saturated layers, are far below Adam's usual eps
+    adam = torch.optim.Adam([x_UCHW], lr=rate, eps=1e-16, maximize=True)
+    with in_evaluation_mode(network), torch.enable_grad(), _leaky(network), _without_cudnns_recurrence(network):
+        for step in range(steps + 1):
+            value_U = unit_means(_output(network, layer, x_UCHW))[:, :units].diagonal()
+            _keep(best, x_UCHW.detach(), value_U.detach())
+            if step == steps or not value_U.requires_grad:
+                break
+            (x_UCHW.grad,) = torch.autograd.grad(value_U.sum(), x_UCHW)
+            adam.step()
+            with torch.no_grad():
+                x_UCHW.clamp_(0, 255)
+    return best
+
+
+def grey_noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """A picture of the shape around the middle of 0…255, the same on each machine."""
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (GREY + NOISE * noise).clamp(0, 255)
+
+
+def unit_means(output: Tensor) -> Tensor:
+    """(N, U): each map's mean of (N, U, H, W), or the features (N, U) themselves."""
+    return output.flatten(2).mean(2) if output.dim() == 4 else output
+
+
+def _keep(best: Maximised, x_UCHW: Tensor, value_U: Tensor) -> None:
+    better_U = value_U > best.value_U
+    best.x_UCHW[better_U] = x_UCHW[better_U]
+    best.value_U[better_U] = value_U[better_U]
+
+
+class _ReachedError(Exception):
+    """Carries a layer's output out of the network: what comes behind the layer need not be computed."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+def _output(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
+    def stop(module: nn.Module, arguments: Any, output: Any) -> NoReturn:
+        raise _ReachedError(output)
+
+    hook = layer.register_forward_hook(stop)
+    try:
+        network(x_NCHW)
+    except _ReachedError as reached:
+        output = reached.output
+    else:
+        raise ArgumentError("layer", "the network does not call it: expected a layer that pictures go through")
+    finally:
+        hook.remove()
+    if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != len(x_NCHW):
+        given = f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ArgumentError(
+            "layer",
+            f"expected a layer that gives maps (pictures, channels, height, width) or features (pictures, features), "
+            f"received {given} for {tuple(x_NCHW.shape)}",
+        )
+    return output.float()
+
+
+@contextmanager
+def _leaky(network: nn.Module) -> Iterator[None]:
+    """The network's ReLUs give what they give, to the bit, with the gradient of a leaky ReLU."""
+
+    def leak(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        leaking = functional.leaky_relu(arguments[0], LEAK)
+        return leaking + (output - leaking).detach()
+
+    hooks = [module.register_forward_hook(leak) for module in network.modules() if isinstance(module, nn.ReLU)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without_cudnns_recurrence(network: nn.Module) -> AbstractContextManager[object]:
+    """cuDNN has gradients of recurrent layers in training mode alone."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
