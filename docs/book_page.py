@@ -45,7 +45,17 @@ def page(results: Results) -> str:
     text = (REPOSITORY / "docs" / "book.template.md").read_text()
     for mark, value in {
         "experiments": _table(
-            ("`python train.py …`", "published", "ours (%)", "runs", "difference", "chosen by", "minutes"), rows
+            (
+                "`python train.py …`",
+                "published",
+                "ours (%)",
+                "lowest … highest",
+                "runs",
+                "difference",
+                "chosen by",
+                "minutes",
+            ),
+            rows,
         ),
         "beside": _table(("`python train.py …`", "figure", "published", "ours (%)"), beside),
         "baselines": _baselines(results.get("baselines")),
@@ -68,6 +78,7 @@ def _row(name: str, published: Mapping[str, Any], runs: Sequence[Mapping[str, An
         _command(name),
         f"{100 * published['value']:.2f}",
         shown,
+        f"{100 * min(ours):.2f} … {100 * max(ours):.2f}",
         str(len(runs)),
         f"{100 * (figure - published['value']):+.2f}",
         _chosen_by(runs[0]["monitor"], published["figure"]),
@@ -96,6 +107,7 @@ def _ensemble_row(published: float, found: Mapping[str, Any]) -> list[str]:
         _command("c6-ensemble"),
         f"{100 * published:.2f}",
         f"{100 * found['accuracy']:.2f}",
+        "",
         f"{found['votes']} votes",
         f"{100 * (found['accuracy'] - published):+.2f}",
         "validation",

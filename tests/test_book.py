@@ -25,7 +25,7 @@ def test_every_result_belongs_to_an_experiment() -> None:
 
 def test_a_row_gives_mean_sample_deviation_and_difference() -> None:
     text = page({"c1-30": {"0": {**RUN, "figure": 0.95}, "1": {**RUN, "figure": 0.96, "monitor": "accuracy/test"}}})
-    assert row(text, "c1-30")[1:] == ["95.42", "95.50 ± 0.71", "2", "+0.08", "validation", "1.5"]
+    assert row(text, "c1-30")[1:] == ["95.42", "95.50 ± 0.71", "95.00 … 96.00", "2", "+0.08", "validation", "1.5"]
 
 
 @pytest.mark.parametrize("name", BEST_OF)

@@ -78,11 +78,11 @@ def planted_filter() -> Shown:
 def learned_filters() -> Shown:
     shown = Shown()
     path = shown.train("shapes", "data=shapes", "model.blocks.conv1.kernel_size=7", "trainer.epochs=6")
-    shown.evaluate(path, "layers=[conv1]")
+    shown.evaluate(path, "layers=[conv1,relu2]")
     found = accuracy(path)
     shown.claim("accuracy on 1,000 new drawings, 8 classes", "> 97 %", f"{100 * found:.1f} %", found > 0.97)
-    for kind in ("filters", "maps", "maximised"):
-        shown.pictures[kind] = newest(path, f"{kind}-conv1-*.png")
+    for kind in ("filters-conv1", "maps-conv1", "maximised-relu2"):
+        shown.pictures[kind] = newest(path, f"{kind}-*.png")
     return shown
 
 
