@@ -15,6 +15,17 @@ PAGE = REPOSITORY / "docs" / "book.md"
 BEST_OF = {"c6-fc": 3, "c6-conv1": 3, "c6-conv2": 3, "c6-relu": 3}  # runs of which the book took the best
 VANISHING = {2: (0.066, 0.309), 3: (0.012, 0.060, 0.283), 4: (0.0030, 0.017, 0.070, 0.285)}  # by hidden layers
 
+HEAD = (
+    "`python train.py …`",
+    "published",
+    "ours (%)",
+    "lowest … highest",
+    "runs",
+    "difference",
+    "chosen by",
+    "minutes",
+)
+
 Results = dict[str, Any]  # experiment → seed → what a run's row needs; and what was measured without a run
 
 
@@ -44,19 +55,7 @@ def page(results: Results) -> str:
             beside += _rows_beside(name, runs)
     text = (REPOSITORY / "docs" / "book.template.md").read_text()
     for mark, value in {
-        "experiments": _table(
-            (
-                "`python train.py …`",
-                "published",
-                "ours (%)",
-                "lowest … highest",
-                "runs",
-                "difference",
-                "chosen by",
-                "minutes",
-            ),
-            rows,
-        ),
+        "experiments": _table(HEAD, rows),
         "beside": _table(("`python train.py …`", "figure", "published", "ours (%)"), beside),
         "baselines": _baselines(results.get("baselines")),
         "vanishing": _vanishing(results.get("c5-vanish")),

@@ -113,7 +113,7 @@ def stride() -> Shown:
     curve = pictures.x_NCHW[pictures.y_N == list(SHAPES).index("curve")][:1] / 255
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplots(1, 4)
-    axes[0].imshow(curve[0, 0], cmap="gray")
+    axes[0].imshow(curve[0, 0].numpy(), cmap="gray")
     axes[0].set_title("28×28")
     for step in (1, 2, 3):
         (row,) = rows_of((1, 7, 7), conv={"type": "conv", "out_channels": 1, "kernel_size": 3, "stride": step})
@@ -121,7 +121,7 @@ def stride() -> Shown:
         expected = f"{int(size)}×{int(size)}" + ("" if size == int(size) else ", drops 1 row, 1 column")
         found = "×".join(map(str, row.output_shape[1:])) + (f", {row.remark}" if row.remark else "")
         shown.claim(f"7×7 under a 3×3 kernel, stride {step}: (7 − 3)/{step} + 1 = {size:.3g}", expected, found)
-        map_HW = filtering(VERTICAL, (1, 28, 28), stride=step)(curve)[0, 0]
+        map_HW = filtering(VERTICAL, (1, 28, 28), stride=step)(curve)[0, 0].numpy()
         axes[step].imshow(map_HW, cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, map_HW.shape[1], map_HW.shape[0], 0))
         axes[step].set(title=f"stride {step}: {map_HW.shape[0]}×{map_HW.shape[1]}", xlim=(0, 28), ylim=(28, 0))
     shown.pictures["maps"] = figure

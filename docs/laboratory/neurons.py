@@ -76,7 +76,7 @@ def perceptron() -> Shown:
     ):
         grid = torch.linspace(-0.25, 1.25, 151)
         x_NCHW = torch.cartesian_prod(grid, grid)[:, None, None].flip(3)
-        answer = load(path).network(x_NCHW).argmax(1).reshape(151, 151)
+        answer = load(path).network(x_NCHW).argmax(1).reshape(151, 151).numpy()
         axis.imshow(answer, extent=(-0.25, 1.25, -0.25, 1.25), origin="lower", cmap="Blues", vmin=0, vmax=2)
         inputs, outputs = rows_of(gate)
         for (a, b), wanted in zip(inputs.flatten(1).tolist(), outputs.tolist(), strict=True):
