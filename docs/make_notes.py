@@ -19,10 +19,12 @@ from matplotlib.figure import Figure
 RESULTS = REPOSITORY / "docs" / "notes.json"
 PAGE = REPOSITORY / "docs" / "notes.md"
 PICTURES = REPOSITORY / "docs" / "notes"
+BAR = "\\|"  # within a table
 TEMPLATE = REPOSITORY / "docs" / "notes.template.md"
 
 CONCEPTS: dict[str, Callable[[], Shown]] = {
     "planted_filter": convolution.planted_filter,
+    "frozen_filter": convolution.frozen_filter,
     "learned_filters": convolution.learned_filters,
     "weight_sharing": convolution.weight_sharing,
     "stride": convolution.stride,
@@ -110,24 +112,18 @@ def section(found: dict[str, Any]) -> str:
     parts = ["```sh\n" + "\n".join(found["commands"]) + "\n```"]
     if found["text"]:
         parts.append(found["text"])
-    parts += [
-        f"![{file.removesuffix('.png').replace('-', ', ').replace('_', ' ')}](notes/{file})"
-        for file in found["pictures"]
-    ]
+    parts += [f"![{_spoken(file)}](notes/{file})" for file in found["pictures"]]
     rows = [
-        f"| {c['what']} | {c['expected']} | {c['found']}{'' if c['holds'] else ' **missed**'} |"
-        for c in found["claims"]
+        [claim["what"], claim["expected"], claim["found"] + ("" if claim["holds"] else " **missed**")]
+        for claim in found["claims"]
     ]
-    parts.append(
-        "\n".join(
-            [
-                "| check | expected | found |",
-                "|---|---|---|",
-                *(row.replace("|w·∂C/∂w|", "\\|w·∂C/∂w\\|") for row in rows),
-            ]
-        )
-    )
+    table = [["check", "expected", "found"], ["---"] * 3, *rows]
+    parts.append("\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in table))
     return "\n\n".join(parts)
+
+
+def _spoken(file: str) -> str:
+    return file.removesuffix(".png").replace("-", ", ").replace("_", " ")
 
 
 if __name__ == "__main__":

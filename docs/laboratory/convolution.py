@@ -13,7 +13,7 @@ from cnnlab.network import LayerRow, build_network, plan_network
 from cnnlab.runtime.errors import Complaints
 from cnnlab.visualization.tiles import tiles_figure
 from laboratory.neurons import digits
-from laboratory.shown import Shown, accuracy
+from laboratory.shown import Shown, accuracy, load
 
 VERTICAL = [[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]]  # dark on the left, bright on the right
 LAPLACE = [[0, 1, 0], [1, -4, 1], [0, 1, 0]]  # sums to 0
@@ -52,9 +52,10 @@ def planted_filter() -> Shown:
     network = filtering(VERTICAL, (1, 28, 28))
     for column in (3, 14, 24):
         response_HW = network(planted(column + 0.5))[0, 0]
-        shown.claim(f"an edge in column {column}: the row's peak, in every row", [column], [
-            peak + 1 for peak in response_HW.argmax(1).unique().tolist()
-        ])  # fmt: skip
+        peaks = ", ".join(str(peak + 1) for peak in response_HW.argmax(1).unique().tolist())
+        shown.claim(
+            f"an edge in column {column}: where each row of the map has its peak", f"column {column}", f"column {peaks}"
+        )
     shown.claim("its height, 3 rows of 1 − 0", 3.0, response_HW.max().item())
     across = network(planted(14.5, angle=torch.pi / 2)).abs().max().item()
     shown.claim("the strongest answer to an edge across", "< 1e-5", f"{across:.1g}", across < 1e-5)
@@ -72,6 +73,35 @@ def planted_filter() -> Shown:
     shown.pictures["answers"] = tiles_figure(
         answers_THW, "what a filter for vertical edges answers to each", names, signed=True
     )
+    return shown
+
+
+@torch.no_grad()
+def frozen_filter() -> Shown:
+    """The filter of `planted_filter` in a network that trains around it."""
+    shown = Shown()
+    path = shown.train(
+        "planted",
+        "data=shapes",
+        "data.noise=0",
+        "model.blocks.conv1.out_channels=1",
+        f"model.blocks.conv1.init={{type: given, weight: {VERTICAL}}}",
+        "model.freeze=[conv1]",
+        "trainer.epochs=3",
+    )
+    conv = load(path).network.conv1
+    kept = conv.weight[0, 0].tolist()
+    shown.claim("the filter's weights behind the training", VERTICAL, kept)
+    pictures = Shapes(28, 4000, 1000, (1, 3), 0.0, 0).read("test")
+    x_NHW = pictures.x_NCHW[:, 0].float()
+    brighter_N = x_NHW[:, :, -4:].mean((1, 2)) - x_NHW[:, :, :4].mean((1, 2))
+    vertical_N = pictures.y_N == list(SHAPES).index("vertical_edge")
+    number = int((vertical_N * brighter_N).argmax())  # dark on the left
+    steepest = (x_NHW[number, 14, 2:] - x_NHW[number, 14, :-2]).argmax().item() + 1
+    peak = conv(pictures.x_NCHW[number : number + 1].float())[0, 0, 14].argmax().item()
+    shown.claim(f"picture {number}: where its middle row rises most, and the map's peak there", steepest, peak)
+    shown.evaluate(path, "layers=[conv1]", f"picture={number}")
+    shown.pictures["maps"] = newest(path, "maps-conv1-*.png")
     return shown
 
 
@@ -93,10 +123,10 @@ def newest(path: Path, pattern: str) -> Path:
 
 def weight_sharing() -> Shown:
     shown = Shown()
-    output = "flatten: flatten, output: {type: linear, out_features: classes}"
+    output = "output: {type: linear, out_features: classes}"
     for first in (
-        "conv: {type: conv, out_channels: 20, kernel_size: 5}",
-        "flat: flatten, dense: {type: linear, out_features: 11520}",
+        "conv: {type: conv, out_channels: 20, kernel_size: 5}, flatten: flatten",
+        "flatten: flatten, dense: {type: linear, out_features: 11520}",
     ):
         shown.table("data=mnist", "model=none", f"model.blocks={{{first}, {output}}}")
     (shared,) = rows_of((1, 28, 28), conv=CONV)

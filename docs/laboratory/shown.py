@@ -59,7 +59,8 @@ class Shown:
         lines = _run("train.py", *overrides, "trainer.max_steps=0").splitlines()
         width = max(len(line) for line in lines)
         assert width < 120, "the page would break its lines"
-        self.text += "\n".join(["```", *(line.rstrip() for line in lines if line.strip()), "```"])
+        block = "\n".join(["```", *(line.rstrip() for line in lines if line.strip()), "```"])
+        self.text = f"{self.text}\n\n{block}".strip()
 
 
 def _command(script: str, *arguments: str) -> str:
