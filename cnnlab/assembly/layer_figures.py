@@ -88,7 +88,7 @@ class Study:
             if isinstance(layer, nn.Conv2d):
                 yield Drawing(f"filters-{name}-{step}.png", f"filters/{name}", self._filters(name, layer))
             if answer.dim() == 4:
-                title = f"{name}{_cut(answer)}: answer to {self.words}; under each channel, its peak at row, column"
+                title = f"{name}{_cut(answer)}: answer to {self.words}\nunder each channel, its peak at row, column"
                 figure = maps_figure(self.x_1CHW[0], answer[0, :MOST_UNITS], title)
                 yield Drawing(f"maps-{name}-{self.file}-{step}.png", f"maps/{name}/{self.file}", figure)
             yield Drawing(f"maximised-{name}-{step}.png", f"maximised/{name}", self._maximised(name, layer, answer))
