@@ -1,5 +1,7 @@
 """The walk through the notes says what was found, and what needs no training is found again."""
 
+from pathlib import Path
+
 import pytest
 from laboratory.shown import Shown
 from make_notes import CONCEPTS, PAGE, PICTURES, page, read_results, section
@@ -49,3 +51,13 @@ def test_a_claim_that_does_not_hold_is_told() -> None:
     shown.claim("two and two", 4, 5)
     found = {"commands": shown.commands, "text": "", "pictures": [], "claims": [vars(c) for c in shown.claims]}
     assert "| two and two | 4 | 5 **missed** |" in section(found)
+
+
+def test_a_run_of_another_command_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laboratory.shown.RUNS", tmp_path)
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / "overrides.yaml").write_text("[data=mnist, run_dir=/elsewhere]")
+    (tmp_path / "cnn" / "summary.json").write_text('{"status": "completed"}')
+    assert Shown().train("cnn", "data=mnist") == tmp_path / "cnn"
+    with pytest.raises(RuntimeError, match="was made with data=mnist, not data=digits"):
+        Shown().train("cnn", "data=digits")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
 
 import cnnlab
@@ -43,6 +44,7 @@ class Shown:
         """The directory of the run that this command makes, or made before. Raises `RuntimeError`."""
         path = RUNS / name
         self.commands.append(_command("train.py", *overrides, f"run_dir=runs/notes/{name}"))
+        _check_command(path, overrides)
         if not _complete(path):
             print(f"  {self.commands[-1]}", flush=True)
             _run("train.py", *([f"resume={path}"] if path.exists() else [*overrides, f"run_dir={path}"]))
@@ -65,6 +67,16 @@ class Shown:
 
 def _command(script: str, *arguments: str) -> str:
     return " ".join(["python", script, *(f"'{a}'" if set(a) & set(" {}[]~*") else a for a in arguments)])
+
+
+def _check_command(path: Path, overrides: tuple[str, ...]) -> None:
+    """Raises `RuntimeError` where a run of that name was made by another command."""
+    file = path / "overrides.yaml"
+    if not file.exists():
+        return
+    made = [override for override in yaml.safe_load(file.read_text()) if not override.startswith("run_dir=")]
+    if made != list(overrides):
+        raise RuntimeError(f"{path} was made with {' '.join(made)}, not {' '.join(overrides)}: move it away")
 
 
 def _complete(path: Path) -> bool:
