@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import yaml
 from book_page import PAGE, PRESETS, REPOSITORY, RESULTS, VANISHING, Results, names, page, read_results
+from laboratory.shown import complete
 from torch import nn
 
 import cnnlab
@@ -125,11 +126,6 @@ def _sorted(results: Results) -> Results:
     return {
         name: dict(sorted(results[name].items(), key=lambda item: (len(item[0]), item[0]))) for name in sorted(results)
     }
-
-
-def complete(path: Path) -> bool:
-    summary = path / "summary.json"
-    return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
 
 
 def read_run(name: str, path: Path) -> dict[str, Any]:

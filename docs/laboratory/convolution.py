@@ -7,13 +7,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import cnnlab
 from cnnlab.data.drawing import edge
 from cnnlab.data.shapes import SHAPES, Shapes
 from cnnlab.network import LayerRow, build_network, plan_network
 from cnnlab.runtime.errors import Complaints
 from cnnlab.visualization.tiles import tiles_figure
 from laboratory.neurons import digits
-from laboratory.shown import Shown, accuracy, load
+from laboratory.shown import Shown, accuracy
 
 VERTICAL = [[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]]  # dark on the left, bright on the right
 LAPLACE = [[0, 1, 0], [1, -4, 1], [0, 1, 0]]  # sums to 0
@@ -89,7 +90,7 @@ def frozen_filter() -> Shown:
         "model.freeze=[conv1]",
         "trainer.epochs=3",
     )
-    conv = load(path).network.conv1
+    conv = cnnlab.load(path).network.conv1
     kept = conv.weight[0, 0].tolist()
     shown.claim("the filter's weights behind the training", VERTICAL, kept)
     pictures = Shapes(28, 4000, 1000, (1, 3), 0.0, 0).read("test")

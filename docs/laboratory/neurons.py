@@ -16,7 +16,7 @@ from cnnlab.data.logic_gates import TABLES, LogicGates
 from cnnlab.engine.step import count_correct
 from cnnlab.losses import LOSSES
 from cnnlab.network import build_network
-from laboratory.shown import Shown, accuracy, load
+from laboratory.shown import Shown, accuracy
 from laboratory.updates import gradients, update
 
 QUADRATIC, CROSS_ENTROPY = LOSSES["quadratic"](), LOSSES["bce"](sum_classes=True)
@@ -76,7 +76,7 @@ def perceptron() -> Shown:
     ):
         grid = torch.linspace(-0.25, 1.25, 151)
         x_NCHW = torch.cartesian_prod(grid, grid)[:, None, None].flip(3)
-        answer = load(path).network(x_NCHW).argmax(1).reshape(151, 151).numpy()
+        answer = cnnlab.load(path).network(x_NCHW).argmax(1).reshape(151, 151).numpy()
         axis.imshow(answer, extent=(-0.25, 1.25, -0.25, 1.25), origin="lower", cmap="Blues", vmin=0, vmax=2)
         inputs, outputs = rows_of(gate)
         for (a, b), wanted in zip(inputs.flatten(1).tolist(), outputs.tolist(), strict=True):

@@ -11,8 +11,6 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-import cnnlab
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = REPOSITORY / "runs" / "notes"
 
@@ -45,7 +43,7 @@ class Shown:
         path = RUNS / name
         self.commands.append(_command("train.py", *overrides, f"run_dir=runs/notes/{name}"))
         _check_command(path, overrides)
-        if not _complete(path):
+        if not complete(path):
             print(f"  {self.commands[-1]}", flush=True)
             _run("train.py", *([f"resume={path}"] if path.exists() else [*overrides, f"run_dir={path}"]))
         return path
@@ -79,7 +77,8 @@ def _check_command(path: Path, overrides: tuple[str, ...]) -> None:
         raise RuntimeError(f"{path} was made with {' '.join(made)}, not {' '.join(overrides)}: move it away")
 
 
-def _complete(path: Path) -> bool:
+def complete(path: Path) -> bool:
+    """Whether a run has ended there as it should."""
     summary = path / "summary.json"
     return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
 
@@ -102,7 +101,3 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def accuracy(path: Path) -> float:
     """On the test split, of the checkpoint that the run chose."""
     return float(json.loads((path / "summary.json").read_text())["test"]["accuracy"])
-
-
-def load(path: Path) -> Any:
-    return cnnlab.load(path)
