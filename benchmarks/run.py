@@ -90,6 +90,9 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="run cnnlab with it as well")
     given = parser.parse_args()
+    for variable in ("CNNLAB_DATA", "CNNLAB_JPEGS"):  # contestants run in folders of their own
+        if variable in os.environ:
+            os.environ[variable] = os.path.abspath(os.environ[variable])
     with pictures_in_files() if "pictures" in (given.names or BENCHMARKS) else nullcontext():
         failed = main(given.names, given.repeats, given.also)
     sys.exit(bool(failed))

@@ -51,6 +51,7 @@ from cnnlab.network import render_table
 from cnnlab.observers import Observers
 from cnnlab.runtime.device import describe_environment
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
+from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
 
 # what says nothing about what was learned
@@ -166,6 +167,8 @@ def _run(
     table = _table_text(blueprint)
     directory.write_text("model.txt", table)
     make_deterministic(blueprint.deterministic)
+    if blueprint.device.type == "cpu":
+        keep_freed_memory()
     with _stop_signals() as stopped_by:
         blueprint, trials = settle_execution(blueprint, data.normalization, directory.read_json("environment.json"))
         environment = _environment(blueprint, data)

@@ -21,6 +21,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 FUSED = tuple(OPTIMIZERS.values())  # they have one kernel for all parameters, on CPU and on CUDA
 GROUP_OPTIONS = ("lr", "weight_decay")
+_SGD_OPTIONS = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
 _NOT_NEGATIVE = ("lr", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
 
 
@@ -153,10 +154,38 @@ def _without_ceremony(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer
     profiler, which costs a tiny network a tenth of its time.
     """
     if type(optimizer).__module__.startswith("torch.optim."):
-        plain: Any = torch.no_grad()(inspect.unwrap(type(optimizer).step))
-        optimizer.step = types.MethodType(plain, optimizer)  # type: ignore[method-assign]
+        fused_sgd = type(optimizer) is torch.optim.SGD and _in_one_kernel(optimizer)
+        plain: Any = _fused_sgd_step if fused_sgd else inspect.unwrap(type(optimizer).step)
+        optimizer.step = types.MethodType(torch.no_grad()(plain), optimizer)  # type: ignore[method-assign]
         optimizer.zero_grad = types.MethodType(_forget_gradients, optimizer)  # type: ignore[method-assign]
     return optimizer
+
+
+def _in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each group is updated by one kernel at once: fused, on one device and of one dtype."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return bool(optimizer.defaults["fused"]) and len({(one.device, one.dtype) for one in parameters}) == 1
+
+
+def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
+    """`torch.optim.SGD.step` without what it finds out anew in each step: a third of its time in a small network.
+
+    The first step, which makes the momenta, is torch's own, and so is any in which something is unusual.
+    """
+    calls = []
+    for group in optimizer.param_groups:
+        parameters = group["params"]
+        gradients = [parameter.grad for parameter in parameters]
+        states = [optimizer.state.get(one, {}) for one in parameters] if group["momentum"] else []
+        momenta = [state.get("momentum_buffer") for state in states]
+        if any(one is None or one.is_sparse for one in (*gradients, *momenta)):
+            inspect.unwrap(type(optimizer).step)(optimizer)
+            return
+        calls.append((parameters, gradients, momenta, group))
+    scaling: dict[str, Any] = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
+    for parameters, gradients, momenta, group in calls:
+        options: dict[str, Any] = {name: group[name] for name in _SGD_OPTIONS}
+        torch._fused_sgd_(parameters, gradients, momenta, **options, is_first_step=False, **scaling)
 
 
 def _forget_gradients(optimizer: torch.optim.Optimizer, set_to_none: bool = True) -> None:

@@ -272,6 +272,44 @@ def test_the_step_moves_the_weights_as_torchs_own_does(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"weight_decay": 0.01},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.1, "maximize": True},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    ],
+)
+def test_sgds_step_has_the_bits_of_torchs_fused_one(arguments: dict[str, Any]) -> None:
+    ours, theirs = Network(), Network()
+    bare = build_optimizer(component("sgd", **arguments), ours, {})
+    groups = [{"params": [p for p in theirs.parameters() if (p.dim() > 1) is weights]} for weights in (True, False)]
+    groups[1]["weight_decay"] = 0.0  # type: ignore[assignment]
+    whole = torch.optim.SGD(groups, lr=0.1, fused=True, **arguments)
+    for number in range(6):
+        for network, optimizer in ((ours, bare), (theirs, whole)):
+            give_gradients(network, number)
+            if number == 3:  # a parameter that has no part in this step stays, and so does its momentum
+                network.get_submodule("output").weight.grad = None
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (1 + number)
+            optimizer.step()
+    assert all(torch.equal(mine, other) for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_scaled_step_with_an_infinite_gradient_is_left_out_as_torch_does() -> None:
+    network = Network()
+    optimizer = build_optimizer(component("sgd", momentum=0.9), network, {})
+    take_steps(network, optimizer, range(2))
+    before = copy.deepcopy(network.state_dict())
+    give_gradients(network, 2)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
     ("kind", "arguments", "fused"),
     [
         (torch.optim.SGD, {"lr": 0.1}, True),
