@@ -10,7 +10,7 @@ import torch
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.material import load_weights
 from cnnlab.assembly.starting_weights import put_in
-from cnnlab.data.normalization import Normalization
+from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.choosing import TakeStep, Trial, choose
 from cnnlab.engine.compilation import build_step, forget_compiled, missing_compiler, reason_against_step
@@ -112,9 +112,8 @@ def _noise(blueprint: Blueprint, normalization: Normalization) -> Batch:
     count, spec = blueprint.data.batch_size, blueprint.spec
     x_NCHW = torch.randint(0, 256, (count, *spec.input_shape), generator=generator).float()
     target_N = torch.randint(0, spec.classes, (count,), generator=generator)
-    shift_C11, scale_C11 = normalization.tensors(blueprint.device)
     return Batch(
-        torch.addcmul(shift_C11, x_NCHW.to(blueprint.device), scale_C11),
+        normalized(x_NCHW.to(blueprint.device), *normalization.tensors(blueprint.device)),
         target_N.to(blueprint.device),
         torch.arange(count, device=blueprint.device),
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cnnlab.assembly.saved import trusted_names
 from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.components import Trust
-from cnnlab.data.normalization import Normalization
+from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.data.picture_files import PictureReader
 from cnnlab.engine.execution import Execution
 from cnnlab.losses import probabilities
@@ -82,7 +82,7 @@ class Predictor(nn.Module):
                 f"predict() takes other sizes"
             )
         device = self.shift_C11.device
-        x_NCHW = torch.addcmul(self.shift_C11, x_NCHW.to(device).float(), self.scale_C11)
+        x_NCHW = normalized(x_NCHW.to(device).float(), self.shift_C11, self.scale_C11)
         with self.execution.autocast(device):
             output_NK: Tensor = self.network(self.execution.arrange(x_NCHW))
         return output_NK.float()

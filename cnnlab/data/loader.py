@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.augmentation import Augment
-from cnnlab.data.normalization import Normalization
+from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive
@@ -117,12 +117,12 @@ class PictureLoader(ABC):
 
     def _made(self, x_NCHW: Tensor, rows: Tensor, places: Tensor, position: int) -> Batch:
         """Some batches in one: augmented, normalised, with their targets."""
-        x_NCHW, target, index_N = x_NCHW.float(), self.y_N[rows], self.index_N[rows]
+        target, index_N = self.y_N[rows], self.index_N[rows]
         if self.augment:
             # balanced, a picture comes several times in an epoch: it shall look different each time
             numbered_N = places if self.balanced else index_N
-            x_NCHW, target = self.augment(x_NCHW, target, numbered_N, self.epoch, position)
-        return Batch(torch.addcmul(self.shift_C11, x_NCHW, self.scale_C11), target, index_N)
+            x_NCHW, target = self.augment(x_NCHW.float(), target, numbered_N, self.epoch, position)
+        return Batch(normalized(x_NCHW, self.shift_C11, self.scale_C11), target, index_N)
 
 
 def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:

@@ -52,11 +52,16 @@ class Normalization:
         return cls((0.0,) * channels, (scale,) * channels)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(−mean/sd, 1/sd), each (C, 1, 1) float32: one fused multiply-add a batch."""
+        """(−mean/sd, 1/sd), each (C, 1, 1) float32."""
         mean_C = torch.tensor(self.mean_C, dtype=torch.float64)
         sd_C = torch.tensor(self.sd_C, dtype=torch.float64)
         shift_C11, scale_C11 = (-mean_C / sd_C)[:, None, None], (1 / sd_C)[:, None, None]
         return shift_C11.float().to(device), scale_C11.float().to(device)
+
+
+def normalized(x_NCHW: Tensor, shift_C11: Tensor, scale_C11: Tensor) -> Tensor:
+    """Pictures of 0…255 as the network sees them, by the `tensors` of a `Normalization`; float32 for uint8 ones."""
+    return (x_NCHW * scale_C11).add_(shift_C11)
 
 
 def check_normalization(kind: str, channels: int) -> None:

@@ -38,6 +38,49 @@ def test_about_a_share_p_of_the_activations_is_zeroed() -> None:
     assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / count)
 
 
+def test_neighbours_in_memory_are_zeroed_independently() -> None:
+    torch.manual_seed(0)
+    count, p = 100_000, 0.3
+    zeroed_N2 = Dropout(p)(torch.ones(count, 2)).eq(0).double()  # one number of 64 bits is drawn for both
+    for share, expected in (*((share, p) for share in zeroed_N2.mean(0)), (zeroed_N2.prod(1).mean(), p * p)):
+        assert abs(share.item() - expected) < 5 * math.sqrt(expected * (1 - expected) / count)
+
+
+def test_an_odd_number_of_activations_is_served_whole() -> None:
+    torch.manual_seed(0)
+    assert Dropout(0.5)(torch.ones(1, 3, 3, 3)).unique().tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("p", [1e-12, 1 - 1e-12])
+def test_the_extremes_of_p_keep_all_and_nothing(p: float) -> None:
+    kept = Dropout(p)(torch.ones(1000)).ne(0).float().mean().item()
+    assert kept == round(1 - p)
+
+
+def test_the_gradient_goes_through_the_survivors_alone() -> None:
+    torch.manual_seed(0)
+    x_NC = torch.rand(5, 7).add(1).requires_grad_()
+    output_NC = Dropout(0.5)(x_NC)
+    output_NC.sum().backward()
+    torch.testing.assert_close(x_NC.grad, output_NC.detach() / x_NC.detach())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dtype_and_layout_are_kept(layout: torch.memory_format) -> None:
+    x_NCHW = torch.ones(2, 3, 4, 5, dtype=torch.bfloat16).to(memory_format=layout)  # type: ignore[call-overload]
+    output_NCHW = Dropout(0.5)(x_NCHW)
+    assert (output_NCHW.dtype, output_NCHW.stride()) == (x_NCHW.dtype, x_NCHW.stride())
+
+
+def test_the_mask_follows_from_torchs_generator() -> None:
+    masks = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        masks.append(Dropout(0.5)(torch.ones(100)))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+
+
 def test_dropout_zeroes_single_pixels() -> None:
     torch.manual_seed(0)
     zeros_in_channel = Dropout(0.5)(torch.ones(1, 1, 16, 16)).eq(0).sum()

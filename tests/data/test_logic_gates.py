@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cnnlab.data.logic_gates import TABLES, LogicGates
-from cnnlab.data.normalization import Normalization
+from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.runtime.errors import ArgumentError
 
 FORMULAS = {
@@ -41,8 +41,8 @@ def test_what_validates_and_tests_is_said_to_be_the_same() -> None:
 
 def test_in_units_the_inputs_are_exactly_0_and_1() -> None:
     x_NCHW = LogicGates("and").read("train").x_NCHW
-    shift_C11, scale_C11 = Normalization.fit("unit", x_NCHW).tensors(torch.device("cpu"))
-    assert torch.addcmul(shift_C11, x_NCHW.float(), scale_C11).unique().tolist() == [0, 1]
+    tensors = Normalization.fit("unit", x_NCHW).tensors(torch.device("cpu"))
+    assert normalized(x_NCHW, *tensors).unique().tolist() == [0, 1]
 
 
 def test_each_of_the_16_functions_has_a_name_of_four_digits() -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
-from cnnlab.data.normalization import NORMALIZATIONS, Normalization
+from cnnlab.data.normalization import NORMALIZATIONS, Normalization, normalized
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.errors import ArgumentError
 
@@ -17,8 +17,7 @@ def pictures() -> Tensor:
 
 
 def apply(normalization: Normalization, x_NCHW: Tensor) -> Tensor:
-    shift_C11, scale_C11 = normalization.tensors(torch.device("cpu"))
-    return x_NCHW.float() * scale_C11 + shift_C11
+    return normalized(x_NCHW, *normalization.tensors(torch.device("cpu")))
 
 
 def test_standardize_gives_each_channel_mean_0_and_deviation_1() -> None:
