@@ -71,7 +71,7 @@ def test_no_yaml_names_a_target_to_call() -> None:
 def test_the_default_is_digits_and_cnn() -> None:
     config = composed()
     assert config["data"]["type"] == "digits"
-    assert list(config["model"]["blocks"])[:3] == ["conv1", "norm1", "relu1"]
+    assert list(config["model"]["blocks"])[:4] == ["conv1", "norm1", "pool1", "relu1"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(CONFIGS).rglob("*.yaml")), ids=lambda path: path.stem)

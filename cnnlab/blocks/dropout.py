@@ -26,7 +26,7 @@ def _survive(x: Tensor, p: float) -> Tensor:
 
     Each number of 64 bits that torch's generator gives serves two of them.
     """
-    drawn = torch.empty((x.numel() + 1) // 2, dtype=torch.int64).random_(-(1 << 63), None)
+    drawn = torch.randint(-(1 << 63), (1 << 63) - 1, ((x.numel() + 1) // 2,))
     threshold = min(round(p * (1 << 32)), (1 << 32) - 1) - (1 << 31)
     survive = drawn.view(torch.int32)[: x.numel()] >= threshold
     return survive.as_strided(x.shape, torch.empty_like(x).stride())

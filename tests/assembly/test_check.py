@@ -229,4 +229,4 @@ def test_a_class_of_the_users_own_is_refused_where_it_is_not_trusted() -> None:
 
 def test_torchs_own_classes_need_no_trust() -> None:
     config = composed("++model.blocks.relu1=torch.nn.Hardswish")
-    assert check_config(config, Trust(False)).network.layers[2].component.factory is torch.nn.Hardswish
+    assert check_config(config, Trust(False)).network.layers[3].component.factory is torch.nn.Hardswish

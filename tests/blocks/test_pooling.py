@@ -110,3 +110,17 @@ def test_an_adaptive_pool_refuses_an_empty_output(block: type[nn.Module]) -> Non
     with pytest.raises(ArgumentError) as caught:
         block(output_size=(2, 0))
     assert caught.value.argument == "output_size"
+
+
+def test_pooling_before_relu_changes_neither_outputs_nor_gradients() -> None:
+    """So that `model=cnn`, whose ReLU comes behind, is the network in which it comes before."""
+    outputs, gradients = [], []
+    for blocks in ((nn.ReLU(), MaxPool(2)), (MaxPool(2), nn.ReLU())):
+        x_NCHW = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
+        x_NCHW.requires_grad_()
+        output_NCHW = nn.Sequential(*blocks)(x_NCHW)
+        (output_NCHW * torch.arange(192).view(4, 3, 4, 4)).sum().backward()
+        outputs.append(output_NCHW.detach())
+        gradients.append(x_NCHW.grad)
+    assert torch.equal(*outputs)
+    assert torch.equal(*gradients)
