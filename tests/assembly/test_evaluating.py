@@ -408,7 +408,7 @@ def test_sure_networks_are_right_as_often_as_training_said(in_tmp_path: Path) ->
 
 METRICS = (
     "trainer.validate_every_steps=1",
-    "optimizer.lr=0.5",
+    "optimizer.lr=0.2",
     "+metrics.right={type: accuracy, average: micro}",
     "+metrics.wrong={type: hamming_distance, average: micro}",
     "+metrics.true_negatives=specificity",
