@@ -59,6 +59,13 @@ def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Conte
     return [*contestants, *more]
 
 
+def name_folders_absolutely() -> None:
+    """Contestants run in folders of their own."""
+    for variable in ("CNNLAB_DATA", "CNNLAB_JPEGS"):
+        if variable in os.environ:
+            os.environ[variable] = os.path.abspath(os.environ[variable])
+
+
 @contextmanager
 def pictures_in_files() -> Iterator[None]:
     """Names a folder of JPEGs in CNNLAB_JPEGS where none is named: $CNNLAB_DATA/cifar10-jpeg.zip, unpacked."""
@@ -90,9 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="run cnnlab with it as well")
     given = parser.parse_args()
-    for variable in ("CNNLAB_DATA", "CNNLAB_JPEGS"):  # contestants run in folders of their own
-        if variable in os.environ:
-            os.environ[variable] = os.path.abspath(os.environ[variable])
+    name_folders_absolutely()
     with pictures_in_files() if "pictures" in (given.names or BENCHMARKS) else nullcontext():
         failed = main(given.names, given.repeats, given.also)
     sys.exit(bool(failed))

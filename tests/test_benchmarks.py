@@ -1,5 +1,6 @@
 """How is measured, that contestants do the same work, and that what is claimed follows from what was measured."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from measuring import Contestant, check_same_work, measure, run_once, seconds_until, summary_of
 from PIL import Image
 from report import BEGIN, END, GROWTH, README, RESULTS, plot_growth, read_results, report, speed_table, with_table
-from run import main, with_overrides
+from run import main, name_folders_absolutely, with_overrides
 from setting import build
 from suites import BENCHMARKS, CONFIGS, CONTESTANTS, Benchmark
 
@@ -234,3 +235,12 @@ def test_what_cannot_be_measured_is_refused(arguments: list[str], told: str) -> 
     answer = run_benchmarks(*arguments)
     assert answer.returncode == 2
     assert told in answer.stderr
+
+
+def test_folders_are_found_from_wherever_a_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CNNLAB_DATA", "../data")
+    monkeypatch.delenv("CNNLAB_JPEGS", raising=False)
+    name_folders_absolutely()
+    assert os.environ["CNNLAB_DATA"] == str(tmp_path.parent / "data")
+    assert "CNNLAB_JPEGS" not in os.environ

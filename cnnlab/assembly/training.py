@@ -297,7 +297,8 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _fit(trainer: Trainer, blueprint: Blueprint) -> str:
-    gc.freeze()  # what is there now stays: looking for garbage in all of torch takes a twentieth of a tiny step
+    gc.collect()
+    gc.freeze()  # what is left stays: looking for garbage in all of torch takes a twentieth of a tiny step
     try:
         return trainer.fit()
     except torch.OutOfMemoryError as error:

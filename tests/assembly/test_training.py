@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shutil
@@ -389,3 +390,9 @@ def test_a_profiled_run_leaves_a_trace_and_trains_to_the_same_bits(in_tmp_path: 
         [(e["step"], e["split"], e["loss"]) for e in metrics(in_tmp_path / name)] for name in ("plain", "profiled")
     ]
     assert figures[0] == figures[1]
+
+
+def test_a_run_leaves_the_garbage_collector_as_it_found_it(in_tmp_path: Path) -> None:
+    frozen = gc.get_freeze_count()
+    assert train_fast("run_dir=run").code == 0
+    assert gc.get_freeze_count() == frozen
