@@ -168,7 +168,7 @@ def _in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
-    """`torch.optim.SGD.step` without what it finds out anew in each step: a third of its time in a small network.
+    """`torch.optim.SGD.step` without what it finds out anew in each step: about half of its time in a small network.
 
     The first step, which makes the momenta, is torch's own, and so is any in which something is unusual.
     """
