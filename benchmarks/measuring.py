@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -58,8 +59,9 @@ def run_once(contestant: Contestant, repetition: int) -> Figures:
     """Figures of the process itself and those that it tells. Raises `RuntimeError` where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [part.replace("{folder}", folder).replace("{round}", str(repetition)) for part in contestant.command]
-        # PYTHONPATH: this checkout is measured, whatever cnnlab is installed
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CNNLAB_CACHE": folder, **contestant.environment}
+        # this checkout is measured, whatever cnnlab is installed
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "CNNLAB_CACHE": folder, **contestant.environment}
         log = Path(folder, "log.txt")
         with log.open("w") as file:
             start = time.perf_counter()
@@ -162,12 +164,20 @@ def machine() -> dict[str, Any]:
     models = [line.partition(":")[2].strip() for line in lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) for line in lines("/proc/meminfo") if line.startswith("MemTotal")]
     return {
+        "gpu": gpu(),
         "cpu": models[0] if models else "unknown",
         "cores": len(os.sched_getaffinity(0)),
         "threads": int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))),
         "memory_gb": round(memory[0] / 2**20, 1) if memory else None,
         "load": round(os.getloadavg()[0], 2),  # before the first process is started: is anyone else at work?
     }
+
+
+def gpu() -> str | None:
+    """The name of the GPU that contestants find, asked for in a process of its own; None without one."""
+    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return answer.stdout.strip() or None
 
 
 def lines(path: str) -> list[str]:

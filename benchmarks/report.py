@@ -10,6 +10,7 @@ from measuring import REPOSITORY
 from suites import BENCHMARKS
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
+RESULTS_ON_CUDA = RESULTS / "cuda"
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->"
 GROWTH = {"growth_batch": "batch size", "growth_width": "channels of conv1", "growth_depth": "further convolutions"}
@@ -20,6 +21,7 @@ COLUMNS = {
     "command_seconds": ("whole command", "{:.1f} s"),
     "peak_mb": ("peak memory", "{:,.0f} MB"),
     "step_us": ("a step", "{:,.0f} µs"),
+    "busy": ("GPU busy", "{:.1%}"),
     "accuracy": ("test accuracy", "{:.2%}"),
     "seconds_to_99": ("training until 99 % of validation", "{:.1f} s"),
     "seconds_to_99.3": ("until 99.3 %", "{:.1f} s"),
@@ -46,18 +48,30 @@ HEADLINES = [
 Result = dict[str, Any]
 
 
-def write_report() -> str:
-    """Writes everything anew; returns where the tables are."""
-    results = read_results()
-    (RESULTS / "README.md").write_text(report(results))
-    README.write_text(with_table(README.read_text(), speed_table(results)))
-    if any(name in results for name in GROWTH):
-        plot_growth(results, RESULTS / "growth.png")
-    return str(RESULTS / "README.md")
+def write_report() -> None:
+    """Writes everything anew."""
+    for folder in (RESULTS, RESULTS_ON_CUDA):
+        results = read_results(folder)
+        if results:
+            (folder / "README.md").write_text(report(results))
+        if any(name in results for name in GROWTH):
+            plot_growth(results, folder / "growth.png")
+    README.write_text(with_table(README.read_text(), speed_tables()))
 
 
-def read_results() -> dict[str, Result]:
-    paths = {name: RESULTS / f"{name}.json" for name in BENCHMARKS}
+def folder_of(machine: Mapping[str, Any]) -> Path:
+    """Where the results of such a machine are."""
+    return RESULTS_ON_CUDA if machine.get("gpu") else RESULTS
+
+
+def speed_tables() -> str:
+    """What README.md says: a table for CPU, and one for CUDA where it was measured."""
+    on_cuda = read_results(RESULTS_ON_CUDA)
+    return speed_table(read_results(RESULTS)) + (f"\n{speed_table(on_cuda)}" if on_cuda else "")
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    paths = {name: folder / f"{name}.json" for name in BENCHMARKS}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
@@ -82,7 +96,7 @@ def circumstances(result: Result) -> str:
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"{machine['cpu']}, {cores_of(machine)}, {machine['memory_gb']} GB, load "
+        f"{place_of(machine)}, {machine['memory_gb']} GB, load "
         f"{machine['load']} before; {packages}; repeated {result['repeats']} times"
     )
 
@@ -132,7 +146,7 @@ def speed_table(results: Mapping[str, Result]) -> str:
 def origin(results: Mapping[str, Result]) -> str:
     """A line on where and how often all of it was measured."""
     machines = [result["machine"] for result in results.values()]
-    places = dict.fromkeys(f"{one['cpu']}, {cores_of(one)}" for one in machines)
+    places = dict.fromkeys(map(place_of, machines))
     repeats, loads = [result["repeats"] for result in results.values()], [one["load"] for one in machines]
     return (
         f"Measured on {' and '.join(places)}, repeated {spread(repeats)} times; load of the machine before: "
@@ -140,9 +154,10 @@ def origin(results: Mapping[str, Result]) -> str:
     )
 
 
-def cores_of(machine: Mapping[str, Any]) -> str:
+def place_of(machine: Mapping[str, Any]) -> str:
     cores, threads = machine["cores"], machine["threads"]
-    return f"{cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}"
+    named = f"{machine['cpu']}, {cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)}"
+    return f"{machine['gpu']} with {named}" if machine.get("gpu") else named
 
 
 def spread(values: list[float]) -> str:

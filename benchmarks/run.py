@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from measuring import Contestant, machine, measure, summary_of, versions
-from report import RESULTS, write_report
-from suites import BENCHMARKS
+from report import folder_of, write_report
+from suites import BENCHMARKS, ON_CUDA
 
 
 def main(names: list[str], repeats: int, also: list[str]) -> int:
@@ -34,6 +34,9 @@ def main(names: list[str], repeats: int, also: list[str]) -> int:
 def run(name: str, repeats: int, also: list[str]) -> None:
     """Measures one benchmark, and writes its result and whatever follows from it. Raises `RuntimeError`."""
     benchmark, found = BENCHMARKS[name], machine()  # its load is that before we begin
+    if name in ON_CUDA and not found["gpu"]:
+        print(f"{name}: left out; there is no GPU")
+        return
     print(f"{name}: {benchmark.title}", flush=True)
     contestants = with_overrides(benchmark.contestants(), also)
     result = {
@@ -44,9 +47,11 @@ def run(name: str, repeats: int, also: list[str]) -> None:
         "repeats": repeats,
         "contestants": summary_of(contestants, measure(contestants, repeats, same_work=benchmark.same_work)),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(write_report(), flush=True)
+    folder = folder_of(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_report()
+    print(folder / "README.md", flush=True)
 
 
 def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Contestant]:

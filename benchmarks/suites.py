@@ -94,6 +94,10 @@ def pictures() -> list[Contestant]:
     ]
 
 
+def busy() -> list[Contestant]:
+    return [python("cnnlab", CONTESTANTS / "busy.py", str(batch), at=batch) for batch in (128, 1024, 1536, 2048, 4096)]
+
+
 def start() -> list[Contestant]:
     return [
         Contestant("import torch", (sys.executable, "-c", "import torch")),
@@ -123,6 +127,7 @@ def growth(axis: str, values: Sequence[int]) -> list[Contestant]:
     return contestants
 
 
+ON_CUDA = ("busy",)
 EPOCH = ("train_seconds", "command_seconds", "peak_mb", "accuracy")
 BENCHMARKS = {
     "cnn": Benchmark(
@@ -146,6 +151,11 @@ BENCHMARKS = {
         "50,000 JPEGs of 32×32 pixels, shifted and mirrored, in batches of 128, no network",
         pictures,
         ("first_epoch_seconds", "later_epoch_seconds", "next_run_seconds", "peak_mb"),
+    ),
+    "busy": Benchmark(
+        "CNN 16-32-64 (`model=cnn`) against the batch size: a step, and how much of its time the GPU computes",
+        busy,
+        ("step_us", "busy"),
     ),
     "start": Benchmark("from the command to what it is for", start, ("command_seconds",)),
     "growth_batch": Benchmark(

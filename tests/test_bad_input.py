@@ -187,6 +187,26 @@ TRAINING = [
     bad("trainer.execution.layout=chanels_last", "trainer.execution.layout: ", "did you mean 'channels_last'?"),
     bad("trainer.execution.compile=maybe", "trainer.execution.compile: ", "none, network, step, auto", "'maybe'"),
     bad("trainer.execution.compile=off", "trainer.execution.compile: ", "none, network, step, auto", "'off'"),
+    bad("trainer.execution.cuda_graph=maybe", "trainer.execution.cuda_graph: ", "true, false or auto", "'maybe'"),
+    bad("trainer.execution.cuda_graph=1", "trainer.execution.cuda_graph: ", "true or false", "received 1"),
+    without_gpu("trainer.execution.cuda_graph=true", "trainer.execution.cuda_graph: ", "cpu", "auto or false"),
+    bad(
+        "trainer.execution.cuda_graph=true | trainer.execution.compile=network",
+        "trainer.execution.cuda_graph: ",
+        "compile=network",
+    ),
+    bad(
+        "trainer.execution.cuda_graph=true | optimizer.type=torch.optim.RMSprop | ~optimizer.nesterov",
+        "trainer.execution.cuda_graph: ",
+        "sgd, adam and adamw",
+        "RMSprop",
+    ),
+    bad(
+        "trainer.watch_every=5 | trainer.execution.cuda_graph=true",
+        "trainer.watch_every: ",
+        "trainer.execution.cuda_graph=true",
+        "cuda_graph=false",
+    ),
     without_gpu("trainer.execution.precision=tf32", "trainer.execution.precision: ", "Ampere", "cpu"),
     bad(
         "trainer.execution.compile=step | optimizer.type=torch.optim.RMSprop | ~optimizer.nesterov",

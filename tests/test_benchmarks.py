@@ -11,7 +11,19 @@ import pytest
 import torch
 from measuring import Contestant, check_same_work, measure, run_once, seconds_until, summary_of
 from PIL import Image
-from report import BEGIN, END, GROWTH, README, RESULTS, plot_growth, read_results, report, speed_table, with_table
+from report import (
+    BEGIN,
+    END,
+    GROWTH,
+    README,
+    RESULTS,
+    plot_growth,
+    read_results,
+    report,
+    speed_table,
+    speed_tables,
+    with_table,
+)
 from run import main, name_folders_absolutely, with_overrides
 from setting import build
 from suites import BENCHMARKS, CONFIGS, CONTESTANTS, Benchmark
@@ -28,11 +40,12 @@ def saying(name: str, code: str, **more: object) -> Contestant:
 
 
 def test_the_table_of_the_readme_follows_from_the_results() -> None:
-    assert README.read_text().split(BEGIN)[1].split(END)[0] == speed_table(read_results())
+    assert README.read_text().split(BEGIN)[1].split(END)[0] == speed_tables()
 
 
-def test_the_tables_of_the_results_follow_from_the_results() -> None:
-    assert (RESULTS / "README.md").read_text() == report(read_results())
+@pytest.mark.parametrize("readme", sorted(RESULTS.rglob("README.md")), ids=str)
+def test_the_tables_of_the_results_follow_from_the_results(readme: Path) -> None:
+    assert readme.read_text() == report(read_results(readme.parent))
 
 
 def result(**microseconds: float) -> dict[str, Any]:
@@ -76,7 +89,7 @@ def test_growth_is_drawn_from_its_results(tmp_path: Path) -> None:
 
 
 def test_every_result_is_of_a_benchmark() -> None:
-    assert {path.stem for path in RESULTS.glob("*.json")} <= set(BENCHMARKS)
+    assert {path.stem for path in RESULTS.rglob("*.json")} <= set(BENCHMARKS)
 
 
 def test_contestants_take_turns_in_fresh_processes(tmp_path: Path) -> None:

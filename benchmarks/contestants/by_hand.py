@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from setting import BATCH, MEAN, SD, SGD, SGD_OF_A_FIRST_LESSON, TRAIN_COUNT, build, mnist, tell
+from setting import BATCH, DEVICE, MEAN, SD, SGD, SGD_OF_A_FIRST_LESSON, TRAIN_COUNT, build, mnist, tell, wait
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,20 +30,22 @@ def main(options: Options) -> None:
     quadratic = options.network == "sigmoid"
     layout = LAYOUTS[options.layout]
     x, y = tensors("train")
-    network = build(options.network, options.width, options.depth).to(memory_format=layout)
+    network = build(options.network, options.width, options.depth).to(DEVICE, memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), **(SGD_OF_A_FIRST_LESSON if quadratic else SGD))
     target = F.one_hot(y, 10).float() if quadratic else y
     loss = F.mse_loss if quadratic else F.cross_entropy
     steps = options.steps or options.pictures // options.batch
 
+    wait()
     start = time.perf_counter()
     for _ in range(options.epochs):
-        permutation = torch.randperm(options.pictures)
+        permutation = torch.randperm(options.pictures, device=DEVICE)
         for i in range(0, steps * options.batch, options.batch):
             rows = permutation[i : i + options.batch]
             optimizer.zero_grad()
             loss(network(x[rows].contiguous(memory_format=layout)), target[rows]).backward()
             optimizer.step()
+    wait()
     seconds = time.perf_counter() - start
     steps *= options.epochs
 
@@ -58,7 +60,8 @@ def main(options: Options) -> None:
 
 def tensors(split: str) -> tuple[Tensor, Tensor]:
     pictures, labels = mnist(split)
-    return (torch.from_numpy(pictures).unsqueeze(1).float() / 255 - MEAN) / SD, torch.from_numpy(labels)
+    x_NCHW = (torch.from_numpy(pictures).unsqueeze(1).float() / 255 - MEAN) / SD
+    return x_NCHW.to(DEVICE), torch.from_numpy(labels).to(DEVICE)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from setting import tell
+from setting import tell, wait
 
 import cnnlab
 from cnnlab.assembly.check import check_config
@@ -31,6 +31,7 @@ def epochs(overrides: list[str], count: int) -> list[float]:
     for epoch in range(count):
         loader.set_epoch(epoch)
         pictures = sum(len(batch) for batch in loader)
+        wait()
         assert pictures == blueprint.steps_per_epoch * blueprint.data.batch_size
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()

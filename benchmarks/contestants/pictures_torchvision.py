@@ -4,7 +4,7 @@ import argparse
 import os
 import time
 
-from setting import BATCH, tell
+from setting import BATCH, DEVICE, tell, wait
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -23,10 +23,17 @@ def main(workers: int) -> None:
     seconds, start = [], time.perf_counter()
     pictures = ImageFolder(os.path.join(os.environ["CNNLAB_JPEGS"], "train"), TRANSFORM)
     loader = DataLoader(
-        pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        pictures,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=DEVICE.type == "cuda",
     )
     for _ in range(2):
-        assert sum(len(x) for x, _ in loader) == len(pictures) // BATCH * BATCH
+        assert sum(len(x.to(DEVICE, non_blocking=True)) for x, _ in loader) == len(pictures) // BATCH * BATCH
+        wait()
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     first, later = seconds

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 TRAIN_COUNT = 55_000  # the other 5,000 are held out
@@ -14,6 +15,13 @@ MEAN, SD = 0.1307, 0.3081  # of MNIST's training pixels in 0…1
 SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 SGD_OF_A_FIRST_LESSON = {"lr": 15.0}  # of the mean over 10 outputs: 3.0 of half their sum
 ROOT = os.environ.get("CNNLAB_DATA", "data")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as device=auto has it
+
+
+def wait() -> None:
+    """Until the device has done what it was told: before a clock is read."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def mnist(split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import time
 
 import lightning
 import torch
-from setting import BATCH, MEAN, ROOT, SD, SGD, TRAIN_COUNT, build, tell
+from setting import BATCH, DEVICE, MEAN, ROOT, SD, SGD, TRAIN_COUNT, build, tell, wait
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
@@ -36,9 +36,11 @@ class Classifier(lightning.LightningModule):
 
 class Clock(lightning.Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        wait()
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        wait()
         self.seconds = time.perf_counter() - self.start
 
 
@@ -48,9 +50,10 @@ def main(network: str, workers: int, seed: int) -> None:
     pictures = Subset(MNIST(ROOT, train=True, transform=transform), range(TRAIN_COUNT))
     test = MNIST(ROOT, train=False, transform=transform)
     clock, module = Clock(), Classifier(network)
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[clock])
-    trainer.fit(module, DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=workers))
-    [measured] = trainer.test(module, DataLoader(test, 512, num_workers=workers))
+    trainer = lightning.Trainer(max_epochs=1, accelerator=DEVICE.type, devices=1, callbacks=[clock])
+    reading = {"num_workers": workers, "pin_memory": DEVICE.type == "cuda"}
+    trainer.fit(module, DataLoader(pictures, BATCH, shuffle=True, drop_last=True, **reading))
+    [measured] = trainer.test(module, DataLoader(test, 512, **reading))
     tell(
         train_seconds=clock.seconds,
         steps=trainer.global_step,

@@ -22,6 +22,7 @@ from cnnlab.data.normalization import check_normalization
 from cnnlab.data.settings import SETTINGS, DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.compilation import reason_against_step
+from cnnlab.engine.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer, check_optimizer
 from cnnlab.engine.schedule import SCHEDULES
@@ -372,7 +373,8 @@ class _Checker:
         else:
             execution = None
             self.complaints.add(
-                "trainer.execution", f"expected precision, layout and compile in a mapping, received {given!r}"
+                "trainer.execution",
+                f"expected precision, layout, compile and cuda_graph in a mapping, received {given!r}",
             )
         deterministic = section.pop("deterministic", "auto")
         if deterministic not in (True, False, "auto"):
@@ -394,12 +396,19 @@ class _Checker:
         schedule: Component | None,
         settings: TrainerSettings | None,
     ) -> None:
-        if execution and execution.compile in ("network", "step") and settings and settings.watch_every is not None:
-            self.complaints.add(
-                "trainer.watch_every",
-                f"what a step does is watched from Python, and trainer.execution.compile={execution.compile} leaves "
-                f"none of it there: expected compile=none, or watch_every=null",
-            )
+        if settings and settings.watch_every is not None:
+            for name, usual in (("compile", "none"), ("cuda_graph", "false")):
+                value = getattr(execution, name, None)
+                if value in ("network", "step", True):
+                    self.complaints.add(
+                        "trainer.watch_every",
+                        f"what a step does is watched from Python, and trainer.execution.{name}={str(value).lower()} "
+                        f"leaves none of it there: expected {name}={usual}, or watch_every=null",
+                    )
+        if execution and execution.cuda_graph is True and optimizer and schedule:
+            reason = reason_against_cuda_graph(optimizer, schedule)
+            if reason:
+                self.complaints.add("trainer.execution.cuda_graph", f"{reason}; expected auto or false")
         if execution and execution.compile == "step" and optimizer and schedule:
             reason = reason_against_step(optimizer, schedule)
             if reason:

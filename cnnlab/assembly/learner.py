@@ -14,6 +14,7 @@ from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.choosing import TakeStep, Trial, choose
 from cnnlab.engine.compilation import build_step, forget_compiled, missing_compiler, reason_against_step
+from cnnlab.engine.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import AUTO, Execution, allow_tf32, has_tf32
 from cnnlab.engine.trainer import Learner
@@ -23,7 +24,7 @@ from cnnlab.runtime.randomness import derive
 
 
 def check_machine(blueprint: Blueprint) -> None:
-    """Raises `ConfigError` for a precision or a compilation that this machine cannot do."""
+    """Raises `ConfigError` for a precision, a compilation or a CUDA graph that this machine cannot do."""
     execution, device = blueprint.execution, blueprint.device
     try:
         execution.check(device)
@@ -43,6 +44,8 @@ def settle_execution(
 
     Raises `ConfigError`.
     """
+    on_cuda = blueprint.device.type == "cuda"
+    recorded = {name: value for name, value in recorded.items() if on_cuda or name != "cuda_graph"}
     blueprint = replace(blueprint, execution=blueprint.execution.settle(recorded))
     check_machine(blueprint)
     if blueprint.execution.compile != "none":
@@ -56,6 +59,7 @@ def settle_execution(
             _layouts(blueprint),
             _compiled(blueprint),
             lambda execution: _prepare(blueprint, execution, normalization),
+            _captured(blueprint),
         )
     allow_tf32(chosen.precision == "tf32")
     return replace(blueprint, execution=chosen), trials
@@ -78,6 +82,13 @@ def _compiled(blueprint: Blueprint) -> list[str]:
     if missing_compiler(blueprint.device) or blueprint.settings.watch_every is not None:
         return ["none"]
     return ["none", "network", *([] if reason_against_step(blueprint.optimizer, blueprint.schedule) else ["step"])]
+
+
+def _captured(blueprint: Blueprint) -> list[bool]:
+    settings = blueprint.settings
+    if blueprint.device.type != "cuda" or settings.watch_every is not None:
+        return [False]
+    return [False] if reason_against_cuda_graph(blueprint.optimizer, blueprint.schedule) else [False, True]
 
 
 def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normalization) -> TakeStep:
@@ -104,6 +115,8 @@ def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normaliz
             torch.cuda.synchronize(device)  # the loss alone does not wait for the update
         return float(result.loss)
 
+    if device.type == "cuda":
+        take_step()  # loads libraries and tries their kernels, for seconds
     return take_step
 
 

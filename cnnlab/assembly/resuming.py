@@ -27,6 +27,7 @@ CHANGEABLE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.profile",
+    "trainer.execution.cuda_graph",  # it moves no bit
     "trainer.watch_every",
     "trainer.watch_top",
     "schedule.total_steps",

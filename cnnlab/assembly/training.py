@@ -260,6 +260,7 @@ def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
         "precision": blueprint.execution.precision,
         "layout": blueprint.execution.layout,
         "compile": blueprint.execution.compile,
+        "cuda_graph": blueprint.execution.cuda_graph,
         "deterministic": blueprint.deterministic,
         "seed": blueprint.seed,
         "data_digest": data.digest,

@@ -14,7 +14,9 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive
 
 SAMPLINGS = ("shuffle", "balanced")
-BLOCK = 1 << 18  # numbers: small batches are made together, as many as fill a megabyte of float32
+# numbers: small batches are made together, as many as fill a megabyte of float32, or 32 of a GPU's memory, where each
+# operation costs its launch
+BLOCK, BLOCK_ON_CUDA = 1 << 18, 1 << 23
 
 
 class PictureLoader(ABC):
@@ -58,7 +60,8 @@ class PictureLoader(ABC):
         self.world_size = world_size
         self.share = len(range(rank, batch_size, world_size))  # of a whole batch, for this rank
         numbers = max(1, self.share) * pictures.stored_NCHW[0].numel()
-        self.batches_at_once = 1 if augment and augment.mixes else max(1, BLOCK // numbers)
+        block = BLOCK_ON_CUDA if device.type == "cuda" else BLOCK
+        self.batches_at_once = 1 if augment and augment.mixes else max(1, block // numbers)
         self.epoch = 0
         self.position = 0
 
@@ -102,7 +105,7 @@ class PictureLoader(ABC):
         starts = range(self.position - self.position % self.batches_at_once, len(self), self.batches_at_once)
         blocks = [slice(start * self.share, (start + self.batches_at_once) * self.share) for start in starts]
         gathered = self._gathered(rows, blocks)
-        places, rows = places.to(self.device), rows.to(self.device)
+        places, rows = self.moved(places), self.moved(rows)
         for start, block, x_NCHW in zip(starts, blocks, gathered, strict=True):
             made = self._made(x_NCHW, rows[block], places[block], start)
             for position in range(max(start, self.position), min(start + self.batches_at_once, len(self))):
@@ -110,6 +113,10 @@ class PictureLoader(ABC):
                 self.position = position + 1
                 first = (position - start) * self.share
                 yield made[first : first + self.share]
+
+    def moved(self, numbers: Tensor) -> Tensor:
+        """On the device; from pinned memory, so that nothing waits until a GPU has done all that it was told before."""
+        return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers
 
     @abstractmethod
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ class ResidentLoader(PictureLoader):
             self.x_NCHW, self.rows_N = _loaded(pictures, device), None
 
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
-        rows = (rows if self.rows_N is None else self.rows_N[rows]).to(self.device)
+        rows = self.moved(rows if self.rows_N is None else self.rows_N[rows])
         for block in blocks:
             yield self.x_NCHW.index_select(0, rows[block])
 

@@ -1,4 +1,4 @@
-"""Which precision, layout and compilation make a step fastest on this machine: timed, where the config says `auto`.
+"""How a step is computed fastest on this machine: timed, where the config says `auto`.
 
 Layouts and precisions round differently, so that a choice decides the bits of a run. What is usual therefore stays
 unless something is clearly faster, and a run keeps what was chosen for it.
@@ -54,25 +54,38 @@ def choose(
     layouts: Sequence[str],
     compiled: Sequence[str],
     prepare: Callable[[Execution], TakeStep],
+    captured: Sequence[bool] = (False,),
 ) -> tuple[Execution, list[Trial]]:
     """The clearly fastest of what `wanted` leaves open, and what was tried.
 
     The first of each kind is the usual. `prepare` makes a step on weights of its own. The global generators are left
-    as they were. Compilation takes long: only the fastest precision and layout are compiled.
+    as they were. Whether steps are `captured` in a CUDA graph is asked first: it decides whether launching or computing
+    is what takes the time. Compilation takes long: only the fastest precision and layout are compiled.
     """
-    usual = wanted.settle({"precision": precisions[0], "layout": layouts[0], "compile": compiled[0]})
-    plain = replace(usual, compile="none")
+    first = {"precision": precisions[0], "layout": layouts[0], "compile": compiled[0], "cuda_graph": captured[0]}
+    usual = wanted.settle(first)
+    trials: list[Trial] = []
+    best = replace(usual, compile="none")
+    if wanted.cuda_graph == AUTO and usual.allows_cuda_graph:
+        best, trials = _fastest([replace(best, cuda_graph=one) for one in captured], prepare)
     options = [
-        replace(plain, precision=precision, layout=layout)
+        _with(best, precision=precision, layout=layout)
         for precision in (precisions if wanted.precision == AUTO else [usual.precision])
         for layout in (layouts if wanted.layout == AUTO else [usual.layout])
     ]
-    best, trials = _fastest(options, prepare)
+    best, more = _fastest(options, prepare)
+    trials += more
     if wanted.compile != AUTO:
-        return replace(best, compile=wanted.compile), trials
-    graphs = [replace(best, compile=one) for one in compiled if (best.precision, one) != ("fp16", "step")]
+        return _with(best, compile=wanted.compile), trials
+    graphs = [_with(best, compile=one) for one in compiled if (best.precision, one) != ("fp16", "step")]
     best, more = _fastest(graphs, prepare)
     return best, [*trials, *more]
+
+
+def _with(execution: Execution, **values: str) -> Execution:
+    """With these values, and not captured where they do not allow it."""
+    plain = replace(execution, cuda_graph=False, **values)
+    return replace(plain, cuda_graph=execution.cuda_graph and plain.allows_cuda_graph)
 
 
 def _fastest(options: Sequence[Execution], prepare: Callable[[Execution], TakeStep]) -> tuple[Execution, list[Trial]]:
@@ -102,7 +115,7 @@ def _time(trials: Sequence[Trial], prepare: Callable[[Execution], TakeStep], sam
             steps[number] = prepare(trial.execution)
             _warm_up(trial, steps[number], LIMIT / len(trials))
         except TrainingError:
-            trial.verdict = "not compilable"
+            trial.verdict = "not capturable" if trial.execution.compile == "none" else "not compilable"
         except torch.OutOfMemoryError:
             trial.verdict = "out of memory"
         if not trial.verdict and not math.isclose(trial.loss, trials[0].loss, rel_tol=TOLERANCE):
@@ -136,10 +149,13 @@ def _seconds(step: TakeStep) -> tuple[float, float]:
 
 def table(trials: Sequence[Trial]) -> str:
     """A line for each that was tried; fits into 80 columns. Where a step is slow, that is the usual one alone."""
-    lines = [f"  {'precision':<11}{'layout':<15}{'compile':<9}{'ms/step':>10}{'loss':>10}"]
-    for trial in [trial for trial in trials if trial.times or trial.verdict]:
-        precision, layout, compiled = astuple(trial.execution)
+    shown = [trial for trial in trials if trial.times or trial.verdict]
+    on_cuda = any(trial.execution.cuda_graph for trial in shown)
+    lines = [f"  {'precision':<11}{'layout':<15}{'compile':<9}{'cuda_graph' * on_cuda}{'ms/step':>10}{'loss':>10}"]
+    for trial in shown:
+        precision, layout, compiled, captured = astuple(trial.execution)
+        graph = f"{str(captured).lower():<10}" * on_cuda
         ms = f"{1000 * trial.seconds:,.2f}" if trial.times else "–"
         loss = "–" if math.isnan(trial.loss) else f"{trial.loss:.4f}"
-        lines.append(f"  {precision:<11}{layout:<15}{compiled:<9}{ms:>10}{loss:>10}  {trial.verdict}".rstrip())
+        lines.append(f"  {precision:<11}{layout:<15}{compiled:<9}{graph}{ms:>10}{loss:>10}  {trial.verdict}".rstrip())
     return "\n".join(["trainer.execution, timed on this machine:", *lines])

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
+from cnnlab.engine.cuda_graph import CapturedStep, LearningRates, capture, has_state
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.schedule import changes_momentum
 from cnnlab.engine.step import Step, StepResult, count_correct, train_step
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError, first_line
@@ -37,18 +39,18 @@ def reason_against_step(optimizer: Component, schedule: Component) -> str | None
     """Why the update cannot be part of the graph, in words; None where it can."""
     if optimizer.factory not in _UPDATES or optimizer.arguments.get("differentiable"):
         return f"the update is part of that graph for sgd, adam and adamw alone, and the optimizer is {optimizer.type}"
-    if schedule.factory in _CYCLING and schedule.arguments.get("cycle_momentum", True):
+    if changes_momentum(schedule):
         return f"{schedule.type} changes the momentum, which is a constant of that graph"
     return None
 
 
 def build_step(execution: Execution, batch_size: int, accumulate: int = 1) -> Step:
-    """The function that takes a training step; compiled where `execution` says so, at its first call."""
+    """The function that takes a training step; compiled or captured where `execution` says so, at its first calls."""
     if execution.compile == "network":
         return _CompiledNetwork(-(-batch_size // accumulate))
     if execution.compile == "step":
         return _CompiledStep(batch_size)
-    return train_step
+    return CapturedStep(batch_size) if execution.cuda_graph is True else train_step
 
 
 def forget_compiled() -> None:
@@ -96,9 +98,8 @@ class _CompiledStep:
 
     def __init__(self, pictures: int) -> None:
         self.pictures = pictures
-        self.graph: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
-        self.lrs: list[float] = []
-        self.lr_G = torch.empty(0)
+        self.graph: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
+        self.rates = LearningRates()
 
     def __call__(
         self,
@@ -113,7 +114,7 @@ class _CompiledStep:
         clip_norm: float | None = None,
         measure_norm: bool = False,
     ) -> StepResult:
-        if len(batch) != self.pictures or not _has_state(optimizer):
+        if len(batch) != self.pictures or not has_state(optimizer):
             return train_step(
                 network,
                 loss,
@@ -125,16 +126,18 @@ class _CompiledStep:
                 clip_norm=clip_norm,
                 measure_norm=measure_norm,
             )
-        lrs = [group["lr"] for group in optimizer.param_groups]
-        if lrs != self.lrs:  # a tensor: a number would be compiled in
-            self.lrs, self.lr_G = lrs, torch.tensor(lrs, device=batch.x_NCHW.device)
+        self.rates.update(optimizer, batch.x_NCHW.device)
         if self.graph is None:
             optimizer.zero_grad(set_to_none=True)
             step = _whole_step(network, loss, optimizer, execution, accumulate, clip_norm)
-            self.graph = _compile(step, fullgraph=True)
+            compiled = partial(_compile(step, fullgraph=True), self.rates.lr_G)
             with _in_words():  # it is compiled now
-                return StepResult(*self.graph(batch.x_NCHW, batch.target, self.lr_G))
-        return StepResult(*self.graph(batch.x_NCHW, batch.target, self.lr_G))
+                if execution.cuda_graph is True:
+                    self.graph = capture(compiled, batch.x_NCHW, batch.target, network, optimizer)
+                else:
+                    self.graph = compiled
+                return StepResult(*self.graph(batch.x_NCHW, batch.target))
+        return StepResult(*self.graph(batch.x_NCHW, batch.target))
 
 
 def _whole_step(
@@ -144,14 +147,14 @@ def _whole_step(
     execution: Execution,
     accumulate: int,
     clip_norm: float | None,
-) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A function of pictures, target and each group's learning rate that does what `train_step` does."""
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    """A function of each group's learning rate, pictures and target that does what `train_step` does."""
     updates = [_update_of(optimizer, group) for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     device = parameters[0].device
 
-    def step(x_NCHW: Tensor, target: Tensor, lr_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(lr_G: Tensor, x_NCHW: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         costs, right, parts = [], [], []
         for part_NCHW, part_target in zip(x_NCHW.chunk(accumulate), target.chunk(accumulate), strict=True):
             with execution.autocast(device):
@@ -227,19 +230,9 @@ _UPDATES: dict[type[torch.optim.Optimizer], Callable[..., Update]] = {
 }
 
 
-_CYCLING = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
-
-
 def _update_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Update:
     states = [optimizer.state.get(parameter, {}) for parameter in group["params"]]
     return _UPDATES[type(optimizer)](group["params"], states, group)
-
-
-def _has_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the update finds what it keeps from step to step; SGD without momentum keeps nothing."""
-    if isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["momentum"]:
-        return True
-    return len(optimizer.state) > 0
 
 
 def _compile(function: Any, *, fullgraph: bool, cudagraphs: bool = False) -> Any:

@@ -26,8 +26,8 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         weights: list[Tensor] = [*network.parameters()]
         torch._foreach_lerp_(self._averages, weights, 1 - decay)
-        for mine, theirs in zip(self._buffers, network.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, [*network.buffers()])
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:

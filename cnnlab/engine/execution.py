@@ -27,24 +27,38 @@ class Execution:
     `precision` is that of forward pass and loss. fp32 is what torch does by itself; tf32 also rounds the factors of
     matrix products on CUDA to 11 significant bits; bf16 and fp16 are autocast, and fp16 scales the loss. `layout` is
     that of 4-D tensors: channels_last halves a small CNN's step on CPU, and changes no number's meaning. `compile` says
-    what becomes a graph of its own: none of it, the network, or the whole step. Each may be `auto`: chosen by timing
-    where a run begins, and until then what stands here first.
+    what becomes a graph of its own: none of it, the network, or the whole step. With `cuda_graph` the kernels that a
+    step launches on CUDA are captured once, and launched together in each step; the numbers stay the same. Each may be
+    `auto`: chosen by timing where a run begins, and until then what stands here first.
     """
 
     precision: str = "fp32"
     layout: str = "channels_last"
     compile: str = "none"
+    cuda_graph: bool | str = False
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, (*PRECISIONS, AUTO))
         one_of("layout", self.layout, (*LAYOUTS, AUTO))
         one_of("compile", self.compile, (*COMPILED, AUTO))
+        if not isinstance(self.cuda_graph, bool) and self.cuda_graph != AUTO:
+            raise ArgumentError("cuda_graph", f"expected true, false or auto, received {self.cuda_graph!r}")
         if self.precision == "fp16" and self.compile == "step":
             raise ArgumentError(
                 "compile",
                 "step cannot be compiled with precision=fp16, whose scale is read after each step: expected "
                 "precision=bf16 or compile=network",
             )
+        if self.cuda_graph is True and not self.allows_cuda_graph:
+            raise ArgumentError(
+                "cuda_graph",
+                "a step is not captured with precision=fp16, whose scale is read after each step, nor with "
+                "compile=network, which makes graphs of its own: expected auto or false",
+            )
+
+    @property
+    def allows_cuda_graph(self) -> bool:
+        return self.precision != "fp16" and self.compile != "network"
 
     @property
     def settled(self) -> bool:
@@ -57,13 +71,15 @@ class Execution:
         )
 
     def check(self, device: torch.device) -> None:
-        """Raises `ArgumentError` for a precision that this machine's device does not have."""
+        """Raises `ArgumentError` for what this machine's device does not have."""
         if self.precision == "tf32" and not has_tf32(device):
             raise ArgumentError(
                 "precision", f"tf32 is done by NVIDIA's GPUs from Ampere on, and the device is {device}: expected fp32"
             )
         if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ArgumentError("precision", "this GPU does not compute in bf16: expected fp16 or fp32")
+        if self.cuda_graph is True and device.type != "cuda":
+            raise ArgumentError("cuda_graph", f"the device is {device}: expected auto or false")
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -103,5 +119,7 @@ def make_deterministic(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # the same as `use_deterministic_algorithms`, which imports torch's compiler: seconds, and nothing here is compiled
     torch.set_deterministic_debug_mode("error" if wanted else "default")
-    torch.backends.cudnn.benchmark = not wanted
+    torch.backends.cudnn.benchmark = (
+        False  # it takes seconds for each shape, gains 4 % of a step, and chooses anew each time
+    )
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

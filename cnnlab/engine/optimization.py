@@ -113,15 +113,18 @@ def build_optimizer(
     return _without_ceremony(optimizer)
 
 
+def is_fused(component: Component) -> bool:
+    """Whether the update is one kernel, where the parameters allow it: unless the config says otherwise."""
+    return component.factory in FUSED and not component.arguments.keys() & {"fused", "foreach", "differentiable"}
+
+
 def _can_be_fused(component: Component, network: nn.Module) -> bool:
-    """Whether one kernel may update all parameters of a group: a fraction of the time, for tiny and for large ones.
+    """Whether one kernel can update all parameters of a group: a fraction of the time, for tiny and for large ones.
 
     It takes parameter, gradient and state for equal rows of numbers in memory, whatever their strides. Backward passes
     give a gradient its parameter's strides where these leave no gaps.
     """
-    if component.factory not in FUSED or component.arguments.keys() & {"fused", "foreach", "differentiable"}:
-        return False
-    return all(
+    return is_fused(component) and all(
         parameter.device.type in ("cpu", "cuda")
         and parameter.is_floating_point()
         and torch.empty_like(parameter).stride() == parameter.stride()

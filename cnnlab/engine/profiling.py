@@ -1,7 +1,8 @@
 """Where the time of a training step goes."""
 
 import os
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ SKIPPED = 5  # steps that still allocate, choose kernels and fill caches
 PROFILED = 5
 MOST_OPERATIONS = 10
 TRACE = "trace.json"
-STEP = "ProfilerStep*"  # the mark around a step: its own time is that of no operation
+STEP = "ProfilerStep"  # begins the name of the mark around a step: its own time is that of no operation
+LONGEST_NAME = 60  # kernels bear their C++ types in their names
+
+Span = tuple[float, float]
 
 
 def make_profiler(folder: Path, tell: Callable[[str], None]) -> torch.profiler.profile:
     """Watches a few steps, once; then writes `trace.json` and tells the ten operations that took most time.
 
-    The trace opens at https://ui.perfetto.dev and at chrome://tracing. A step is marked by the profiler's `step()`.
+    On CUDA these are kernels, and how much of the time the GPU was busy is told as well. The trace opens at
+    https://ui.perfetto.dev and at chrome://tracing. A step is marked by the profiler's `step()`.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it complains of GPUs where there are none
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -26,7 +31,9 @@ def make_profiler(folder: Path, tell: Callable[[str], None]) -> torch.profiler.p
 
     def ready(profiler: torch.profiler.profile) -> None:
         profiler.export_chrome_trace(str(folder / TRACE))
-        tell(f"{_costliest(profiler.key_averages())}\ntrace of {PROFILED} steps: {folder / TRACE}")
+        kernels = kernels_of(profiler)
+        costliest = _costliest_kernels(kernels) if kernels else _costliest_operations(profiler.key_averages())
+        tell(f"{costliest}\ntrace of {PROFILED} steps: {folder / TRACE}")
 
     return torch.profiler.profile(
         activities=activities,
@@ -35,19 +42,57 @@ def make_profiler(folder: Path, tell: Callable[[str], None]) -> torch.profiler.p
     )
 
 
-def _costliest(averages: Any) -> str:
-    """A line for each operation: its own time, without what it calls, for one step, and its share of all."""
-    on_cuda = any(event.self_device_time_total > 0 for event in averages)
-    own = {event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total for event in averages}
-    calls = {event.key: event.count for event in averages}
-    total = sum(own.values()) or 1.0
-    between = own.pop(STEP, 0.0)
-    names = sorted(own, key=lambda name: -own[name])[:MOST_OPERATIONS]
-    width = max(map(len, names), default=0)
-    lines = [
-        f"  {name:<{width}}  {own[name] / PROFILED:>10,.0f} µs  {100 * own[name] / total:>5.1f} %  "
-        f"{calls[name] / PROFILED:>6,.0f} calls"
-        for name in names
+def kernels_of(profiler: torch.profiler.profile) -> list[tuple[str, Span]]:
+    """What ran on the GPU in the profiled steps: names, and from when to when in µs."""
+    return [
+        (event.name, (event.time_range.start, event.time_range.end))
+        for event in profiler.events() or ()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(STEP)
     ]
+
+
+def share_busy(spans: Iterable[Span]) -> float:
+    """Of the time from the first start to the last end, the share in which at least one was running."""
+    ordered = sorted(spans)
+    busy, until = 0.0, ordered[0][0]
+    for start, end in ordered:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / (until - ordered[0][0])
+
+
+def _costliest_kernels(kernels: Sequence[tuple[str, Span]]) -> str:
+    spent: dict[str, float] = defaultdict(float)
+    for name, (start, end) in kernels:
+        spent[name] += end - start
+    calls = Counter(name for name, _ in kernels)
+    busy = share_busy(span for _, span in kernels)
+    title = "the costliest kernels of a step:"
+    return "\n".join([title, *_rows(spent, calls, sum(spent.values())), f"  GPU busy: {100 * busy:.1f} % of the time"])
+
+
+def _costliest_operations(averages: Any) -> str:
+    """Each with its own time, without what it calls."""
+    spent = {event.key: event.self_cpu_time_total for event in averages}
+    calls = {event.key: event.count for event in averages}
+    total = sum(spent.values()) or 1.0
+    between = sum(spent.pop(name) for name in list(spent) if name.startswith(STEP))
     title = "the costliest operations of a step, without what they call:"
-    return "\n".join([title, *lines, f"  Python between all operations: {100 * between / total:.1f} %"])
+    last = f"  Python between all operations: {100 * between / total:.1f} %"
+    return "\n".join([title, *_rows(spent, calls, total), last])
+
+
+def _rows(spent: Mapping[str, float], calls: Mapping[str, int], total: float) -> list[str]:
+    """A line for each of the costliest: its time in one step, its share of `total`, and how often it is called."""
+    names = sorted(spent, key=lambda name: -spent[name])[:MOST_OPERATIONS]
+    most = [(_short(name), calls[name], spent[name]) for name in names]
+    width = max((len(name) for name, _, _ in most), default=0)
+    return [
+        f"  {name:<{width}}  {microseconds / PROFILED:>10,.0f} µs  {100 * microseconds / total:>5.1f} %  "
+        f"{count / PROFILED:>6,.0f} calls"
+        for name, count, microseconds in most
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

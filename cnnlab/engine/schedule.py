@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cnnlab.components import Component
 from cnnlab.runtime.checks import number
 
 Factor = Callable[[int], float]
@@ -86,6 +87,12 @@ class Stepper(Protocol):
     def step(self) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def changes_momentum(schedule: Component) -> bool:
+    """Whether it sets more than the learning rates, as two of torch's do."""
+    cycling = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
+    return schedule.factory in cycling and bool(schedule.arguments.get("cycle_momentum", True))
 
 
 class Schedule:

@@ -1,10 +1,22 @@
 """Sums over the pictures seen: loss and right answers. Read at the record cadence, so nothing waits for the device."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What some batches measured, on its way to main memory; `arrived` tells when it is there."""
+
+    losses_B: Tensor
+    correct_B: Tensor
+    indices: Sequence[Tensor]
+    arrived: torch.cuda.Event | None
 
 
 class Tally:
@@ -18,28 +30,39 @@ class Tally:
         self.correct = 0
         self.count = 0
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sent: list[_Sent] = []
 
     def add(self, loss: Tensor, correct: Tensor, index_N: Tensor) -> None:
         """One batch: `loss` () mean over its pictures, `correct` () int, and which pictures they are."""
         self._pending.append((loss, correct, index_N))
+
+    def send(self) -> None:
+        """Has the device send what is pending: whoever settles later waits for nothing that it is told from now on."""
+        if not self._pending:
+            return
+        losses, correct, indices = zip(*self._pending, strict=True)
+        self._pending = []
+        losses_B, correct_B = (torch.stack(values).to("cpu", non_blocking=True) for values in (losses, correct))
+        self._sent.append(_Sent(losses_B, correct_B, indices, _arrival(losses[0].device)))
 
     def settle(self) -> tuple[int, list[int]] | None:
         """Adds up what is pending: this waits for the device.
 
         Returns how many batches ago the first non-finite loss was (0 is the last) and its pictures, if there is one.
         """
-        if not self._pending:
-            return None
-        losses = torch.stack([loss for loss, _, _ in self._pending]).double().tolist()
-        self.correct += int(torch.stack([correct for _, correct, _ in self._pending]).sum())
-        bad = None
-        for place, (loss, (_, _, index_N)) in enumerate(zip(losses, self._pending, strict=True)):
-            self.loss_sum += loss * len(index_N)
-            self.count += len(index_N)
-            if bad is None and not math.isfinite(loss):
-                bad = (len(losses) - 1 - place, index_N.tolist())
-        self._pending.clear()
-        return bad
+        self.send()
+        bad: list[Tensor] = []  # the pictures of the first bad batch and of those behind it
+        for sent in self._sent:
+            if sent.arrived:
+                sent.arrived.synchronize()
+            self.correct += int(sent.correct_B.sum())
+            for loss, index_N in zip(sent.losses_B.double().tolist(), sent.indices, strict=True):
+                self.loss_sum += loss * len(index_N)
+                self.count += len(index_N)
+                if bad or not math.isfinite(loss):
+                    bad.append(index_N)
+        self._sent.clear()
+        return (len(bad) - 1, bad[0].tolist()) if bad else None
 
     def read(self) -> dict[str, float]:
         """`{"loss", "accuracy"}`, means over the pictures."""
@@ -50,6 +73,7 @@ class Tally:
     def reset(self) -> None:
         self.loss_sum, self.correct, self.count = 0.0, 0, 0
         self._pending.clear()
+        self._sent.clear()
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
@@ -58,3 +82,12 @@ class Tally:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self.loss_sum, self.correct, self.count = state["loss_sum"], state["correct"], state["count"]
+
+
+def _arrival(device: torch.device) -> torch.cuda.Event | None:
+    """An event behind all that a GPU was told so far; None on CPU, where all is done already."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

@@ -201,6 +201,10 @@ class Trainer:
         self.progress = Progress()
         self.tally = Tally()
         self.total_steps = settings.total_steps(len(train))
+        self.on_cuda = any(parameter.device.type == "cuda" for parameter in learner.network.parameters())
+        # a GPU computes the next step while the record of this one is read; only fp16's scale has to be asked for
+        self.reads_later = self.on_cuda and not learner.scaler.is_enabled()
+        self._unread: tuple[int, float, Tensor | None] | None = None
 
     def fit(self) -> str:
         """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
@@ -251,16 +255,17 @@ class Trainer:
         learner.schedule.step()
         if learner.ema:
             learner.ema.update(learner.network)
+        self._read_record()  # of the step before
         progress.step += 1
         progress.pictures += len(batch)
         self.tally.add(result.loss, result.correct, batch.index_N)
         if batch.x_NCHW.device.type == "cpu" and not math.isfinite(result.loss):
             self._settle()  # on CPU the loss costs nothing to read, so the step is named at once
-        now = time.perf_counter()
-        progress.seconds += now - self._clock
-        self._clock = now
+        self._count_time()
         if record:
             self._record(lr, result.gradient_norm)
+            if probe or not self.reads_later:
+                self._read_record()
         descent = probe and probe.read(batch, result, progress.step, self.epoch, self.settings.watch_top)
         if descent:
             self.log(descent)
@@ -284,18 +289,29 @@ class Trainer:
         """
         step, settings = self.progress.step, self.settings
         interrupted = self.interrupted()
-        validate = (
-            due(step, settings.validate_every_steps)
-            or (self.train.position == len(self.train) and due(self.epoch, settings.validate_every_epochs))
-            or self._finished()
+        validate = due(step, settings.validate_every_steps) or (
+            self.train.position == len(self.train) and due(self.epoch, settings.validate_every_epochs)
         )
-        if validate:
+        if not (validate or interrupted or due(step, settings.checkpoint_every) or self._finished()):
+            return None
+        self._catch_up()
+        if validate or self._finished():
             self._validate()
-        finished = self._finished()
-        if validate or finished or interrupted or due(step, settings.checkpoint_every):
-            self._save()
-            self._clock = time.perf_counter()
-        return "completed" if finished else "interrupted" if interrupted else None
+        self._save()
+        self._clock = time.perf_counter()
+        return "completed" if self._finished() else "interrupted" if interrupted else None
+
+    def _catch_up(self) -> None:
+        """Waits for a GPU: what it still has to do of the steps is training, too."""
+        self._read_record()
+        if self.on_cuda:
+            self._settle()
+            self._count_time()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
 
     def _finished(self) -> bool:
         progress, settings = self.progress, self.settings
@@ -316,6 +332,17 @@ class Trainer:
         return None if self.total_steps is None else -(-self.total_steps // len(self.train))
 
     def _record(self, lr: float, gradient_norm: Tensor | None) -> None:
+        """Has the device send what a training record tells of the steps up to here."""
+        if gradient_norm is not None:
+            gradient_norm = gradient_norm.to("cpu", non_blocking=True)
+        self.tally.send()
+        self._unread = (self.epoch, lr, gradient_norm)
+
+    def _read_record(self) -> None:
+        """Writes the training record that is sent, if one is; no step has been counted since."""
+        if self._unread is None:
+            return
+        (epoch, lr, gradient_norm), self._unread = self._unread, None
         self._settle()
         values = self._window() | {"lr": lr}
         if gradient_norm is not None:
@@ -324,7 +351,7 @@ class Trainer:
             values["loss_scale"] = self.learner.scaler.get_scale()
         self.tally.reset()
         self._recorded = (self.progress.pictures, self.progress.seconds)
-        self._log("train", values)
+        self.log(Metrics(self.progress.step, epoch, "train", values))
 
     def _window(self) -> dict[str, float]:
         """What was measured since the last training record."""

@@ -93,6 +93,14 @@ def test_a_resumed_run_keeps_its_choice_without_timing(
     assert saved.blueprint.execution == Execution("fp32", "contiguous", "none")
 
 
+def test_a_cuda_graph_that_is_recorded_is_no_choice_for_a_cpu() -> None:
+    plan = blueprint("device=cpu")
+    assert plan.execution.cuda_graph == "auto"
+    settled, trials = settle_execution(plan, read_training_data(plan).normalization, {"cuda_graph": True})
+    assert settled.execution.cuda_graph is False
+    assert trials == []
+
+
 def test_a_network_without_pictures_weights_has_no_layout_to_choose() -> None:
     plan = blueprint(AUTO, "model=mlp")
     settled, trials = settle_execution(plan, read_training_data(plan).normalization, {})

@@ -120,6 +120,57 @@ def test_the_timing_ends_with_the_round_that_reaches_its_limit(monkeypatch: pyte
     assert set(machine.steps.values()) == {WARM_UP + 3}  # 3 rounds of 2 steps
 
 
+def captured(execution: Execution) -> bool:
+    return execution.cuda_graph is True
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.001, True), (0.0095, False)])
+def test_a_step_is_captured_where_that_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: bool
+) -> None:
+    machine = Machine(monkeypatch, lambda execution: seconds if captured(execution) else 0.01)
+    wanted = Execution(layout="auto", cuda_graph="auto")
+    best, trials = choose(wanted, PRECISIONS, LAYOUTS, COMPILED, machine.prepare, [False, True])
+    assert best == Execution(cuda_graph=expected)
+    # layouts are compared as they are going to be computed
+    assert [captured(trial.execution) for trial in trials] == [False, True, expected, expected]
+    assert "  cuda_graph   ms/step" in table(trials)
+
+
+def test_what_cannot_be_captured_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(execution: Execution) -> float:
+        if captured(execution):
+            raise TrainingError("it asks for a value")
+        return 0.01
+
+    machine = Machine(monkeypatch, fails)
+    best, trials = choose(Execution(cuda_graph="auto"), PRECISIONS, LAYOUTS, COMPILED, machine.prepare, [False, True])
+    assert best == Execution()
+    assert [trial.verdict for trial in trials] == ["chosen", "not capturable"]
+
+
+def test_a_precision_or_compilation_that_cannot_be_captured_is_tried_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, lambda execution: 0.001 if captured(execution) else 0.01)
+    wanted = Execution("auto", compile="auto", cuda_graph="auto")
+    _, trials = choose(wanted, ["fp32", "fp16"], LAYOUTS, COMPILED, machine.prepare, [False, True])
+    tried = {(t.execution.precision, t.execution.compile, t.execution.cuda_graph) for t in trials}
+    assert tried == {
+        ("fp32", "none", False),
+        ("fp32", "none", True),
+        ("fp16", "none", False),
+        ("fp32", "network", False),
+        ("fp32", "step", True),
+    }
+
+
+def test_a_network_with_graphs_of_its_own_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, lambda execution: 0.01)
+    wanted = Execution(compile="network", cuda_graph="auto")
+    best, trials = choose(wanted, PRECISIONS, LAYOUTS, COMPILED, machine.prepare, [False, True])
+    assert best == Execution(compile="network")
+    assert trials == []
+
+
 def test_what_cannot_be_compiled_or_has_no_memory_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(execution: Execution) -> float:
         if execution.compile == "network":

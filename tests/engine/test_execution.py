@@ -61,9 +61,17 @@ def test_tf32_is_refused_on_a_cpu() -> None:
         Execution(precision).check(CPU)
 
 
-def test_a_step_whose_loss_is_scaled_is_not_compiled() -> None:
+def test_a_step_whose_loss_is_scaled_is_neither_compiled_nor_captured() -> None:
     with pytest.raises(ArgumentError, match="expected precision=bf16 or compile=network"):
         Execution("fp16", compile="step")
+    with pytest.raises(ArgumentError, match="expected auto or false"):
+        Execution("fp16", cuda_graph=True)
+
+
+def test_a_cuda_graph_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ArgumentError, match="the device is cpu: expected auto or false"):
+        Execution(cuda_graph=True).check(CPU)
+    Execution(cuda_graph="auto").check(CPU)
 
 
 def test_tf32_is_allowed_and_taken_back() -> None:
@@ -121,8 +129,8 @@ def test_the_layout_changes_no_numbers_meaning() -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_determinism_is_asked_of_torch(wanted: bool) -> None:
     torch.use_deterministic_algorithms(not wanted)
-    torch.backends.cudnn.benchmark = wanted
+    torch.backends.cudnn.benchmark = True
     make_deterministic(wanted)
     assert torch.are_deterministic_algorithms_enabled() is wanted
-    assert torch.backends.cudnn.benchmark is not wanted
+    assert torch.backends.cudnn.benchmark is False
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is wanted  # cuBLAS has no other switch

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cnnlab.engine.profiling import PROFILED, SKIPPED, TRACE, make_profiler
+from cnnlab.engine.profiling import PROFILED, SKIPPED, TRACE, make_profiler, share_busy
 
 
 def watch(folder: Path, steps: int) -> list[str]:
@@ -38,3 +38,9 @@ def test_the_trace_holds_the_profiled_steps_alone(tmp_path: Path) -> None:
 def test_a_run_that_is_too_short_tells_nothing(tmp_path: Path) -> None:
     assert watch(tmp_path, SKIPPED - 1) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_time_in_which_several_kernels_run_counts_once() -> None:
+    # 0…2 and 4…9 of 0…10 are busy, the last from 9.5
+    spans = [(4.0, 8.0), (0.0, 2.0), (5.0, 6.0), (7.0, 9.0), (9.5, 10.0)]
+    assert share_busy(spans) == (2 + 5 + 0.5) / 10

@@ -280,6 +280,45 @@ def test_training_is_recorded_at_its_cadence_and_at_the_end(
     assert run.steps("train") == expected
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log_every": 3, "epochs": 3, "validate_every_epochs": 2},  # records are read in the epoch behind theirs
+        {"log_every": 4, "epochs": 2},  # and where validation waits for them
+        {"log_every": 2, "checkpoint_every": 2, "epochs": 2},
+        {"log_every": 1, "epochs": 2, "interrupted_at": 3, "clip_norm": 0.1},
+    ],
+    ids=str,
+)
+def test_reading_records_while_the_next_step_computes_moves_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+    runs = [Run(tmp_path / str(later), **changes) for later in (False, True)]
+    for run, later in zip(runs, (False, True), strict=True):
+        run.trainer.reads_later = later
+        run.trainer.fit()
+    at_once, later_on = (
+        [
+            (one.step, one.epoch, one.split, one.final, {k: v for k, v in one.values.items() if k in TOLD})
+            for one in run.records
+            if isinstance(one, Metrics)
+        ]
+        for run in runs
+    )
+    assert at_once == later_on
+    assert len(at_once) >= 3
+    states = [run.trainer.state_dict() for run in runs]
+    assert states[0]["tally"] == states[1]["tally"]
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step_when_it_is_read_later(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    run = Run(tmp_path, network=network, log_every=2, epochs=2)
+    run.trainer.reads_later = True
+    losses = iter([1.0, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0])
+    run.learner.loss = lambda output_NK, target: F.cross_entropy(output_NK, target) * next(losses)
+    with pytest.raises(TrainingError, match=r"the loss of step 4 is not a finite number"):
+        run.trainer.fit()
+
+
 def test_updates_are_watched_at_their_cadence_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     enter = Probe.__enter__

@@ -1,0 +1,164 @@
+"""What a GPU does for a run; on a machine without one, nothing of it can be asked."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Answer, run
+
+import cnnlab
+from cnnlab.assembly import evaluate, train
+from cnnlab.assembly.check import check_config
+from cnnlab.assembly.material import read_training_data, train_loader
+from cnnlab.assembly.saved import resolved
+from cnnlab.components import Trust
+from cnnlab.engine import choosing
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+AUGMENT = (
+    "data.augment={shift: {type: shift, pixels: 1}, turn: rotation, flip: horizontal_flip, "
+    "hole: {type: cutout, size: 2}, light: brightness, contrast: contrast}"
+)
+
+
+def train_on_cuda(*overrides: str) -> Answer:
+    answer = run(train, "experiment=debug/fast", "device=cuda", *overrides)
+    assert answer.code == 0, answer.err
+    return answer
+
+
+def environment(run_dir: str) -> dict[str, Any]:
+    return json.loads(Path(run_dir, "environment.json").read_text())
+
+
+def train_losses(run_dir: str) -> list[float]:
+    records = map(json.loads, Path(run_dir, "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if record["split"] == "train"]
+
+
+@pytest.mark.parametrize("captured", ["true", "false"])
+def test_a_deterministic_run_repeats_its_bits(in_tmp_path: Path, captured: str) -> None:
+    for name in "ab":
+        train_on_cuda(
+            f"run_dir={name}",
+            "trainer.deterministic=true",
+            f"trainer.execution.cuda_graph={captured}",
+            "trainer.ema=0.9",
+        )
+    assert train_losses("a") == train_losses("b")
+
+
+def test_whether_a_step_is_captured_is_timed_and_noted(in_tmp_path: Path) -> None:
+    answer = train_on_cuda("run_dir=auto", "trainer.execution.layout=auto", "trainer.execution.cuda_graph=auto")
+    assert "cuda_graph" in answer.out
+    assert environment("auto")["cuda_graph"] in (True, False)
+    assert environment("auto")["device"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.parametrize("captured", ["true", "false"])
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(in_tmp_path: Path, captured: str) -> None:
+    options = (
+        "trainer.deterministic=true",
+        f"trainer.execution.cuda_graph={captured}",
+        "trainer.execution.layout=channels_last",
+        "trainer.checkpoint_every=2",
+        "optimizer.momentum=0.9",
+    )
+    train_on_cuda("run_dir=whole", "trainer.max_steps=6", *options)
+    train_on_cuda("run_dir=broken", "trainer.max_steps=6", *options)
+    checkpoints = sorted(Path("broken", "checkpoints").glob("step-*"))
+    for folder in checkpoints[1:]:
+        folder.rename(in_tmp_path / folder.name)
+    answer = run(train, "resume=broken")
+    assert answer.code == 0, answer.err
+    assert train_losses("whole")[-1] == train_losses("broken")[-1]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("captured", ["auto", "false"])
+def test_every_precision_trains(in_tmp_path: Path, precision: str, captured: str) -> None:
+    for name in ("fp32", precision):
+        train_on_cuda(
+            f"run_dir={name}",
+            f"trainer.execution.precision={name}",
+            f"trainer.execution.cuda_graph={captured}",
+            "trainer.execution.layout=channels_last",
+        )
+    assert train_losses(precision) == pytest.approx(train_losses("fp32"), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["network", "step"])
+@pytest.mark.parametrize("captured", ["auto", "false"])
+def test_every_compilation_trains(in_tmp_path: Path, compiled: str, captured: str) -> None:
+    for name in ("none", compiled):
+        train_on_cuda(
+            f"run_dir={name}",
+            f"trainer.execution.compile={name}",
+            f"trainer.execution.cuda_graph={captured}",
+            "trainer.execution.layout=channels_last",
+        )
+    assert train_losses(compiled) == pytest.approx(train_losses("none"), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", ["0.5", "0.0000000001"], ids=["resident", "streaming"])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_batches_are_those_of_the_cpu(share: str, workers: str) -> None:
+    pictures = {}
+    for device in ("cpu", "cuda"):
+        settings = (f"device={device}", AUGMENT, "data.batch_size=32", f"data.memory_share={share}")
+        blueprint = check_config(resolved(cnnlab.compose(*settings, f"data.workers={workers}")), Trust())
+        data = read_training_data(blueprint)
+        loader = train_loader(blueprint, data.train, data.normalization)
+        loader.set_epoch(1)
+        pictures[device] = [(batch.x_NCHW.cpu(), batch.target.cpu(), batch.index_N.cpu()) for batch in loader]
+        loader.close()
+    assert len(pictures["cpu"]) == len(pictures["cuda"]) > 10
+    for ours, theirs in zip(pictures["cuda"], pictures["cpu"], strict=True):
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-3)
+        assert torch.equal(ours[1], theirs[1])
+        assert torch.equal(ours[2], theirs[2])
+
+
+def test_mixed_pictures_train(in_tmp_path: Path) -> None:
+    train_on_cuda("run_dir=run", "data.augment={mixup: mixup}", "loss.label_smoothing=0.1")
+    assert all(loss > 0 for loss in train_losses("run"))
+
+
+def test_a_run_of_the_gpus_is_evaluated_and_resumed_on_the_cpu(in_tmp_path: Path) -> None:
+    train_on_cuda("run_dir=run", "trainer.execution.cuda_graph=true", "trainer.execution.layout=channels_last")
+    for device in ("cuda", "cpu"):
+        answer = run(evaluate, "run=run", f"device={device}")
+        assert answer.code == 0, answer.err
+    answer = run(train, "resume=run", "trainer.epochs=3", "device=cpu", "trainer.execution.cuda_graph=auto")
+    assert answer.code == 0, answer.err
+
+
+def test_the_costliest_operations_are_the_gpus(in_tmp_path: Path) -> None:
+    answer = train_on_cuda("run_dir=run", "trainer.profile=true", "trainer.max_steps=12", "trainer.epochs=null")
+    assert "the costliest kernels of a step:" in answer.out
+    assert re.search(r"GPU busy: \d", answer.out)
+    assert json.loads(Path("run", "trace.json").read_text())["traceEvents"]
+
+
+def test_where_memory_is_short_the_way_out_is_told(in_tmp_path: Path) -> None:
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        answer = run(train, "device=cuda", "data.batch_size=1024", "run_dir=run", "trainer.execution.layout=contiguous")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert answer.code == 1
+    assert "out of memory at data.batch_size=1024" in answer.err
+
+
+def test_timing_on_the_gpu_leaves_the_run_alone(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("trainer.deterministic=true", "trainer.execution.layout=channels_last")
+    train_on_cuda("run_dir=told", *options, "trainer.execution.cuda_graph=true")
+    monkeypatch.setattr(choosing, "CLEARLY_FASTER", 1e9)  # the captured one is taken however long it takes
+    answer = train_on_cuda("run_dir=timed", *options, "trainer.execution.cuda_graph=auto")
+    assert "timed on this machine" in answer.out
+    assert environment("timed")["cuda_graph"] is True
+    assert train_losses("timed") == train_losses("told")
