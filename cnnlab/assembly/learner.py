@@ -22,6 +22,8 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 from cnnlab.runtime.randomness import derive
 
+KNOWN = ("cnnlab", "torch", "torchvision")  # packages whose modules leave no decision of a step to Python
+
 
 def check_machine(blueprint: Blueprint) -> None:
     """Raises `ConfigError` for a precision, a compilation or a CUDA graph that this machine cannot do."""
@@ -85,10 +87,17 @@ def _compiled(blueprint: Blueprint) -> list[str]:
 
 
 def _captured(blueprint: Blueprint) -> list[bool]:
-    settings = blueprint.settings
-    if blueprint.device.type != "cuda" or settings.watch_every is not None:
+    """Not what somebody else wrote: what its Python decides in each step, a graph would decide once."""
+    if (
+        blueprint.device.type != "cuda"
+        or blueprint.settings.watch_every is not None
+        or reason_against_cuda_graph(blueprint.optimizer, blueprint.schedule)
+    ):
         return [False]
-    return [False] if reason_against_cuda_graph(blueprint.optimizer, blueprint.schedule) else [False, True]
+    with torch.device("meta"):
+        parts = [*blueprint.network.build().modules(), *blueprint.loss.modules()]
+    known = all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
+    return [False, True] if known else [False]
 
 
 def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normalization) -> TakeStep:

@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 from commands import composed, run
 from fast_run import read_json, train_fast
+from torch import nn
 
+import cnnlab
 from cnnlab.assembly import learner as learner_module
 from cnnlab.assembly import train
 from cnnlab.assembly.blueprint import Blueprint
 from cnnlab.assembly.check import check_config
 from cnnlab.assembly.learner import build_learner, settle_execution
 from cnnlab.assembly.material import read_training_data, train_loader
+from cnnlab.assembly.saved import resolved
 from cnnlab.assembly.saved_run import SavedRun
 from cnnlab.components import Trust
 from cnnlab.engine import choosing
@@ -99,6 +103,33 @@ def test_a_cuda_graph_that_is_recorded_is_no_choice_for_a_cpu() -> None:
     settled, trials = settle_execution(plan, read_training_data(plan).normalization, {"cuda_graph": True})
     assert settled.execution.cuda_graph is False
     assert trials == []
+
+
+class Own(nn.Module):
+    """Somebody's own loss."""
+
+    def forward(self, output_NK: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
+        return output_NK.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "own_loss", "expected"),
+    [
+        ([], False, [False, True]),
+        (["model=resnet18"], False, [False, True]),  # torchvision's
+        (["trainer.watch_every=2"], False, [False]),
+        (["optimizer.type=torch.optim.RMSprop", "~optimizer.nesterov"], False, [False]),
+        ([], True, [False]),
+    ],
+    ids=str,
+)
+def test_only_what_leaves_nothing_to_python_is_captured_unasked(
+    overrides: list[str], own_loss: bool, expected: list[bool]
+) -> None:
+    config = resolved(cnnlab.compose("experiment=debug/fast", *overrides))
+    plan = replace(check_config(config, Trust()), device=torch.device("cuda"))
+    plan = replace(plan, loss=Own()) if own_loss else plan
+    assert learner_module._captured(plan) == expected
 
 
 def test_a_network_without_pictures_weights_has_no_layout_to_choose() -> None:
