@@ -63,7 +63,6 @@ def mlp() -> list[Contestant]:
         by_hand("by hand", "normed_mlp"),
         cnnlab("cnnlab", "model=normed_mlp", *ONE_EPOCH),
         *peers("normed_mlp"),
-        python("Lightning, torchmetrics", CONTESTANTS / "with_lightning.py", "normed_mlp", "--torchmetrics"),
     ]
 
 

@@ -119,7 +119,6 @@ def make_deterministic(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # the same as `use_deterministic_algorithms`, which imports torch's compiler: seconds, and nothing here is compiled
     torch.set_deterministic_debug_mode("error" if wanted else "default")
-    torch.backends.cudnn.benchmark = (
-        False  # it takes seconds for each shape, gains 4 % of a step, and chooses anew each time
-    )
+    # it takes seconds for each shape, gains 4 % of a step, and chooses anew each time
+    torch.backends.cudnn.benchmark = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
