@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
-from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import is_fused
 from cnnlab.engine.schedule import changes_momentum
 from cnnlab.engine.step import StepResult, train_step
@@ -50,27 +49,16 @@ class CapturedStep:
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         batch: Batch,
-        *,
-        execution: Execution,
-        scaler: torch.amp.GradScaler,
-        accumulate: int = 1,
-        clip_norm: float | None = None,
-        measure_norm: bool = False,
+        **options: Any,
     ) -> StepResult:
-        options: dict[str, Any] = {
-            "execution": execution,
-            "scaler": scaler,
-            "accumulate": accumulate,
-            "clip_norm": clip_norm,
-        }
         if len(batch) != self.pictures or not has_state(optimizer):
-            return train_step(network, loss, optimizer, batch, **options, measure_norm=measure_norm)
+            return train_step(network, loss, optimizer, batch, **options)
         self.rates.update(optimizer, batch.x_NCHW.device)
         if self.replay is None:
 
             def step(x_NCHW: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 still = Batch(x_NCHW, target, batch.index_N)
-                result = train_step(network, loss, optimizer, still, **options, measure_norm=True)
+                result = train_step(network, loss, optimizer, still, **{**options, "measure_norm": True})
                 assert result.gradient_norm is not None
                 return result.loss, result.correct, result.gradient_norm
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
+from cnnlab.engine import cuda_graph
 from cnnlab.engine.compilation import build_step, missing_compiler
 from cnnlab.engine.cuda_graph import CapturedStep, LearningRates, has_state, reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
@@ -137,6 +138,26 @@ def test_a_step_that_asks_for_a_value_is_not_captured_and_goes_on_as_launched() 
     after = [tensor.tolist() for tensor in network.state_dict().values()], torch.cuda.get_rng_state().tolist()
     assert after == before
     assert launched(network, CrossEntropy(), optimizer, second, **options).loss.isfinite()
+
+
+def test_what_is_captured_is_a_whole_step_with_its_norm_and_tensors_for_learning_rates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a GPU: what would be captured is run each time."""
+    lrs: list[list[float]] = []
+
+    def capture(step: Any, x_NCHW: Tensor, target: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        assert all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
+        lrs.append([float(group["lr"]) for group in optimizer.param_groups])
+        return step
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setitem(globals(), "CUDA", torch.device("cpu"))
+    sizes = [8, 8, 3, 8]
+    ours, theirs = (Trained(Execution(cuda_graph=wanted), SGD, sizes, clip_norm=0.1) for wanted in (True, False))
+    assert lrs == [pytest.approx([0.02, 0.02])]  # once, at the second step, when there is a state
+    assert ours.figures == theirs.figures
+    assert all(map(torch.equal, ours.network.state_dict().values(), theirs.network.state_dict().values()))
 
 
 @pytest.mark.parametrize(
