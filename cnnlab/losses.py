@@ -155,7 +155,8 @@ class Quadratic(Loss):
 def _probabilities_of(target: Tensor, output_NK: Tensor) -> Tensor:
     """Class indices as rows with a single one; class probabilities as they are."""
     if target.dim() == 1:
-        return F.one_hot(target, output_NK.shape[1]).to(output_NK.dtype)
+        classes_K = torch.arange(output_NK.shape[1], device=target.device)
+        return (target.unsqueeze(1) == classes_K).to(output_NK.dtype)  # F.one_hot asks for the largest target
     return target
 
 

@@ -207,6 +207,12 @@ TRAINING = [
         "trainer.execution.cuda_graph=true",
         "cuda_graph=false",
     ),
+    bad("trainer.execution.trace=maybe", "trainer.execution.trace: ", "true, false or auto", "'maybe'"),
+    bad("trainer.execution.trase=true", "trainer.execution.trase: ", "did you mean 'trace'?"),
+    *(
+        bad(f"trainer.execution.trace=true | trainer.execution.{other}", "trainer.execution.trace: ", "auto or false")
+        for other in ("precision=fp16", "compile=step", "cuda_graph=true")
+    ),
     without_gpu("trainer.execution.precision=tf32", "trainer.execution.precision: ", "Ampere", "cpu"),
     bad(
         "trainer.execution.compile=step | optimizer.type=torch.optim.RMSprop | ~optimizer.nesterov",

@@ -374,7 +374,7 @@ class _Checker:
             execution = None
             self.complaints.add(
                 "trainer.execution",
-                f"expected precision, layout, compile and cuda_graph in a mapping, received {given!r}",
+                f"expected precision, layout, compile, cuda_graph and trace in a mapping, received {given!r}",
             )
         deterministic = section.pop("deterministic", "auto")
         if deterministic not in (True, False, "auto"):

@@ -1,7 +1,7 @@
 """What learns, built from a blueprint, and how its steps are computed: chosen where the config leaves it open."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,17 +46,17 @@ def settle_execution(
 
     Raises `ConfigError`.
     """
-    on_cuda = blueprint.device.type == "cuda"
-    recorded = {name: value for name, value in recorded.items() if on_cuda or name != "cuda_graph"}
+    by_rule = {"trace"} if blueprint.device.type == "cuda" else {"trace", "cuda_graph"}
+    recorded = {name: value for name, value in recorded.items() if name not in by_rule}
     blueprint = replace(blueprint, execution=blueprint.execution.settle(recorded))
     check_machine(blueprint)
     if blueprint.execution.compile != "none":
         forget_compiled()
-    chosen = blueprint.execution
+    chosen = replace(blueprint.execution, trace=False)
     trials: list[Trial] = []
     if not chosen.settled:
         chosen, trials = choose(
-            blueprint.execution,
+            chosen,
             _precisions(blueprint.device),
             _layouts(blueprint),
             _compiled(blueprint),
@@ -64,7 +64,7 @@ def settle_execution(
             _captured(blueprint),
         )
     allow_tf32(chosen.precision == "tf32")
-    return replace(blueprint, execution=chosen), trials
+    return replace(blueprint, execution=replace(chosen, trace=_traced(blueprint, chosen))), trials
 
 
 def _precisions(device: torch.device) -> list[str]:
@@ -87,17 +87,28 @@ def _compiled(blueprint: Blueprint) -> list[str]:
 
 
 def _captured(blueprint: Blueprint) -> list[bool]:
-    """Not what somebody else wrote: what its Python decides in each step, a graph would decide once."""
     if (
         blueprint.device.type != "cuda"
         or blueprint.settings.watch_every is not None
         or reason_against_cuda_graph(blueprint.optimizer, blueprint.schedule)
     ):
         return [False]
+    return [False, True] if _leaves_nothing_to_python(blueprint) else [False]
+
+
+def _traced(blueprint: Blueprint, execution: Execution) -> bool:
+    """Not timed here: a run's first steps find out whether they are faster for it, since it moves no bit."""
+    wanted = blueprint.execution.trace
+    if wanted == AUTO:
+        wanted = blueprint.device.type == "cpu" and _leaves_nothing_to_python(blueprint)
+    return wanted is True and execution.allows_trace
+
+
+def _leaves_nothing_to_python(blueprint: Blueprint) -> bool:
+    """Not what somebody else wrote: what its Python decides in each step, a graph or a trace would decide once."""
     with torch.device("meta"):
         parts = [*blueprint.network.build().modules(), *blueprint.loss.modules()]
-    known = all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
-    return [False, True] if known else [False]
+    return all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
 
 
 def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normalization) -> TakeStep:
@@ -141,8 +152,10 @@ def _noise(blueprint: Blueprint, normalization: Normalization) -> Batch:
     )
 
 
-def build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learner:
-    """The learner as the run begins, or with a checkpoint's weights."""
+def build_learner(
+    blueprint: Blueprint, checkpoint: Checkpoint | None, say: Callable[[str], None] | None = None
+) -> Learner:
+    """The learner as the run begins, or with a checkpoint's weights; `say` is told if its steps cannot be traced."""
     torch.manual_seed(derive(blueprint.seed, "weights"))
     network = blueprint.network.build()
     if checkpoint:
@@ -162,5 +175,5 @@ def build_learner(blueprint: Blueprint, checkpoint: Checkpoint | None) -> Learne
         blueprint.execution,
         blueprint.execution.scaler(blueprint.device),
         ema,
-        build_step(blueprint.execution, blueprint.data.batch_size, blueprint.settings.accumulate),
+        build_step(blueprint.execution, blueprint.data.batch_size, blueprint.settings.accumulate, say),
     )

@@ -27,7 +27,8 @@ CHANGEABLE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.profile",
-    "trainer.execution.cuda_graph",  # it moves no bit
+    "trainer.execution.cuda_graph",  # this and the next move no bit
+    "trainer.execution.trace",
     "trainer.watch_every",
     "trainer.watch_top",
     "schedule.total_steps",

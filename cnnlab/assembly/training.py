@@ -171,11 +171,21 @@ def _run(
     if blueprint.device.type == "cpu":
         keep_freed_memory()
     with _stop_signals() as stopped_by:
+        asked_to_trace = blueprint.execution.trace is True
         blueprint, trials = settle_execution(blueprint, data.normalization, directory.read_json("environment.json"))
         environment = _environment(blueprint, data)
         directory.write_json("environment.json", environment)
         observers = Observers(blueprint.observers)
-        trainer = _build_trainer(blueprint, directory, data, environment, checkpoint, observers, stopped_by)
+        trainer = _build_trainer(
+            blueprint,
+            directory,
+            data,
+            environment,
+            checkpoint,
+            observers,
+            stopped_by,
+            tell_of_trace=asked_to_trace,
+        )
         try:
             observers.log(
                 Started(
@@ -223,13 +233,16 @@ def _build_trainer(
     checkpoint: Checkpoint | None,
     observers: Observers,
     stopped_by: list[int],
+    *,
+    tell_of_trace: bool,
 ) -> Trainer:
     """The trainer at the beginning of the run, or where the checkpoint left it."""
-    profiler = None
-    if blueprint.settings.profile:
-        profiler = make_profiler(directory.path, lambda text: observers.log(Notice(text)))
+
+    def notify(text: str) -> None:
+        observers.log(Notice(text))
+
     trainer = Trainer(
-        build_learner(blueprint, checkpoint),
+        build_learner(blueprint, checkpoint, notify if tell_of_trace else None),
         train_loader(blueprint, data.train, data.normalization),
         _held_out(blueprint, data),
         blueprint.settings,
@@ -244,7 +257,7 @@ def _build_trainer(
             "counts": blueprint.spec.counts,
         },
         meter=blueprint.meter(),
-        profiler=profiler,
+        profiler=make_profiler(directory.path, notify) if blueprint.settings.profile else None,
         interrupted=lambda: bool(stopped_by),
     )
     seed_generators(blueprint.seed)
@@ -261,6 +274,7 @@ def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
         "layout": blueprint.execution.layout,
         "compile": blueprint.execution.compile,
         "cuda_graph": blueprint.execution.cuda_graph,
+        "trace": blueprint.execution.trace,
         "deterministic": blueprint.deterministic,
         "seed": blueprint.seed,
         "data_digest": data.digest,

@@ -153,7 +153,7 @@ def table(trials: Sequence[Trial]) -> str:
     on_cuda = any(trial.execution.cuda_graph for trial in shown)
     lines = [f"  {'precision':<11}{'layout':<15}{'compile':<9}{'cuda_graph' * on_cuda}{'ms/step':>10}{'loss':>10}"]
     for trial in shown:
-        precision, layout, compiled, captured = astuple(trial.execution)
+        precision, layout, compiled, captured, _ = astuple(trial.execution)
         graph = f"{str(captured).lower():<10}" * on_cuda
         ms = f"{1000 * trial.seconds:,.2f}" if trial.times else "–"
         loss = "–" if math.isnan(trial.loss) else f"{trial.loss:.4f}"

@@ -23,6 +23,7 @@ from cnnlab.engine.cuda_graph import CapturedStep, LearningRates, capture, has_s
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.schedule import changes_momentum
 from cnnlab.engine.step import Step, StepResult, count_correct, train_step
+from cnnlab.engine.tracing import TracedPasses
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError, first_line
 
@@ -44,12 +45,20 @@ def reason_against_step(optimizer: Component, schedule: Component) -> str | None
     return None
 
 
-def build_step(execution: Execution, batch_size: int, accumulate: int = 1) -> Step:
-    """The function that takes a training step; compiled or captured where `execution` says so, at its first calls."""
+def build_step(
+    execution: Execution, batch_size: int, accumulate: int = 1, say: Callable[[str], None] | None = None
+) -> Step:
+    """The function that takes a training step; compiled, captured or traced, where `execution` says so, when called.
+
+    `say` is told where steps turn out not to be traceable.
+    """
+    part = -(-batch_size // accumulate)
     if execution.compile == "network":
-        return _CompiledNetwork(-(-batch_size // accumulate))
+        return _CompiledNetwork(part)
     if execution.compile == "step":
         return _CompiledStep(batch_size)
+    if execution.trace is True:
+        return partial(train_step, passes=TracedPasses(part, say))
     return CapturedStep(batch_size) if execution.cuda_graph is True else train_step
 
 

@@ -17,7 +17,7 @@ from cnnlab.engine.schedule import changes_momentum
 from cnnlab.engine.step import StepResult, train_step
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError, first_line
-from cnnlab.runtime.randomness import capture_generators, restore_generators
+from cnnlab.runtime.randomness import put_back
 
 WARM_UP = 2  # steps on a stream of their own, for libraries that prepare themselves; a graph cannot hold that
 
@@ -117,7 +117,8 @@ def capture(
     """A function that does what `step` does, from a graph. Capturing trains nothing. Raises `TrainingError`."""
     still = x_NCHW.clone(), target.clone()
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    with _left_as_it_is(network, optimizer):
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    with put_back([*kept, *network.parameters(), *network.buffers()]):
         try:
             aside = torch.cuda.Stream()
             aside.wait_stream(current)
@@ -158,17 +159,3 @@ def _cause(error: RuntimeError) -> RuntimeError:
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error
-
-
-@contextmanager
-def _left_as_it_is(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Weights, buffers, the optimizer's state and the generators are afterwards what they were."""
-    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    kept += [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
-    before, generators = [tensor.clone() for tensor in kept], capture_generators()
-    try:
-        yield
-    finally:
-        for tensor, value in zip(kept, before, strict=True):
-            tensor.copy_(value)
-        restore_generators(generators)

@@ -36,13 +36,15 @@ class Execution:
     layout: str = "channels_last"
     compile: str = "none"
     cuda_graph: bool | str = False
+    trace: bool | str = False
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, (*PRECISIONS, AUTO))
         one_of("layout", self.layout, (*LAYOUTS, AUTO))
         one_of("compile", self.compile, (*COMPILED, AUTO))
-        if not isinstance(self.cuda_graph, bool) and self.cuda_graph != AUTO:
-            raise ArgumentError("cuda_graph", f"expected true, false or auto, received {self.cuda_graph!r}")
+        for name, value in (("cuda_graph", self.cuda_graph), ("trace", self.trace)):
+            if not isinstance(value, bool) and value != AUTO:
+                raise ArgumentError(name, f"expected true, false or auto, received {value!r}")
         if self.precision == "fp16" and self.compile == "step":
             raise ArgumentError(
                 "compile",
@@ -55,10 +57,20 @@ class Execution:
                 "a step is not captured with precision=fp16, whose scale is read after each step, nor with "
                 "compile=network, which makes graphs of its own: expected auto or false",
             )
+        if self.trace is True and not self.allows_trace:
+            raise ArgumentError(
+                "trace",
+                "a step is not traced with precision=fp16, whose scale changes, nor where compile or cuda_graph leave "
+                "Python nothing to do in it: expected auto or false",
+            )
 
     @property
     def allows_cuda_graph(self) -> bool:
         return self.precision != "fp16" and self.compile != "network"
+
+    @property
+    def allows_trace(self) -> bool:
+        return self.precision != "fp16" and self.compile in ("none", AUTO) and self.cuda_graph is not True
 
     @property
     def settled(self) -> bool:
@@ -80,6 +92,8 @@ class Execution:
             raise ArgumentError("precision", "this GPU does not compute in bf16: expected fp16 or fp32")
         if self.cuda_graph is True and device.type != "cuda":
             raise ArgumentError("cuda_graph", f"the device is {device}: expected auto or false")
+        if self.trace is True and device.type != "cpu":
+            raise ArgumentError("trace", f"it is for the CPU, and the device is {device}: expected auto or false")
 
     @property
     def memory_format(self) -> torch.memory_format:

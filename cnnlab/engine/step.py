@@ -40,6 +40,40 @@ class Step(Protocol):
     ) -> StepResult: ...
 
 
+class Passes(Protocol):
+    """What takes a part of a batch through the network and back: `both_passes`, or the same traced."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        part: Batch,
+        share: float,
+        *,
+        execution: Execution,
+        scaler: torch.amp.GradScaler,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def both_passes(
+    network: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    part: Batch,
+    share: float,
+    *,
+    execution: Execution,
+    scaler: torch.amp.GradScaler,
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradient of `share` times the part's loss to the parameters; returns that cost and the right answers."""
+    with execution.autocast(part.x_NCHW.device):
+        output_NK = network(execution.arrange(part.x_NCHW))  # 1. forward pass
+        cost = loss(output_NK, part.target)  # 2. loss
+    if share != 1:
+        cost = cost * share
+    scaler.scale(cost).backward()  # 3. backward pass: which weights contribute how much
+    return cost.detach(), count_correct(output_NK.detach(), part.target)
+
+
 def train_step(
     network: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -51,6 +85,7 @@ def train_step(
     accumulate: int = 1,
     clip_norm: float | None = None,
     measure_norm: bool = False,
+    passes: Passes = both_passes,
 ) -> StepResult:
     """Updates the parameters once. Nothing in here waits for the device.
 
@@ -60,14 +95,10 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     costs, right = [], []
     for part in batch.chunks(accumulate):
-        with execution.autocast(part.x_NCHW.device):
-            output_NK = network(execution.arrange(part.x_NCHW))  # 1. forward pass
-            cost = loss(output_NK, part.target)  # 2. loss
-        if accumulate > 1:
-            cost = cost * (len(part) / len(batch))
-        scaler.scale(cost).backward()  # 3. backward pass: which weights contribute how much
-        costs.append(cost.detach())
-        right.append(count_correct(output_NK.detach(), part.target))
+        share = len(part) / len(batch)
+        cost, correct = passes(network, loss, part, share, execution=execution, scaler=scaler)
+        costs.append(cost)
+        right.append(correct)
 
     scaler.unscale_(optimizer)
     norm = gradient_norm(network, clip_norm) if measure_norm or clip_norm is not None else None

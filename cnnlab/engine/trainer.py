@@ -240,8 +240,9 @@ class Trainer:
         record = due(progress.step + 1, self.settings.log_every)
         lr = learner.optimizer.param_groups[0]["lr"]
         probe = self._probe() if due(progress.step + 1, self.settings.watch_every) else None
+        take_step = train_step if probe else learner.step  # a probe sees nothing of a step that is traced
         with probe or nullcontext():
-            result = learner.step(
+            result = take_step(
                 learner.network,
                 learner.loss,
                 learner.optimizer,

@@ -7,6 +7,8 @@ needs no state. What draws from a generator (dropout, a user's own block) is cap
 import hashlib
 import json
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,3 +62,30 @@ def restore_generators(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def put_back(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """The tensors, and the state of every global generator, are afterwards what they were before."""
+    before, generators = [tensor.detach().clone() for tensor in tensors], capture_generators()
+    try:
+        yield
+    finally:
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.detach().copy_(value)
+        restore_generators(generators)
+
+
+def same_generators(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two of what `capture_generators` returns are the same state."""
+    return all(_same(one[name], other[name]) for name in one)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return all(_same(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)

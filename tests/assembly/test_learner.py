@@ -94,7 +94,7 @@ def test_a_resumed_run_keeps_its_choice_without_timing(
     assert answer.code == 0, answer.err
     assert read_json(in_tmp_path / "run" / "environment.json")["layout"] == "contiguous"
     saved = SavedRun.open(Path("run"), "last", "cpu", Trust(), {})
-    assert saved.blueprint.execution == Execution("fp32", "contiguous", "none")
+    assert saved.blueprint.execution == Execution("fp32", "contiguous", "none", trace=True)
 
 
 def test_a_cuda_graph_that_is_recorded_is_no_choice_for_a_cpu() -> None:
@@ -130,6 +130,75 @@ def test_only_what_leaves_nothing_to_python_is_captured_unasked(
     plan = replace(check_config(config, Trust()), device=torch.device("cuda"))
     plan = replace(plan, loss=Own()) if own_loss else plan
     assert learner_module._captured(plan) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "own_loss", "device", "expected"),
+    [
+        ([], False, "cpu", True),
+        (["model=resnet18"], False, "cpu", True),
+        (["trainer.watch_every=2"], False, "cpu", True),
+        (["trainer.execution.trace=false"], False, "cpu", False),
+        (["trainer.execution.precision=fp16"], False, "cpu", False),
+        ([], True, "cpu", False),
+        (["trainer.execution.trace=true"], True, "cpu", True),
+        ([], False, "meta", False),
+    ],
+    ids=str,
+)
+def test_only_what_leaves_nothing_to_python_is_traced_unasked(
+    overrides: list[str], own_loss: bool, device: str, expected: bool
+) -> None:
+    plan = replace(blueprint(*overrides), device=torch.device(device))
+    plan = replace(plan, loss=Own()) if own_loss else plan
+    settled, _ = settle_execution(plan, read_training_data(plan).normalization, {"trace": not expected})
+    assert settled.execution.trace is expected
+
+
+def run_of(name: str, *overrides: str) -> tuple[Any, ...]:
+    """What a run of 40 steps told, and its last weights, in bytes."""
+    answer = train_fast(
+        f"run_dir={name}",
+        "trainer.epochs=null",
+        "trainer.max_steps=40",
+        "trainer.log_every=1",
+        "trainer.watch_every=9",
+        "trainer.checkpoint_every=23",
+        "trainer.accumulate=2",
+        "trainer.ema=0.9",
+        "data.drop_last=false",
+        *overrides,
+    )
+    return told_by(Path(name)), answer.out
+
+
+def told_by(run_dir: Path) -> tuple[Any, ...]:
+    entries = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    told = [{k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in entries]
+    weights = [file.read_bytes() for file in sorted(run_dir.glob("checkpoints/step-00000040/*.safetensors"))]
+    return told, weights
+
+
+def test_a_traced_run_is_the_same_run_and_may_be_taken_up_untraced(in_tmp_path: Path) -> None:
+    traced, _ = run_of("traced")
+    plain, _ = run_of("plain", "trainer.execution.trace=false")
+    assert len(traced[1]) == 2
+    assert traced == plain
+    assert read_json(in_tmp_path / "traced" / "environment.json")["trace"] is True
+    for folder in (in_tmp_path / "traced" / "checkpoints").glob("step-*40"):
+        folder.rename(in_tmp_path / "aside")
+    answer = run(train, "resume=traced", "trainer.execution.trace=false")
+    assert answer.code == 0, answer.err
+    assert read_json(in_tmp_path / "traced" / "environment.json")["trace"] is False
+    assert told_by(in_tmp_path / "traced")[1] == plain[1]
+
+
+def test_a_network_that_asks_for_values_is_told_of_only_where_tracing_was_asked_for(in_tmp_path: Path) -> None:
+    asking = "model.blocks.norm1={type: batch_norm, momentum: null}"
+    _, silent = run_of("auto", asking)
+    _, told = run_of("asked", asking, "trainer.execution.trace=true")
+    assert "untraced" not in silent
+    assert "trainer.execution.trace: steps go on untraced: aten._local_scalar_dense.default asks for a value" in told
 
 
 def test_a_network_without_pictures_weights_has_no_layout_to_choose() -> None:

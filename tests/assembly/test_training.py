@@ -379,7 +379,7 @@ def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
 
 def test_a_profiled_run_leaves_a_trace_and_trains_to_the_same_bits(in_tmp_path: Path) -> None:
     plain, profiled = (
-        train_fast(f"run_dir={name}", "trainer.max_steps=16", f"trainer.profile={value}")
+        train_fast(f"run_dir={name}", "trainer.max_steps=24", f"trainer.profile={value}")
         for name, value in (("plain", "false"), ("profiled", "true"))
     )
     assert "the costliest operations of a step" in profiled.out

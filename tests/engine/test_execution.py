@@ -1,5 +1,6 @@
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,20 @@ def test_a_cuda_graph_is_refused_on_a_cpu() -> None:
     with pytest.raises(ArgumentError, match="the device is cpu: expected auto or false"):
         Execution(cuda_graph=True).check(CPU)
     Execution(cuda_graph="auto").check(CPU)
+
+
+@pytest.mark.parametrize("other", [{"precision": "fp16"}, {"compile": "network"}, {"cuda_graph": True}], ids=str)
+def test_nothing_is_traced_whose_scale_changes_or_that_leaves_python_nothing_to_do(other: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="expected auto or false"):
+        Execution(trace=True, **other)
+    assert not Execution(trace="auto", **other).allows_trace
+    assert Execution("bf16", trace=True).allows_trace
+
+
+def test_tracing_is_refused_on_cuda() -> None:
+    with pytest.raises(ArgumentError, match="it is for the CPU, and the device is cuda: expected auto or false"):
+        Execution(trace=True).check(torch.device("cuda"))
+    Execution(trace=True).check(CPU)
 
 
 def test_tf32_is_allowed_and_taken_back() -> None:

@@ -3,12 +3,20 @@
 import hashlib
 import io
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from cnnlab.runtime.randomness import capture_generators, derive, restore_generators, seed_generators
+from cnnlab.runtime.randomness import (
+    capture_generators,
+    derive,
+    put_back,
+    restore_generators,
+    same_generators,
+    seed_generators,
+)
 
 
 def draws() -> tuple[list[float], list[float], list[float]]:
@@ -88,3 +96,34 @@ def test_a_captured_state_survives_a_file_that_holds_no_code() -> None:
     file.seek(0)
     restore_generators(torch.load(file, weights_only=True))
     assert draws() == expected
+
+
+def test_tensors_and_generators_are_put_back_even_after_an_error() -> None:
+    seed_generators(0)
+    weight, count = torch.ones(2, requires_grad=True), torch.tensor([3])
+    expected = draws()
+    seed_generators(0)
+
+    def spoil() -> None:
+        with put_back([weight, count]):
+            draws()
+            count.add_(1)
+            weight.detach().mul_(7)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        spoil()
+    assert (weight.tolist(), count.tolist(), weight.requires_grad) == ([1.0, 1.0], [3], True)
+    assert draws() == expected
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, np.random.random, lambda: torch.rand(1), lambda: random.gauss(0, 1), np.random.standard_normal],
+)
+def test_a_draw_from_any_generator_is_another_state(draw: Callable[[], object]) -> None:
+    seed_generators(0)
+    before = capture_generators()
+    assert same_generators(before, capture_generators())
+    draw()
+    assert not same_generators(before, capture_generators())
