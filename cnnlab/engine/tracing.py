@@ -102,16 +102,19 @@ class TracedPasses:
             if self._seen == WARM_UP and seconds > LONG:
                 self.repeats = False
             return result
-        if self.replay is None:
-            self._form = form
-            self._write(network, loss, part, usual)
-            return usual()
-        return self._compare_times(part, usual) if self.proven else self._prove(network, part, usual)
+        if self.proven:
+            return self._compare_times(part, usual)
+        whole = nn.ModuleList(module for module in (network, loss) if isinstance(module, nn.Module))
+        if self.replay is not None:
+            return self._prove(whole, part, usual)
+        self._form = form
+        self._write(whole, part, usual)
+        return usual()
 
     def _repeat(self, part: Batch) -> tuple[Tensor, Tensor]:
         assert self.replay is not None
+        cost, correct, *gradients = self.replay(part.x_NCHW, part.target)
         with torch.no_grad():
-            cost, correct, *gradients = self.replay(part.x_NCHW, part.target)
             if self._trained[0].grad is None:
                 for parameter, gradient in zip(self._trained, gradients, strict=True):
                     parameter.grad = gradient
@@ -119,21 +122,13 @@ class TracedPasses:
                 torch._foreach_add_(_gradients(self._trained), gradients)
         return cost, correct
 
-    def _write(
-        self,
-        network: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        part: Batch,
-        usual: Callable[[], tuple[Tensor, Tensor]],
-    ) -> None:
+    def _write(self, whole: nn.Module, part: Batch, usual: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Without effect on the training: while it is written down, torch may compute another way to the same end."""
-        modules = [module for module in (network, loss) if isinstance(module, nn.Module)]
-        constants = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        trace = Trace([part.x_NCHW, part.target], constants)
-        with _left_alone(network):
+        trace = Trace([part.x_NCHW, part.target], [*whole.parameters(), *whole.buffers()])
+        with _left_alone(whole):
             with trace:
                 cost, correct = usual()
-            self._trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
+            self._trained = [parameter for parameter in whole.parameters() if parameter.grad is not None]
             self.replay = trace.function([cost, correct, *_gradients(self._trained)])
         for parameter in self._trained:
             parameter.grad = None
@@ -141,20 +136,19 @@ class TracedPasses:
             self._give_up(trace.obstacle)
 
     def _prove(
-        self, network: nn.Module, part: Batch, usual: Callable[[], tuple[Tensor, Tensor]]
+        self, whole: nn.Module, part: Batch, usual: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         assert self.replay is not None
         repeated: list[Tensor] = []
         reason = "repeated, it does not compute the same bits"
-        with _left_alone(network):
+        with _left_alone(whole):
             try:
-                with torch.no_grad():
-                    repeated = [*self.replay(part.x_NCHW, part.target), *(b.clone() for b in network.buffers())]
+                repeated = [*self.replay(part.x_NCHW, part.target), *(buffer.clone() for buffer in whole.buffers())]
             except (RuntimeError, TypeError) as error:
                 reason = first_line(error)
             drawn = capture_generators()
         cost, correct = usual()
-        expected = [cost, correct, *_gradients(self._trained), *network.buffers()]
+        expected = [cost, correct, *_gradients(self._trained), *whole.buffers()]
         same = len(repeated) == len(expected) and all(map(torch.equal, repeated, expected))
         self.proven = same and same_generators(drawn, capture_generators())
         if not self.proven:
@@ -182,9 +176,9 @@ class TracedPasses:
 
 
 @contextmanager
-def _left_alone(network: nn.Module) -> Iterator[None]:
+def _left_alone(whole: nn.Module) -> Iterator[None]:
     """Buffers and generators are afterwards what they were, and each buffer the tensor that it was."""
-    held = [(module, *named) for module in network.modules() for named in module.named_buffers(recurse=False)]
+    held = [(module, *named) for module in whole.modules() for named in module.named_buffers(recurse=False)]
     with put_back([buffer for _, _, buffer in held]):
         yield
     for module, name, buffer in held:
@@ -281,7 +275,12 @@ class Trace(TorchDispatchMode):
         source.append(f"def replay({', '.join(self._inputs)}):")
         exec("\n    ".join(reversed(source)), self._names)
         replay: Replay = self._names["replay"]
-        return replay
+
+        def below_autograd(*inputs: Tensor) -> Sequence[Tensor]:
+            with torch._C._AutoDispatchBelowAutograd():  # where the operations were written down
+                return replay(*inputs)
+
+        return below_autograd
 
     def _write(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
         uses: set[str] = set()
@@ -297,6 +296,9 @@ class Trace(TorchDispatchMode):
             same = self._views.get((memory, _view(result)))
             if same is not None:
                 self._values[result] = same
+                return
+            if memory in self._names:  # it stays where it is, and so does what looks at it
+                self._know(result, self._constant(result), memory)
                 return
         gives = [self._name_for(one, f"v{len(self._lines)}_{place}", memory) for place, one in enumerate(results)]
         self._lines.append(_Line(operation, ", ".join(arguments), uses, gives, not isinstance(result, Tensor)))
