@@ -1,6 +1,6 @@
 """Evaluate a run: `python evaluate.py run=runs/NAME/DATE_TIME_xxxx split=test`; see README.md."""
 
-from cnnlab.assembly import evaluate
+from cnnlab.cli import evaluate
 
 if __name__ == "__main__":
     evaluate()

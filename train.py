@@ -1,6 +1,6 @@
 """Start a run: `python train.py data=mnist model=cnn trainer.epochs=2`; see README.md."""
 
-from cnnlab.assembly import train
+from cnnlab.cli import train
 
 if __name__ == "__main__":
     train()

@@ -86,7 +86,7 @@ def accuracy() -> list[Contestant]:
 
 
 def pictures() -> list[Contestant]:
-    own, torchvision = CONTESTANTS / "pictures_cnnlab.py", CONTESTANTS / "pictures_torchvision.py"
+    own, torchvision = CONTESTANTS / "images_cnnlab.py", CONTESTANTS / "images_torchvision.py"
     return [
         python("ImageFolder, 2 workers", torchvision, "--workers", "2"),
         python("ImageFolder, in the process", torchvision),

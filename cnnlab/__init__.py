@@ -5,12 +5,13 @@ Importing the package is cheap: torch is loaded only by what needs it.
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from cnnlab.assembly.predictor import load
-    from cnnlab.assembly.python_api import compose, train
+from cnnlab.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["compose", "load", "train"]
+if TYPE_CHECKING:
+    from cnnlab.api import compose, train
+    from cnnlab.inference.predictor import load
+
+__all__ = ["__version__", "compose", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,9 +19,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'cnnlab' has no attribute {name!r}")
     if name == "load":
-        from cnnlab.assembly.predictor import load
+        from cnnlab.inference.predictor import load
 
         return load
-    from cnnlab.assembly import python_api
+    from cnnlab import api
 
-    return {"compose": python_api.compose, "train": python_api.train}[name]
+    return {"compose": api.compose, "train": api.train}[name]

@@ -26,9 +26,9 @@ from laboratory.shown import complete
 from torch import nn
 
 import cnnlab
-from cnnlab.assembly.check import check_config
-from cnnlab.assembly.saved import resolved
 from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.config.saved_config import resolved
 
 RUNS = REPOSITORY / "runs" / "book"
 VOTERS = "c6-dropout"  # whose runs vote in c6-ensemble

@@ -2,7 +2,7 @@
 
 from hydra.core.config_store import ConfigStore
 
-from cnnlab.assembly.grid import GridSweeper, ProcessLauncher
+from cnnlab.sweep.grid import GridSweeper, ProcessLauncher
 
 for plugin in (GridSweeper, ProcessLauncher):
     plugin.__module__ = __name__  # Hydra calls nothing that is from elsewhere

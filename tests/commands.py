@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
-from cnnlab.assembly.compose import CONFIGS
-from cnnlab.assembly.saved import resolved
+from cnnlab.config.compose import CONFIGS
+from cnnlab.config.saved_config import resolved
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from urllib.error import URLError
 import pytest
 import torch
 from commands import run
-from picture_folders import noise, png_header, write_folders
+from image_folders import noise, png_header, write_folders
 from PIL import Image
 
-from cnnlab.assembly import evaluate, train
+from cnnlab.cli import evaluate, train
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -29,10 +29,10 @@ from setting import build
 from suites import BENCHMARKS, CONFIGS, CONTESTANTS, Benchmark
 
 import cnnlab
-from cnnlab.assembly.blueprint import Blueprint
-from cnnlab.assembly.check import check_config
-from cnnlab.assembly.saved import resolved
 from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.saved_config import resolved
 
 
 def saying(name: str, code: str, **more: object) -> Contestant:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from commands import composed
-from picture_folders import write_folders
+from image_folders import write_folders
 
-from cnnlab.assembly.blueprint import Blueprint
-from cnnlab.assembly.check import check_config
-from cnnlab.assembly.compose import CONFIGS
 from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.config.compose import CONFIGS
+from cnnlab.config.run_plan import Blueprint
 
 GROUPS = [folder for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()]
 CHOICES = [

@@ -13,9 +13,9 @@ import yaml
 from commands import run
 from torch import Tensor, nn
 
-from cnnlab.assembly import train
-from cnnlab.assembly.compose import CONFIGS
 from cnnlab.blocks import BLOCKS
+from cnnlab.cli import train
+from cnnlab.config.compose import CONFIGS
 from cnnlab.data.augmentation import AUGMENTATIONS
 from cnnlab.network import build_network
 from cnnlab.runtime.checks import integer

@@ -10,12 +10,12 @@ import torch
 from commands import Answer, run
 
 import cnnlab
-from cnnlab.assembly import evaluate, train
-from cnnlab.assembly.check import check_config
-from cnnlab.assembly.material import read_training_data, train_loader
-from cnnlab.assembly.saved import resolved
+from cnnlab.cli import evaluate, train
 from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.config.saved_config import resolved
 from cnnlab.engine import choosing
+from cnnlab.run.loaders import read_training_data, train_loader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 AUGMENT = (

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from commands import composed, run
 
-from cnnlab.assembly import train
-from cnnlab.assembly.check import check_config
+from cnnlab.cli import train
 from cnnlab.components import Trust
+from cnnlab.config.check import check_config
 
 DATA = Path(os.environ.get("CNNLAB_DATA", "nowhere")).absolute()
 with_mnist = pytest.mark.skipif(not (DATA / "MNIST").exists(), reason="CNNLAB_DATA names no folder with MNIST")

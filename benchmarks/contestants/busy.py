@@ -7,8 +7,8 @@ import torch
 from setting import tell
 
 import cnnlab
-from cnnlab.assembly import training
 from cnnlab.engine.profiling import kernels_of, share_busy
+from cnnlab.run import training
 
 BEFORE, WATCHED = 60, 40  # steps; records are written among them as in any run
 SETTINGS = (

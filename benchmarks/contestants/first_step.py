@@ -3,7 +3,7 @@
 import os
 import sys
 
-from cnnlab.assembly import train
+from cnnlab.cli import train
 from cnnlab.engine.trainer import Trainer
 
 

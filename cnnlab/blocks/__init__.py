@@ -5,7 +5,6 @@ from collections.abc import Callable
 from torch import nn
 
 from cnnlab.blocks.activation import LeakyReLU, Softmax, Step, TwoClasses
-from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.dropout import Dropout, Dropout2d
 from cnnlab.blocks.linear import Linear
@@ -20,6 +19,7 @@ from cnnlab.blocks.pooling import (
     MaxPool,
 )
 from cnnlab.blocks.recurrent import GRU, LSTM, RNN
+from cnnlab.blocks.sequential import Residual, Sequence
 from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.blocks.torchvision_networks import torchvision_network
 

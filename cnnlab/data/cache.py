@@ -21,7 +21,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from cnnlab.data.picture_files import Keep, PictureReader, printable
+from cnnlab.data.image_files import Keep, PictureReader, printable
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.cache import read_files
-from cnnlab.data.picture_files import EXTENSIONS, Entries, PictureReader, list_pictures, printable, visible
+from cnnlab.data.image_files import EXTENSIONS, Entries, PictureReader, list_pictures, printable, visible
 from cnnlab.data.source import DataSpec, Pictures, Source
 from cnnlab.data.splits import carve
 from cnnlab.runtime.checks import int_or_pair, number

@@ -10,7 +10,7 @@ from mmap import mmap
 import torch
 from torch import Tensor
 
-from cnnlab.data.picture_files import PictureReader
+from cnnlab.data.image_files import PictureReader
 
 CHUNK = 1 << 24  # bytes of pictures in memory at once, where all are gone through
 

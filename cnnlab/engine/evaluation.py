@@ -11,7 +11,7 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.step import count_correct
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
-from cnnlab.runtime.modes import in_evaluation_mode
+from cnnlab.runtime.eval_mode import in_evaluation_mode
 
 View = Callable[[Tensor], Tensor]
 

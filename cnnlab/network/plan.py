@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.initialization import Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
+from cnnlab.blocks.sequential import Residual, Sequence
 from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
-from cnnlab.network.fit import Fit, Shape, check_fit, check_picture, format_shape, measure
 from cnnlab.network.freeze import check_freeze, freeze_matching
 from cnnlab.network.read import INFERRED, Layer, Reader
 from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
+from cnnlab.network.shape_inference import Fit, Shape, check_fit, check_picture, format_shape, measure
 from cnnlab.network.table import LayerRow, make_row
 from cnnlab.runtime.errors import Complaints, ConfigError
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from cnnlab.blocks import BLOCKS
-from cnnlab.blocks.containers import Sequence
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer
+from cnnlab.blocks.sequential import Sequence
 from cnnlab.components import Component, Factory, Kind, Trust, bind, find_factory, split_spec
-from cnnlab.network.fit import Fit
+from cnnlab.network.shape_inference import Fit
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
 BLOCK = Kind("block", BLOCKS, nn.Module, ("torch.nn",))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from cnnlab.blocks.activation import Step, TwoClasses
-from cnnlab.blocks.containers import Residual, Sequence
 from cnnlab.blocks.pooling import GlobalAvgPool, GlobalMaxPool
 from cnnlab.blocks.recurrent import Recurrent
-from cnnlab.network.fit import WINDOWED, window
+from cnnlab.blocks.sequential import Residual, Sequence
+from cnnlab.network.shape_inference import WINDOWED, window
 
 LOCAL = (
     nn.Identity,

@@ -8,8 +8,8 @@ from rich.table import Table
 from torch import nn
 
 from cnnlab.blocks.normalization import NORMS
-from cnnlab.network.fit import Fit, Shape, dropped, format_shape, window
 from cnnlab.network.receptive_field import START, ReceptiveField
+from cnnlab.network.shape_inference import Fit, Shape, dropped, format_shape, window
 
 
 @dataclass(frozen=True)

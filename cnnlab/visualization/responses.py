@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnlab.runtime.errors import ArgumentError
-from cnnlab.runtime.modes import in_evaluation_mode
+from cnnlab.runtime.eval_mode import in_evaluation_mode
 
 STEPS = 128
 RATE = 4.0  # grey levels that a pixel moves in a step, at most: 64 steps from black to white

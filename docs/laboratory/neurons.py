@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import cnnlab
-from cnnlab.assembly.saved import resolved
 from cnnlab.blocks import BLOCKS
+from cnnlab.config.saved_config import resolved
 from cnnlab.data.digits import Digits
 from cnnlab.data.logic_gates import TABLES, LogicGates
 from cnnlab.engine.step import count_correct

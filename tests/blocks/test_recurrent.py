@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnlab.blocks import GRU, LSTM, RNN
 from cnnlab.blocks.recurrent import Recurrent
 from cnnlab.network import build_network, plan_network
-from cnnlab.network.fit import measure
+from cnnlab.network.shape_inference import measure
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
 
 SHAPE = (2, 3, 5)  # channels, height, width

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from picture_folders import noise, write_folders, write_picture
+from image_folders import noise, write_folders, write_picture
 
 from cnnlab.data.cache import HEADER, cache_folder, read_files
-from cnnlab.data.picture_files import PictureReader
+from cnnlab.data.image_files import PictureReader
 from cnnlab.data.source import Pictures
 from cnnlab.runtime.errors import ConfigError
 

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from picture_folders import noise, write_folders, write_picture
+from image_folders import noise, write_folders, write_picture
 
+from cnnlab.data.image_files import PictureReader
 from cnnlab.data.image_folder import ImageFolder
-from cnnlab.data.picture_files import PictureReader
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 WHOLE = {"train/cat": 12, "train/dog": 8, "val/cat": 3, "val/dog": 2, "test/cat": 4, "test/dog": 5}

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from picture_folders import noise, write_picture
+from image_folders import noise, write_picture
 
 from cnnlab.data import SOURCES
-from cnnlab.data.picture_files import PictureReader
+from cnnlab.data.image_files import PictureReader
 from cnnlab.data.source import DataSpec, Pictures, Source
 
 

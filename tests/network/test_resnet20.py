@@ -6,7 +6,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnlab.assembly.compose import CONFIGS
+from cnnlab.config.compose import CONFIGS
 from cnnlab.network import build_network
 
 

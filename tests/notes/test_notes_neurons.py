@@ -11,10 +11,10 @@ from laboratory.neurons import QUADRATIC, learns, nand, right_answers, rows_of
 from laboratory.updates import gradients, update
 from torch import nn
 
-from cnnlab.assembly import train
-from cnnlab.assembly.check import check_config
 from cnnlab.blocks import BLOCKS
+from cnnlab.cli import train
 from cnnlab.components import Trust
+from cnnlab.config.check import check_config
 from cnnlab.data.logic_gates import TABLES
 from cnnlab.network import build_network
 

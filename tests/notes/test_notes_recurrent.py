@@ -6,8 +6,8 @@ import pytest
 import torch
 from commands import composed
 
-from cnnlab.assembly.check import check_config
 from cnnlab.components import Component, Trust
+from cnnlab.config.check import check_config
 from cnnlab.data.digits import Digits
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader

@@ -10,7 +10,7 @@ from commands import run
 from laboratory.neurons import CROSS_ENTROPY
 from torch import nn
 
-from cnnlab.assembly import train
+from cnnlab.cli import train
 from cnnlab.components import Component
 from cnnlab.data.digits import Digits
 from cnnlab.engine.execution import Execution

@@ -1,0 +1,192 @@
+"""What Hydra composed becomes the config of one job.
+
+Hydra merges a mapping over a mapping and refuses what the YAML does not mention. Here a mapping of another `type`
+replaces the old one, and a component takes every argument that its constructor takes: the value overrides of a job
+are applied again, by these rules, over the same config without them.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config.torchvision_models import summarized
+from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
+
+_PACKAGE = Path(__file__).parent.parent
+CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+
+OmegaConf.register_new_resolver("groups_and_choices", lambda: groups_and_choices())
+
+_GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"experiment"}
+
+INIT_FROM = ["model", "init_from"]  # no component: a word alone is its path
+
+# below these, keys are constructor arguments: legal ones need not stand in the YAML
+_COMPONENT = re.compile(
+    r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data\.augment\.[^.=]+|data|loss"
+    r"|optimizer|schedule|trainer\.execution)\.[^=]+="
+)
+# and these are whole components: a mapping may bring arguments that the old one has not
+_WHOLE_COMPONENT = re.compile(
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
+)
+
+
+def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
+    """`optimizer.amsgrad=true` becomes `++optimizer.amsgrad=true`, which Hydra accepts; legality is checked later.
+
+    Raises `ConfigError` for a group that is given a number or null.
+    """
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group in _GROUPS and re.fullmatch(r"null|true|false|-?[\d.]+", value):
+            raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
+    return [
+        f"++{argument}" if _COMPONENT.match(argument) or _WHOLE_COMPONENT.match(argument) else argument
+        for argument in arguments
+    ]
+
+
+def groups_and_choices() -> str:
+    """A line for each group, for `--help`."""
+    application = GlobalHydra.instance().hydra
+    assert application is not None
+    groups = [group for group in application.list_all_config_groups() if not group.startswith("hydra")]
+    choices = {group: sorted(_config_loader().get_group_options(group)) for group in sorted(groups)}
+    return "\n".join(f"{group}: {listing(summarized(names))}" for group, names in choices.items())
+
+
+def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of a job: Hydra's, with the value overrides applied by our rules. Raises `ConfigError`."""
+    loader = _config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    values = [override for override in parsed if not _chooses(override, loader)]
+    groups = [override for override in parsed if override not in values]
+    choices = {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
+    experiment = choices.pop("experiment", None)
+    if not values and not experiment:
+        return composed
+    config = _load(loader, [str(override.input_line) for override in groups])
+    if isinstance(experiment, str):
+        chosen = [f"{group}={choice}" for group, choice in choices.items() if not group.startswith("hydra/")]
+        own = loader.repository.load_config(f"experiment/{experiment}")
+        _replace_components(config, _load(loader, chosen), own.config if own else {})
+    apply_overrides(config, values)
+    return config
+
+
+def _config_loader() -> ConfigLoaderImpl:
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
+
+
+def _load(loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig:
+    config = loader.load_configuration(
+        config_name=HydraConfig.get().job.config_name,
+        overrides=[*HydraConfig.get().overrides.hydra, *overrides],
+        run_mode=RunMode.RUN,
+    )
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config
+
+
+def _replace_components(config: DictConfig, without: DictConfig, experiment: Any) -> None:
+    """Hydra merged the experiment's mappings; those of another `type` than before replace instead."""
+    for name in experiment:
+        new, old = experiment._get_node(name), without._get_node(name) if name in without else None
+        if not isinstance(new, DictConfig) or not isinstance(old, DictConfig) or old._is_none():
+            continue
+        if "type" in new and new.get("type") != old.get("type"):
+            config[name] = new
+        else:
+            _replace_components(config[name], old, new)
+
+
+def _chooses(override: Override, loader: ConfigLoaderImpl) -> bool:
+    """Whether it picks a file of a group, and does not set a value."""
+    is_mapping = not override.is_delete() and isinstance(override.value(), dict)
+    return bool(loader.get_group_options(override.key_or_group)) and not is_mapping
+
+
+def as_given(override: str) -> str:
+    """An override as the person wrote it: the `++` is ours."""
+    return override.removeprefix("++")
+
+
+def value_overrides(overrides: Sequence[str]) -> list[Override]:
+    """The overrides, which have to be of values. Raises `ConfigError` for one of a group."""
+    loader = _config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    for override in parsed:
+        if _chooses(override, loader):
+            raise ConfigError(
+                f"{override.key_or_group}: a resumed run keeps its {override.key_or_group}; expected values such "
+                f"as trainer.epochs=20, received {as_given(str(override.input_line))}"
+            )
+    return parsed
+
+
+def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
+    """Applies value overrides in their order. Raises `ConfigError` for a key that has no place."""
+    for override in overrides:
+        path = str(override.key_or_group).split(".")
+        parent = _parent(config, path)
+        name = path[-1]
+        if override.is_delete():
+            if name not in parent:
+                raise _no_such_key(parent, path)
+            del parent[name]
+            continue
+        if name not in parent and override.is_force_add() and _WHOLE_COMPONENT.match(f"{'.'.join(path)}={{"):
+            raise _no_such_key(parent, path, f"; '+{'.'.join(path)}=…' adds one")
+        value = OmegaConf.create({"value": override.value()})._get_node("value")  # interpolations as they are
+        parent[name] = _merged(parent._get_node(name), value)
+
+
+def _parent(config: DictConfig, path: list[str]) -> DictConfig:
+    """The mapping that the last key stands in; a component given by its name alone becomes a mapping."""
+    node = config
+    for depth, key in enumerate(path[:-1]):
+        if key not in node and depth and path[:2] == INIT_FROM:
+            node[key] = {}  # it need not stand in the YAML
+        if key not in node:
+            raise _no_such_key(node, path[: depth + 1])
+        child = node._get_node(key)
+        assert child is not None
+        if not isinstance(child, DictConfig) or child._is_none():
+            value = child._value()
+            if not isinstance(value, str):
+                raise ConfigError(
+                    f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is {value!r}: expected a component that "
+                    f"could take {path[depth + 1]!r}"
+                )
+            node[key] = {"path" if path[: depth + 1] == INIT_FROM else "type": value}
+        node = node[key]
+    return node
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(new, DictConfig) or not isinstance(old, DictConfig) or old._is_none():
+        return new
+    if "type" in new and new.get("type") != old.get("type"):
+        return new
+    return OmegaConf.merge(old, new)
+
+
+def _no_such_key(parent: DictConfig, path: list[str], hint: str = "") -> ConfigError:
+    names = [str(name) for name in parent]
+    return ConfigError(
+        f"{'.'.join(path)}: there is no {path[-1]!r} here;{did_you_mean(path[-1], names)} "
+        f"expected one of {listing(names)}{hint}"
+    )

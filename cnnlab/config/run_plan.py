@@ -1,0 +1,90 @@
+"""Everything a run is made of, checked and not yet built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.components import Component
+from cnnlab.config.init_from import InitFrom
+from cnnlab.config.published import Published
+from cnnlab.data.augmentation import Augmentation
+from cnnlab.data.mixing import Mixing
+from cnnlab.data.placement import Placement, place
+from cnnlab.data.settings import DataSettings
+from cnnlab.data.source import DataSpec, Source
+from cnnlab.engine.execution import Execution
+from cnnlab.engine.optimization import build_optimizer
+from cnnlab.engine.schedule import Schedule, Stepper
+from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.losses import probabilities
+from cnnlab.metrics import Measure, Meter
+from cnnlab.network import NetworkPlan
+from cnnlab.observers import Observer
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything a run is made of, checked and not yet built."""
+
+    name: str
+    run_dir: Path | None
+    seed: int
+    device: torch.device
+    deterministic: bool
+    source: Source
+    spec: DataSpec
+    data: DataSettings
+    network: NetworkPlan
+    init_from: InitFrom | None
+    loss: nn.Module
+    optimizer: Component
+    groups: dict[str, dict[str, float]]
+    schedule: Component
+    schedule_steps: int | None
+    settings: TrainerSettings
+    execution: Execution
+    observers: list[Observer]
+    metrics: list[Measure]
+    augment: Mapping[str, Augmentation | Mixing]
+    published: Published | None
+    starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.data.steps_per_epoch(self.spec)
+
+    @property
+    def total_steps(self) -> int | None:
+        return self.settings.total_steps(self.steps_per_epoch)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the pictures lie, decided by the memory that is free when this is first asked for."""
+        return place(self.data, self.spec, self.device)
+
+    def meter(self) -> Meter | None:
+        """Measures the named metrics, where there are any."""
+        if not self.metrics:
+            return None
+        return Meter(self.metrics, self.spec.class_names, partial(probabilities, self.loss), self.device)
+
+    def build_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(self.optimizer, network, self.groups)
+
+    def build_schedule(self, optimizer: torch.optim.Optimizer) -> Stepper:
+        return build_schedule(self.schedule, optimizer, self.schedule_steps, self.steps_per_epoch)
+
+
+def build_schedule(
+    component: Component, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int
+) -> Stepper:
+    """One of ours around its pure function of the step, or a scheduler of torch's."""
+    known = {"optimizer": optimizer, "total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    parameters = component.parameters
+    provided = {name: value for name, value in known.items() if name in parameters and name not in component.arguments}
+    built = component.build(**provided)
+    return built if "optimizer" in provided else Schedule(optimizer, built)

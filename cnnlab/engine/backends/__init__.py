@@ -1,0 +1,1 @@
+"""Other ways to compute the passes of a training step."""

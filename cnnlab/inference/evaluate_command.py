@@ -1,0 +1,169 @@
+"""`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from PIL import Image
+
+from cnnlab.components import Trust
+from cnnlab.config.programs import command, trusting
+from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.saved_config import resolved, trusted_names
+from cnnlab.data.source import Pictures
+from cnnlab.engine.evaluation import VIEWS, Outputs, collect
+from cnnlab.engine.execution import allow_tf32, make_deterministic
+from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
+from cnnlab.inference.predict_command import predict_images
+from cnnlab.inference.predictor import Predictor
+from cnnlab.inference.reporting import Predictions, print_report, write_confusion, write_predictions
+from cnnlab.inference.saved_run import SavedRun
+from cnnlab.losses import loss_of_each, probabilities
+from cnnlab.metrics import confusion_matrix, report
+from cnnlab.observers.tensorboard import write_pictures
+from cnnlab.run.loaders import held_out_loader, read_split, read_training_data
+from cnnlab.run.resuming import check_classes, check_data
+from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.errors import ConfigError, no_such_key
+from cnnlab.visualization.confusion import confusion_figure, pixels
+
+KEYS = ("run", "split", "layers", "picture", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
+SPLITS = ("train", "val", "test")
+
+
+def run_evaluation(config: DictConfig) -> None:
+    """Prints the report and writes it, every prediction and a picture beside the run's config. Raises `ConfigError`."""
+    if config._get_node("run")._is_missing():  # type: ignore[union-attr]
+        raise ConfigError("run: expected a run's directory, as in run=runs/digits/…, received none")
+    request = resolved(config)
+    for key in request:
+        if key not in KEYS:
+            raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
+    one_of("split", request["split"], SPLITS)
+    one_of("tta", request["tta"], tuple(VIEWS))
+    wanted = Wanted.of(request)
+    path = Path(str(request["run"]))
+    trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
+    run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust, _moved(request["data"]))
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
+    top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
+    make_deterministic(run.blueprint.deterministic)
+    allow_tf32(run.blueprint.execution.precision == "tf32")
+    if request["images"] is not None:
+        predict_images(run, Path(str(request["images"])), request["tta"])
+    else:
+        _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
+
+
+def _moved(data: Any) -> dict[str, str]:
+    """Where the run's pictures lie now, if that was said. Raises `ConfigError` for any other key of the data."""
+    others = [name for name in data if name != "root"] if isinstance(data, Mapping) else []
+    if others or not isinstance(data, Mapping):
+        key = f"data.{others[0]}" if others else "data"
+        raise ConfigError(f"{key}: an evaluation keeps the run's own data: expected data.root alone, received {data!r}")
+    return {name: root for name, root in data.items() if root is not None}
+
+
+def _top_k(given: Any, classes: int) -> int:
+    """How many guesses count: 5 as usual, 2 where there are no more than 5 classes."""
+    if given is None:
+        return 5 if classes > 5 else min(2, classes)
+    return integer("top_k", given, 1, classes)
+
+
+def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted) -> None:
+    blueprint = run.blueprint
+    predictor = Predictor.of(run)
+    check_layers(predictor.network, [row.path for row in blueprint.network.rows], wanted)
+    pictures = _read(run, split)
+    study = Study.of(run, predictor, wanted, pictures, split)
+    with closing(held_out_loader(blueprint, pictures, run.normalization)) as loader:
+        outputs = collect(predictor.network, loader, blueprint.execution, VIEWS[tta])
+    predictions = _predictions(blueprint, outputs)
+    class_names = blueprint.spec.class_names
+    confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
+    result = {
+        "split": split,
+        "checkpoint": run.checkpoint.folder.name,
+        "pictures": len(pictures),
+        "tta": tta,
+        "loss": predictions.loss,
+        "accuracy": predictions.accuracy,
+        "metrics": _named_metrics(blueprint, outputs),
+        **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
+    }
+    suffix = "" if tta == "none" else f"-{tta}"
+    name = f"{split}-{run.checkpoint.folder.name}{suffix}"
+    title = f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"
+    figure = confusion_figure(confusion_KK, class_names, title)
+    drawings = [Drawing(f"confusion-{name}.png", f"confusion/{split}{suffix}", figure), *study.draw()]
+    written = [
+        run.directory.write_json(f"evaluation-{name}.json", result),
+        write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, _paths(run, split)),
+        write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
+        *_save(run, drawings),
+    ]
+    print_report(result, run.checkpoint.step)
+    print("written to " + "\n           ".join(map(str, written)))
+
+
+def _read(run: SavedRun, split: str) -> Pictures:
+    """The split's pictures. Raises `ConfigError` where they are not those of the run."""
+    blueprint = run.blueprint
+    if split == "val" and not blueprint.data.has_validation(blueprint.spec):
+        raise ConfigError("split: the run has no validation split: expected train or test, received 'val'")
+    if split == "test" and "test" not in blueprint.spec.counts:
+        raise ConfigError("split: the run's data have no test split: expected train or val, received 'test'")
+    check_classes(run.checkpoint, blueprint.source.describe().class_names)
+    blueprint.source.check()
+    if split != "test":
+        data = read_training_data(blueprint)
+        check_data(run.checkpoint, data.digest)
+        return data.train if split == "train" else data.val
+    pictures = read_split(blueprint, "test")
+    then = run.directory.read_json("environment.json").get("test_digest")
+    if then is not None and then != pictures.digest():
+        raise ConfigError("data: the test pictures or labels are not those that the run measured: expected the same")
+    return pictures
+
+
+def _paths(run: SavedRun, split: str) -> list[str] | None:
+    """The split's files, where its pictures are files; carved validation pictures count among those that train."""
+    carved = split == "val" and "val" not in run.blueprint.spec.counts
+    return run.blueprint.source.paths("train" if carved else split)
+
+
+def _predictions(blueprint: Blueprint, outputs: Outputs) -> Predictions:
+    loss = blueprint.loss.cpu()
+    return Predictions(
+        outputs.index_N,
+        outputs.target_N,
+        outputs.output_NK,
+        probabilities(loss, outputs.output_NK),
+        loss_of_each(loss, outputs.output_NK, outputs.target_N),
+    )
+
+
+def _named_metrics(blueprint: Blueprint, outputs: Outputs) -> dict[str, float]:
+    """What the run's config names beside loss and accuracy."""
+    meter = blueprint.meter()
+    if meter is None:
+        return {}
+    meter.update(outputs.output_NK.to(blueprint.device), outputs.target_N.to(blueprint.device))
+    return meter.read()
+
+
+def _save(run: SavedRun, drawings: Sequence[Drawing]) -> list[Path]:
+    """Into the run's figures and its TensorBoard."""
+    folder = run.directory.path / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = {drawing.tag: pixels(drawing.figure) for drawing in drawings}
+    paths = [folder / drawing.file for drawing in drawings]
+    for path, picture_HWC in zip(paths, pictures.values(), strict=True):
+        Image.fromarray(picture_HWC).save(path)
+    write_pictures(run.directory.path, pictures, run.checkpoint.step)
+    return paths

@@ -1,0 +1,157 @@
+"""`python evaluate.py run=RUN layers=[conv1]`: a layer's filters, its answer to a picture, what it answers to most."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.data.source import Pictures
+from cnnlab.inference.predictor import Predictor
+from cnnlab.inference.saved_run import SavedRun
+from cnnlab.runtime.checks import integer
+from cnnlab.runtime.errors import ArgumentError, ConfigError, did_you_mean, listing
+from cnnlab.visualization.responses import grey_noise, maximise, response, unit_means
+from cnnlab.visualization.tiles import filters_figure, maps_figure, pictures_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_UNITS = 64  # of a layer that are drawn
+MOST_NAMES = 20  # of layers in a message
+MOST_LETTERS = 16  # of a class's name in a caption
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, its file's name in `figures/` and its tag in TensorBoard."""
+
+    file: str
+    tag: str
+    figure: "Figure"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a command asks for: layers by their names, and the picture's number in its split."""
+
+    layers: tuple[str, ...]
+    picture: int
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> "Wanted":
+        """From the keys `layers` and `picture`. Raises `ConfigError`."""
+        names = _names(request["layers"])
+        picture = integer("picture", request["picture"], 0)
+        if names and request["images"] is not None:
+            raise ConfigError(
+                f"layers: they are shown a picture of a split: expected layers without images, received "
+                f"images={request['images']}"
+            )
+        if picture and not names:
+            raise ConfigError(f"picture: layers are shown it: expected layers=[…] beside it, received {picture} alone")
+        return cls(names, picture)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Layers of a run's network, a picture of a split, and what they answer to it."""
+
+    run: SavedRun
+    predictor: Predictor
+    answers: dict[str, Tensor]  # by the layer's name, (1, C, H, W) or (1, F)
+    x_1CHW: Tensor
+    words: str  # what to call the picture
+    file: str  # the same in a file's name
+
+    @classmethod
+    def of(cls, run: SavedRun, predictor: Predictor, wanted: Wanted, pictures: Pictures, split: str) -> "Study":
+        """Raises `ConfigError` for a layer or a picture that is not there, and for a layer that cannot be drawn."""
+        if wanted.layers and wanted.picture >= len(pictures):
+            raise ConfigError(
+                f"picture: expected a whole number from 0 to {len(pictures) - 1}, the pictures of the {split} split, "
+                f"received {wanted.picture}"
+            )
+        chosen = pictures.select(torch.tensor([wanted.picture]))
+        label = run.blueprint.spec.class_names[int(chosen.y_N)]
+        x_1CHW = chosen.x_NCHW.to(predictor.shift_C11.device)
+        answers = {name: _answer(predictor, name, x_1CHW) for name in wanted.layers}
+        words = f"picture {wanted.picture} of the {split} split, labelled {label!r}"
+        return cls(run, predictor, answers, x_1CHW, words, f"{split}-{wanted.picture}")
+
+    def draw(self) -> Iterator[Drawing]:
+        """Every figure of every layer."""
+        step = self.run.checkpoint.folder.name
+        for name, answer in self.answers.items():
+            layer = self.predictor.network.get_submodule(name)
+            if isinstance(layer, nn.Conv2d):
+                yield Drawing(f"filters-{name}-{step}.png", f"filters/{name}", self._filters(name, layer))
+            if answer.dim() == 4:
+                title = f"{name}{_cut(answer)}: answer to {self.words}\nunder each channel, its peak at row, column"
+                figure = maps_figure(self.x_1CHW[0], answer[0, :MOST_UNITS], title)
+                yield Drawing(f"maps-{name}-{self.file}-{step}.png", f"maps/{name}/{self.file}", figure)
+            yield Drawing(f"maximised-{name}-{step}.png", f"maximised/{name}", self._maximised(name, layer, answer))
+
+    def _filters(self, name: str, layer: nn.Conv2d) -> "Figure":
+        weight_OIHW = layer.weight.detach()[:MOST_UNITS]
+        first = next(module for module in self.predictor.network.modules() if isinstance(module, nn.Conv2d))
+        read = weight_OIHW.shape[1]
+        colour = layer is first and read == self.x_1CHW.shape[1] == 3
+        note = f", mean over the {read} channels that each reads" if read > 1 else ""
+        note = ", in the colours that each reads: 0 is grey" if colour else note
+        return filters_figure(weight_OIHW, f"{name}: filters{_cut(layer.weight[None])}{note}", colour=colour)
+
+    def _maximised(self, name: str, layer: nn.Module, answer: Tensor) -> "Figure":
+        units = min(answer.shape[1], MOST_UNITS)
+        start_CHW = grey_noise(tuple(self.x_1CHW.shape[1:])).to(self.x_1CHW.device)
+        found = maximise(self.predictor, layer, start_CHW, units)
+        values = zip(self._units(layer, units), found.value_U.tolist(), unit_means(answer)[0].tolist(), strict=False)
+        captions = [f"{unit}\n{most + 0.0:.3g} ({here + 0.0:.3g})" for unit, most, here in values]
+        kind = "channel's mean" if answer.dim() == 4 else "unit"
+        title = (
+            f"{name}{_cut(answer)}: what makes each {kind} largest\nunder each, that value (and that of {self.words})"
+        )
+        return pictures_figure(found.x_UCHW, title, captions)
+
+    def _units(self, layer: nn.Module, count: int) -> list[str]:
+        """What to call a layer's units: by their classes where they are the network's outputs."""
+        names = self.run.blueprint.spec.class_names
+        *_, last = self.predictor.network.children()
+        numbers = range(count)
+        if layer is not last or self.run.blueprint.network.output_shape != (len(names),):
+            return [str(number) for number in numbers]
+        return [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names[:count]]
+
+
+def check_layers(network: nn.Module, tabled: Sequence[str], wanted: Wanted) -> None:
+    """Raises `ConfigError` for a name that no layer has; `tabled` are the names in the layer table."""
+    legal = [name for name, _ in network.named_modules() if name]
+    for name in wanted.layers:
+        if name not in legal:
+            more = f", … ({len(tabled) - MOST_NAMES} more in model.txt)" if len(tabled) > MOST_NAMES else ""
+            raise ConfigError(
+                f"layers: expected some of {listing(tabled[:MOST_NAMES])}{more}, received {name!r};"
+                f"{did_you_mean(name, legal)}".rstrip(";")
+            )
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """One name or a list of them, each once; YAML takes a name of digits for a number."""
+    names = given if isinstance(given, list) else [given]
+    if not all(isinstance(name, str | int) and not isinstance(name, bool) for name in names):
+        raise ConfigError(f"layers: expected a list of layers' names such as [conv1, conv2], received {given!r}")
+    return tuple(dict.fromkeys(map(str, names)))
+
+
+def _answer(predictor: Predictor, name: str, x_1CHW: Tensor) -> Tensor:
+    try:
+        return response(predictor, predictor.network.get_submodule(name), x_1CHW)
+    except ArgumentError as error:
+        raise ConfigError(f"layers: {name}: {error.message}") from error
+
+
+def _cut(answer: Tensor) -> str:
+    """How many of the channels are drawn, where not all are."""
+    count = answer.shape[1]
+    return f" (the first {MOST_UNITS} of {count:,})" if count > MOST_UNITS else ""

@@ -1,0 +1,170 @@
+"""An evaluation for people and programs: the tables in the terminal and the file of predictions."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from cnnlab.metrics import rank_of_label
+from cnnlab.run.run_directory import RunDirectory
+
+MOST_CLASSES = 25  # in the terminal; the files hold all of them
+MOST_PICTURES = 10  # of an unlabelled folder, in the terminal
+MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of each picture: its outputs, what they mean as `probability_NK`, and the loss of each."""
+
+    index_N: Tensor
+    target_N: Tensor
+    output_NK: Tensor
+    probability_NK: Tensor
+    loss_N: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The class with the largest output, (N,)."""
+        return self.output_NK.argmax(1)
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.predicted == self.target_N).double().mean())
+
+    @property
+    def loss(self) -> float:
+        return float(self.loss_N.double().mean())
+
+
+def write_predictions(
+    directory: RunDirectory,
+    name: str,
+    predictions: Predictions,
+    class_names: Sequence[str],
+    paths: Sequence[str] | None = None,
+) -> Path:
+    """One line a picture: index, path where it has one, label, prediction, its probability, loss, the label's rank.
+
+    `rank` is 1 where the label is the prediction, so `rank ≤ k` is a top-k hit. Up to 100 classes, each class's
+    probability follows. Numbers are written so that they read back as the same float32.
+    """
+    every = class_names if len(class_names) <= MOST_PROBABILITIES else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    where = ["index"] if paths is None else ["index", "path"]
+    writer.writerow([*where, "label", "prediction", "probability", "loss", "rank", *(f"p({name})" for name in every)])
+    columns = zip(
+        predictions.index_N.tolist(),
+        predictions.target_N.tolist(),
+        predictions.predicted.tolist(),
+        predictions.probability_NK.amax(1).tolist(),
+        predictions.loss_N.tolist(),
+        rank_of_label(predictions.output_NK, predictions.target_N).tolist(),
+        predictions.probability_NK.tolist() if every else [()] * len(predictions.index_N),
+        strict=True,
+    )
+    for index, label, prediction, probability, loss, rank, probability_K in columns:
+        where = [index] if paths is None else [index, paths[index]]
+        numbers = [f"{number + 0.0:.9g}" for number in (probability, loss)]  # + 0: no −0
+        row = [*where, class_names[label], class_names[prediction], *numbers, rank]
+        writer.writerow([*row, *(f"{number:.9g}" for number in probability_K)])
+    return directory.write_text(name, text.getvalue())
+
+
+def write_image_predictions(
+    directory: RunDirectory, name: str, paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+) -> Path:
+    """One line a picture without a label: path, prediction, its probability; up to 100 classes, those of all."""
+    every = class_names if len(class_names) <= MOST_PROBABILITIES else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "prediction", "probability", *(f"p({name})" for name in every)])
+    for path, probability_K in zip(paths, probability_NK, strict=True):
+        best = int(probability_K.argmax())
+        numbers = [probability_K[best], *(probability_K if every else ())]
+        writer.writerow([path, class_names[best], *(f"{float(number):.9g}" for number in numbers)])
+    return directory.write_text(name, text.getvalue())
+
+
+def print_predictions(
+    counts: Mapping[str, int], paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+) -> None:
+    """How many pictures each class was given, and the first of them one by one."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("picture")
+    table.add_column("prediction")
+    table.add_column("probability", justify="right")
+    for path, probability_K in list(zip(paths, probability_NK, strict=True))[:MOST_PICTURES]:
+        best = int(probability_K.argmax())
+        table.add_row(path, class_names[best], f"{float(probability_K[best]):.4f}")
+    console.print(table)
+    if len(paths) > MOST_PICTURES:
+        print(f"and {len(paths) - MOST_PICTURES:,} more")
+    given = sorted(counts.items(), key=lambda item: -item[1])
+    print("predicted: " + ", ".join(f"{name} {count:,}" for name, count in given[:MOST_CLASSES]))
+
+
+def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:
+    """A line for each label, a column for each prediction."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", *class_names])
+    for label, counts_K in zip(class_names, confusion_KK.tolist(), strict=True):
+        writer.writerow([label, *counts_K])
+    return directory.write_text(name, text.getvalue())
+
+
+def print_report(result: Mapping[str, Any], step: int) -> None:
+    """The figures of an evaluation, as `evaluate.py` prints them."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    views = "" if result["tta"] == "none" else f", test-time augmentation {result['tta']}"
+    print(
+        f"{result['split']}: accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f} on "
+        f"{result['pictures']:,} pictures (step {step}{views})"
+    )
+    [(k, share)] = result["top_k"].items()
+    print(f"top-{k} accuracy {share:.4f}, expected calibration error {result['calibration_error']:.4f}")
+    shown = {name: value for name, value in result["metrics"].items() if "." not in name}
+    if shown:
+        print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+    console.print(_class_table(result))
+    if result["most_confused"]:
+        console.print(_confused_table(result["most_confused"]))
+
+
+def _class_table(result: Mapping[str, Any]) -> Table:
+    rows = result["per_class"]
+    shown = rows if len(rows) <= MOST_CLASSES else sorted(rows, key=lambda row: row["f1"])[:MOST_CLASSES]
+    title = None if shown is rows else f"the {MOST_CLASSES} of {len(rows)} classes with the lowest F1"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, title=title, title_justify="left")
+    macro = result["macro"]
+    table.add_column("class", footer="mean")
+    table.add_column("pictures", footer=f"{result['pictures']:,}", justify="right")
+    for heading, name in (("precision", "precision"), ("recall", "recall"), ("F1", "f1")):
+        table.add_column(heading, footer=f"{macro[name]:.4f}", justify="right")
+    for row in shown:
+        table.add_row(
+            row["class"], f"{row['pictures']:,}", *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+        )
+    return table
+
+
+def _confused_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("most confused: label → prediction")
+    table.add_column("pictures", justify="right")
+    table.add_column("of the label's", justify="right")
+    for pair in pairs:
+        table.add_row(
+            f"{pair['label']} → {pair['prediction']}", f"{pair['pictures']:,}", f"{100 * pair['share']:.1f} %"
+        )
+    return table

@@ -1,0 +1,82 @@
+"""A run that is there, opened for use: its config checked, its checkpoint verified, nothing written.
+
+What it has to know of its data stands in the checkpoint: they need not be there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.saved_config import load_saved_config, resolved
+from cnnlab.data.normalization import Normalization
+from cnnlab.data.settings import AUTO
+from cnnlab.data.source import DataSpec
+from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
+from cnnlab.engine.execution import Execution
+from cnnlab.run.loaders import fit_loss, load_network
+from cnnlab.run.run_directory import RunDirectory
+from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run's config and one of its checkpoints."""
+
+    directory: RunDirectory
+    blueprint: Blueprint
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(cls, path: Path, checkpoint: str, device: str, trust: Trust, data: Mapping[str, Any]) -> "SavedRun":
+        """`checkpoint` is `best`, `last` or a step; `data` is what to read instead. Raises `ConfigError`."""
+        directory = RunDirectory.open(path, "run")
+        saved = resolved(load_saved_config(path / "config.yaml"))
+        if isinstance(saved.get("data"), Mapping):
+            saved["data"] = {**saved["data"], "workers": AUTO, **data}  # theirs were for the machine that trained
+        found = Checkpoints(path / "checkpoints").resolve(checkpoint)
+        spec, class_counts = _known_data(found)
+        blueprint = check_config({**saved, "device": device}, trust, spec)
+        fit_loss(blueprint, class_counts)
+        return cls(directory, replace(blueprint, execution=_execution(blueprint, found)), found)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What was measured of the run's training pictures."""
+        measured = self.checkpoint.meta["normalization"]
+        return Normalization(tuple(measured["mean_C"]), tuple(measured["sd_C"]))
+
+    def network(self) -> nn.Module:
+        """As validation saw it at the checkpoint, on the device."""
+        return load_network(self.blueprint, self.checkpoint)
+
+
+def _execution(blueprint: Blueprint, checkpoint: Checkpoint) -> Execution:
+    """As the run's steps were computed. Raises `ConfigError` where the checkpoint says what does not exist."""
+    try:
+        return blueprint.execution.settle(checkpoint.meta["environment"])
+    except (KeyError, TypeError, ArgumentError) as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.folder} does not say how its steps were computed ({first_line(error)}): "
+            f"expected one that this version of cnnlab wrote"
+        ) from error
+
+
+def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:
+    """What the checkpoint says of the run's data. Raises `ConfigError` where it says nothing that could be."""
+    meta = checkpoint.meta
+    try:
+        channels, height, width = map(int, meta["input_shape"])
+        counts = {str(split): int(count) for split, count in meta["counts"].items()}
+        class_names = tuple(map(str, meta["class_names"]))
+        return DataSpec((channels, height, width), counts, class_names), list(map(int, meta["class_counts"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"checkpoint: {checkpoint.folder} does not say what its pictures and classes were ({first_line(error)}): "
+            f"expected one that this version of cnnlab wrote"
+        ) from error

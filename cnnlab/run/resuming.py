@@ -1,0 +1,146 @@
+"""Taking up a run: what may change, what must not, and where to go on. Nothing is written here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.components import Trust
+from cnnlab.config.check import check_config, schedule_depends_on_length
+from cnnlab.config.compose import apply_overrides, as_given, value_overrides
+from cnnlab.config.programs import command, trusting
+from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.saved_config import load_saved_config, resolved
+from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
+from cnnlab.run.run_directory import RunDirectory
+from cnnlab.runtime.errors import ConfigError, listing
+
+# how long the run goes on, what is logged and saved, where the data lies, the device
+CHANGEABLE = (
+    "trainer.epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "trainer.profile",
+    "trainer.execution.cuda_graph",  # this and the next move no bit
+    "trainer.execution.trace",
+    "trainer.watch_every",
+    "trainer.watch_top",
+    "schedule.total_steps",
+    "observers",
+    "data.root",
+    "data.memory_share",
+    "data.workers",
+    "device",
+)
+COMMAND_ONLY = ("resume", "trust")
+ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "deterministic")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run to go on with: its directory, its config with this command's changes, checked."""
+
+    directory: RunDirectory
+    config: DictConfig
+    overrides: list[str]
+    blueprint: Blueprint
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint; says what was set aside, or that there is none yet."""
+        checkpoint = Checkpoints(self.directory.path / "checkpoints", print).newest_whole()
+        if checkpoint is None:
+            print(f"{self.directory.path} has no checkpoint yet: starting this run again in its directory")
+        return checkpoint
+
+
+def take_up(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> Resumption:
+    """Reads and checks the run at `path` with the changes of this command. Raises `ConfigError`."""
+    directory = RunDirectory.open(path, "resume")
+    config = load_saved_config(path / "config.yaml")
+    before = resolved(config)
+    changes = [change for change in value_overrides(overrides) if change.key_or_group not in COMMAND_ONLY]
+    _check_changes(changes, before)
+    apply_overrides(config, changes)
+    after = resolved(config)
+    blueprint = check_config(after, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
+    _check_length(blueprint, before, after)
+    given: Any = OmegaConf.load(path / "overrides.yaml") if (path / "overrides.yaml").is_file() else []
+    return Resumption(directory, config, [*map(str, given), *(as_given(str(c.input_line)) for c in changes)], blueprint)
+
+
+def _check_changes(changes: Sequence[Override], saved: Mapping[str, Any]) -> None:
+    for change in changes:
+        key = str(change.key_or_group)
+        if any(key == legal or key.startswith(f"{legal}.") for legal in CHANGEABLE):
+            continue
+        value: Any = saved
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if not change.is_delete() and change.value() == value:
+            continue
+        raise ConfigError(
+            f"{key}: the run was started with {value!r}, and a resumed run keeps it: expected changes of "
+            f"{listing(CHANGEABLE)} only, received {as_given(str(change.input_line))}"
+        )
+
+
+def _check_length(blueprint: Blueprint, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Another length is refused where it would change the learning rate of steps that are already done."""
+    # its classes were checked above; where its data lies and who reads it is this machine's affair
+    old = check_config({**before, "data": after["data"], "device": "cpu"}, Trust(True)).schedule_steps
+    if old == blueprint.schedule_steps:
+        return
+    if schedule_depends_on_length(after["schedule"]):
+        raise ConfigError(
+            f"trainer: the run's schedule {blueprint.schedule.type!r} was made for {old} steps and depends on their "
+            f"number: expected the same length, or schedule.total_steps={old} to go on behind its end, received a "
+            f"length of {blueprint.total_steps} steps"
+        )
+    if isinstance(blueprint.schedule.factory, type):
+        raise ConfigError(
+            f"schedule.total_steps: {blueprint.schedule.type} keeps its length in its state: expected {old}, received "
+            f"{blueprint.schedule_steps}"
+        )
+
+
+def check_data(checkpoint: Checkpoint | None, digest: str) -> None:
+    """Raises `ConfigError` where the training data are not those that the checkpoint was made with."""
+    then = checkpoint.meta["environment"]["data_digest"] if checkpoint else digest
+    if then != digest:
+        raise ConfigError(
+            f"data: the pictures or labels are not those that the run was trained with (SHA-256 {then[:12]}… then, "
+            f"{digest[:12]}… now): expected the same data"
+        )
+
+
+def check_classes(checkpoint: Checkpoint | None, class_names: Sequence[str]) -> None:
+    """Raises `ConfigError` with the first difference where the data's classes or their order are not the run's."""
+    then = list(checkpoint.meta["class_names"] if checkpoint else class_names)
+    for number, (old, new) in enumerate(zip_longest(then, class_names)):
+        if old != new:
+            raise ConfigError(
+                f"data: class {number} was {_shown(old)} in the run and is {_shown(new)} now ({len(then)} and "
+                f"{len(class_names)} classes): expected the same classes in the same order"
+            )
+
+
+def _shown(name: str | None) -> str:
+    return "missing" if name is None else repr(name)
+
+
+def changes_of_environment(checkpoint: Checkpoint | None, now: Mapping[str, Any]) -> list[str]:
+    """A sentence for everything that keeps the run from the same bits."""
+    if checkpoint is None:
+        return []
+    then = checkpoint.meta["environment"]
+    return [
+        f"{key} was {then.get(key)} and is {now[key]}: the run goes on, but not to the same bits"
+        for key in ENVIRONMENT
+        if then.get(key) != now[key]
+    ]

@@ -1,0 +1,253 @@
+"""What a network's weights are before its first step: pretrained ones, those of another run, those of a file.
+
+They are read before a run's directory is made, and put in where a run begins. A resumed run and an evaluation take
+their weights from a checkpoint and need none of this.
+"""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cnnlab.blocks.torchvision_networks import pretrained_weights, torchvision_network
+from cnnlab.config.init_from import InitFrom
+from cnnlab.data.normalization import IMAGENET_MEAN, IMAGENET_SD
+from cnnlab.engine.checkpoint import EMA_WEIGHTS, WEIGHTS, Checkpoints
+from cnnlab.network import NetworkPlan
+from cnnlab.runtime.errors import ConfigError, did_you_mean, first_line, listing
+
+KEY = "model.init_from"
+LONGEST = 10  # names in a line of the report
+COUNTER = "num_batches_tracked"  # older files have none, and torch does without
+IMAGENET_CLASSES = 1000
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # heads that networks here are built without
+# `norm.1` of densenets' files is `norm1` in torchvision's module (its `densenet.py`)
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normalize: str) -> dict[str, Tensor]:
+    """The tensors that a run begins with instead of fresh ones, by their names; says what they are.
+
+    Raises `ConfigError` for what is not there, is not what its hash says, or does not fit.
+    """
+    with torch.device("meta"):
+        wanted = plan.build().state_dict()
+    weights: dict[str, Tensor] = {}
+    for path, layer in plan.named_layers():
+        if layer.component.factory is torchvision_network and layer.component.arguments.get("weights"):
+            below = {name.removeprefix(f"{path}."): wanted[name] for name in wanted if name.startswith(f"{path}.")}
+            found = _pretrained(f"{layer.component.key}.weights", layer.component.arguments, below, normalize)
+            weights |= {f"{path}.{name}": tensor for name, tensor in found.items()}
+    return weights | (_from_elsewhere(init_from, wanted) if init_from else {})
+
+
+def put_in(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies starting weights over the fresh ones of the same names."""
+    if weights:
+        state = network.state_dict()  # whole, and with the versions of its modules
+        state.update(weights)
+        network.load_state_dict(state)
+
+
+def _from_elsewhere(init_from: InitFrom, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run or a file has for the network, under the names of here."""
+    saved, origin = _read(init_from)
+    mapping = {prefix if prefix != "*" else "": target for prefix, target in init_from.map.items()}
+    renames = {prefix: target for prefix, target in mapping.items() if target is not None}
+    left_out = [prefix for prefix, target in mapping.items() if target is None]
+    left_out_here = [_renamed(prefix, renames) for prefix in left_out]
+    _check_map(renames, left_out, saved, [name for name in wanted if _below(name, left_out_here)])
+    name_there: dict[str, str] = {}
+    for name in saved:
+        here = _renamed(name, renames)
+        if _below(name, left_out):
+            continue
+        if here in name_there:
+            raise ConfigError(f"{KEY}.map: {name_there[here]} and {name} would both be {here}: expected one of them")
+        name_there[here] = name
+    offered = {here: saved[name] for here, name in name_there.items()}
+    expected = {name: tensor for name, tensor in wanted.items() if not _below(name, left_out_here)}
+    if init_from.strict:
+        _check_strict(init_from.path, offered, expected)
+    fitting = {
+        name: offered[name]
+        for name, tensor in expected.items()
+        if name in offered and offered[name].shape == tensor.shape
+    }
+    if not fitting:
+        raise ConfigError(f"{KEY}: nothing in {init_from.path} fits: there is {_names(saved)}; here {_names(wanted)}")
+    used = {name_there[here] for here in fitting}
+    _report(origin, fitting, wanted, [name for name in saved if name not in used])
+    return fitting
+
+
+def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
+    """The tensors and where they are from; the hash that is given is checked before they are read."""
+    path = Path(init_from.path)
+    if path.suffix == ".safetensors" and path.is_file():
+        _check_hash(path, init_from.sha256)
+        try:
+            return safetensors.torch.load_file(path), str(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ConfigError(f"{KEY}: {path} is no whole safetensors file: {first_line(error)}") from error
+    if not (path / "checkpoints").is_dir():
+        what = "a folder without checkpoints" if path.is_dir() else "another file" if path.exists() else "nothing there"
+        raise ConfigError(f"{KEY}: expected a run's directory or a .safetensors file, received {str(path)!r}: {what}")
+    try:
+        checkpoint = Checkpoints(path / "checkpoints").resolve(str(init_from.checkpoint))
+    except ConfigError as error:  # its own key is `checkpoint`
+        raise ConfigError(f"{KEY}.{error}") from error
+    averaged = checkpoint.ema is not None
+    _check_hash(checkpoint.folder / (EMA_WEIGHTS if averaged else WEIGHTS), init_from.sha256)
+    return checkpoint.inference_weights, f"{path}, step {checkpoint.step}{', averaged' if averaged else ''}"
+
+
+def _check_hash(path: Path, expected: str | None) -> None:
+    if expected is not None and (actual := _sha256(path)) != expected.lower():
+        raise ConfigError(f"{KEY}.sha256: {path} has {actual}, expected {expected}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _below(name: str, prefixes: Iterable[str]) -> bool:
+    return any(prefix in ("", name) or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _renamed(name: str, renames: Mapping[str, str]) -> str:
+    """The name here of a name there, by the longest prefix that it begins with."""
+    prefix = max((prefix for prefix in renames if _below(name, [prefix])), key=len, default=None)
+    if prefix is None:
+        return name
+    return ".".join(filter(None, (renames[prefix], name.removeprefix(prefix).removeprefix("."))))
+
+
+def _check_map(
+    renames: Mapping[str, str], left_out: Iterable[str], saved: Iterable[str], left_out_here: Iterable[str]
+) -> None:
+    there = list(saved)
+    for prefix in [*renames, *left_out]:
+        known = there if prefix in renames else [*there, *left_out_here]
+        if not any(_below(name, [prefix]) for name in known):
+            parts = dict.fromkeys(".".join(name.split(".")[:depth]) for name in there for depth in (1, 2))
+            raise ConfigError(
+                f"{KEY}.map: no name begins with {prefix!r};{did_you_mean(prefix, parts)} there is {_names(there)}"
+            )
+
+
+def _differences(offered: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, why the two are not the same network."""
+    shapes = {
+        name: f"{name} is {list(offered[name].shape)} there and {list(tensor.shape)} here"
+        for name, tensor in expected.items()
+        if name in offered and offered[name].shape != tensor.shape
+    }
+    missing = {name: f"{name} is not there" for name in expected if name not in offered and not name.endswith(COUNTER)}
+    return shapes | missing | {name: f"{name} is not here" for name in offered if name not in expected}
+
+
+def _check_strict(path: str, offered: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    differences = _differences(offered, expected)
+    if differences:
+        layer = next(iter(differences)).rpartition(".")[0]
+        raise ConfigError(
+            f"{KEY}: {path} holds another network: {_first(differences.values())}. {KEY}.strict=false takes what "
+            f"fits; '{KEY}.map={{{layer}: null}}' leaves a layer out"
+        )
+
+
+def _first(differences: Iterable[str]) -> str:
+    differences = list(differences)
+    more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+    return "; ".join(differences[:5]) + more
+
+
+def _report(origin: str, loaded: Iterable[str], wanted: Iterable[str], unused: Iterable[str]) -> None:
+    loaded = list(loaded)
+    print(f"starting weights from {origin}: {len(loaded)} tensors")
+    fresh = [name for name in wanted if name not in loaded and not name.endswith(COUNTER)]
+    left = [name for name in unused if not name.endswith(COUNTER)]
+    for what, names in (("as initialised", fresh), ("not used", left)):
+        if names:
+            print(f"  {what} ({len(names)}): {_names(names)}")
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    return listing(names[:LONGEST]) + (", …" if len(names) > LONGEST else "")
+
+
+def _pretrained(
+    key: str, arguments: Mapping[str, Any], wanted: Mapping[str, Tensor], normalize: str
+) -> dict[str, Tensor]:
+    """Torchvision's weights of one network; a head for another number of classes keeps its fresh ones."""
+    entry = pretrained_weights(arguments["name"], arguments["weights"])
+    path = _weights_file(entry.url, key)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"{key}: {path} holds more than plain weights, and was not read") from error
+    saved = {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
+    fresh = {name for name, tensor in saved.items() if _keeps_fresh(tensor, wanted.get(name))}
+    expected = {name: tensor for name, tensor in wanted.items() if name not in fresh}
+    fitting = {name: tensor for name, tensor in saved.items() if name not in fresh}
+    differences = _differences(fitting, expected)
+    if differences:
+        raise ConfigError(f"{key}: {path} holds another network: {_first(differences.values())}")
+    _report(str(path), fitting, wanted, ())
+    _note_normalization(key, entry, normalize)
+    return fitting
+
+
+def _keeps_fresh(saved: Tensor, here: Tensor | None) -> bool:
+    """A head for other classes than ImageNet's, or what was never trained (VGG16's IMAGENET1K_FEATURES has NaN)."""
+    other_classes = (
+        here is not None
+        and saved.shape != here.shape
+        and saved.shape[:1] == (IMAGENET_CLASSES,)
+        and saved.shape[1:] == here.shape[1:]
+    )
+    return other_classes or not bool(saved.isfinite().all())
+
+
+def _weights_file(url: str, key: str) -> Path:
+    """Torch's own copy of a file, downloaded where it is missing; what its name says of its SHA-256 is checked."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    assert prefix, f"{url} has no hash in its name"
+    if not path.is_file():
+        print(f"downloading {url} to {path}", flush=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix[1])
+        except (OSError, RuntimeError, ValueError, HTTPException) as error:
+            raise ConfigError(
+                f"{key}: {url} cannot be downloaded: {first_line(error)}; expected a network, or the file at {path}"
+            ) from error
+    actual = _sha256(path)
+    if not actual.startswith(prefix[1]):
+        raise ConfigError(
+            f"{key}: {path} is damaged or another file: its SHA-256 is {actual[:16]}…, expected {prefix[1]}…; "
+            f"remove it, and it is downloaded again"
+        )
+    return path
+
+
+def _note_normalization(key: str, entry: Any, normalize: str) -> None:
+    """One line where the pictures are not normalised as those were that the weights were trained on."""
+    expects = entry.transforms()
+    mean, sd = tuple(expects.mean), tuple(expects.std)
+    if (mean, sd) == (IMAGENET_MEAN, IMAGENET_SD):
+        if normalize != "imagenet":
+            print(f"{key}: trained on pictures normalised by data.normalize=imagenet; this run has {normalize}")
+    else:
+        print(f"{key}: trained on pictures with mean {mean} and sd {sd} of 1 taken out; this run has {normalize}")

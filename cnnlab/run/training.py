@@ -1,0 +1,398 @@
+"""One run, from a composed config to `summary.json`."""
+
+import gc
+import io
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.config.compose import as_given
+from cnnlab.config.programs import command, program
+from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.saved_config import resolved, trusted_names
+from cnnlab.engine.autotune import Trial, table
+from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
+from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.execution import make_deterministic
+from cnnlab.engine.profiling import make_profiler
+from cnnlab.engine.records import Finished, Metrics, Notice, Started
+from cnnlab.engine.trainer import Trainer
+from cnnlab.network import render_table
+from cnnlab.observers import Observers
+from cnnlab.run.loaders import (
+    TrainingData,
+    describe_placement,
+    describe_splits,
+    held_out_loader,
+    load_network,
+    read_split,
+    read_training_data,
+    train_loader,
+)
+from cnnlab.run.resuming import (
+    Resumption,
+    changes_of_environment,
+    check_classes,
+    check_data,
+    take_up,
+)
+from cnnlab.run.run_directory import RunDirectory
+from cnnlab.run.starting_weights import read_starting_weights
+from cnnlab.run.train_state import build_learner, check_machine, settle_execution
+from cnnlab.runtime.device import describe_environment
+from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
+from cnnlab.runtime.memory import keep_freed_memory
+from cnnlab.runtime.randomness import seed_generators
+from cnnlab.version import __version__
+
+# what says nothing about what was learned
+NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
+
+
+def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
+    """Trains or resumes; returns the run's directory, or None where only the table was wanted.
+
+    Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
+    """
+    trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
+    trusted = trusted_names(trust)
+    if config.resume is not None:
+        return _resume(take_up(Path(str(config.resume)), overrides, trusted))
+    blueprint = check_config(resolved(config), Trust())
+    _print_plan(blueprint)
+    if blueprint.settings.max_steps == 0:
+        return None
+    check_machine(blueprint)
+    blueprint.source.check()
+    blueprint = _with_starting_weights(blueprint)
+    print(describe_placement(blueprint), end="\n\n")
+    directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
+    try:
+        data = read_training_data(blueprint)
+        if "test" in blueprint.spec.counts:
+            read_split(blueprint, "test")  # a damaged test picture is told now, not after the training
+    except BaseException:
+        directory.discard()
+        raise
+    with _failures_in_summary(directory):
+        _write_config(directory, config, overrides)
+        _run(blueprint, directory, resolved(config), data, None)
+    return directory.path
+
+
+def _resume(run: Resumption) -> Path:
+    blueprint = run.blueprint
+    _print_plan(blueprint)
+    check_machine(blueprint)
+    blueprint.source.check()
+    run.directory.lock()
+    try:  # what is refused here leaves the run as it was
+        checkpoint = run.newest_checkpoint()
+        check_classes(checkpoint, blueprint.spec.class_names)
+        if checkpoint is None:
+            blueprint = _with_starting_weights(blueprint)
+        print(describe_placement(blueprint), end="\n\n")
+        data = read_training_data(blueprint)
+        check_data(checkpoint, data.digest)
+    except ConfigError:
+        run.directory.release()
+        raise
+    with _failures_in_summary(run.directory):
+        _write_config(run.directory, run.config, run.overrides)
+        _run(blueprint, run.directory, resolved(run.config), data, checkpoint)
+    return run.directory.path
+
+
+def _with_starting_weights(blueprint: Blueprint) -> Blueprint:
+    weights = read_starting_weights(blueprint.network, blueprint.init_from, blueprint.data.normalize)
+    return replace(blueprint, starting_weights=weights)
+
+
+def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
+    saved = config.copy()
+    OmegaConf.set_struct(saved, False)
+    saved.resume, saved.trust = None, []
+    saved.run_dir = None
+    directory.write_text("config.yaml", OmegaConf.to_yaml(saved, resolve=False))
+    directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([as_given(one) for one in overrides])))
+
+
+def _print_plan(blueprint: Blueprint) -> None:
+    """The network and the data that a run is going to use."""
+    print(_table_text(blueprint))
+    print(describe_splits(blueprint))
+    for note in blueprint.source.notes():
+        print(note)
+
+
+def _table_text(blueprint: Blueprint) -> str:
+    """The layer table at its own width, whatever the terminal's: a remark is never cut."""
+    text = io.StringIO()
+    Console(file=text, width=240).print(render_table(blueprint.network.rows, blueprint.network.input_shape))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
+
+
+@contextmanager
+def _failures_in_summary(directory: RunDirectory) -> Iterator[None]:
+    """A run that fails says so in its `summary.json`; the lock is given back whatever happens."""
+    try:
+        yield
+    except Exception as error:
+        directory.write_json(
+            "summary.json",
+            {**directory.read_json("summary.json"), "status": "failed", "error": first_line(error)},
+        )
+        raise
+    finally:
+        directory.release()
+
+
+def _run(
+    blueprint: Blueprint,
+    directory: RunDirectory,
+    config: Mapping[str, Any],
+    data: TrainingData,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Builds what the blueprint says, trains, and measures the test split once."""
+    table = _table_text(blueprint)
+    directory.write_text("model.txt", table)
+    make_deterministic(blueprint.deterministic)
+    if blueprint.device.type == "cpu":
+        keep_freed_memory()
+    with _stop_signals() as stopped_by:
+        asked_to_trace = blueprint.execution.trace is True
+        blueprint, trials = settle_execution(blueprint, data.normalization, directory.read_json("environment.json"))
+        environment = _environment(blueprint, data)
+        directory.write_json("environment.json", environment)
+        observers = Observers(blueprint.observers)
+        trainer = _build_trainer(
+            blueprint,
+            directory,
+            data,
+            environment,
+            checkpoint,
+            observers,
+            stopped_by,
+            tell_of_trace=asked_to_trace,
+        )
+        try:
+            observers.log(
+                Started(
+                    directory.path,
+                    step=trainer.progress.step,
+                    total_steps=trainer.total_steps,
+                    epochs=trainer.total_epochs,
+                    hyperparameters=_flatten({k: v for k, v in config.items() if k not in NO_HYPERPARAMETERS}),
+                    model_table=table,
+                    watched=blueprint.settings.watch_every is not None,
+                )
+            )
+            for notice in [*changes_of_environment(checkpoint, environment), *_costs(blueprint, trials)]:
+                observers.log(Notice(notice))
+            status = _fit(trainer, blueprint)
+            summary = _summary(status, trainer)
+            directory.write_json("summary.json", summary)
+            if status == "completed" and "test" in blueprint.spec.counts:
+                summary["test"] = _measure_test(blueprint, directory, data, trainer, observers)
+                directory.write_json("summary.json", summary)
+            observers.log(Finished(_final_metrics(summary)))
+        finally:
+            observers.close()
+            trainer.close()
+    _say_goodbye(summary, directory, blueprint)
+    if status == "interrupted":
+        raise Interrupted(stopped_by[0])
+
+
+def _costs(blueprint: Blueprint, trials: Sequence[Trial]) -> list[str]:
+    """What the choices that a run begins with cost, in words."""
+    costs = [table(trials)] if trials else []
+    if blueprint.deterministic and blueprint.device.type == "cuda":
+        costs.append("trainer.deterministic=true: the same bits each time, with slower kernels")
+    if blueprint.execution.compile != "none":
+        costs.append(f"compiling the {blueprint.execution.compile}: the first steps take longer, seconds to minutes")
+    return costs
+
+
+def _build_trainer(
+    blueprint: Blueprint,
+    directory: RunDirectory,
+    data: TrainingData,
+    environment: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    observers: Observers,
+    stopped_by: list[int],
+    *,
+    tell_of_trace: bool,
+) -> Trainer:
+    """The trainer at the beginning of the run, or where the checkpoint left it."""
+
+    def notify(text: str) -> None:
+        observers.log(Notice(text))
+
+    trainer = Trainer(
+        build_learner(blueprint, checkpoint, notify if tell_of_trace else None),
+        train_loader(blueprint, data.train, data.normalization),
+        _held_out(blueprint, data),
+        blueprint.settings,
+        Checkpoints(directory.path / "checkpoints"),
+        observers.log,
+        meta={
+            "environment": environment,
+            "normalization": {"mean_C": data.normalization.mean_C, "sd_C": data.normalization.sd_C},
+            "input_shape": blueprint.spec.input_shape,
+            "class_names": blueprint.spec.class_names,
+            "class_counts": data.class_counts,
+            "counts": blueprint.spec.counts,
+        },
+        meter=blueprint.meter(),
+        profiler=make_profiler(directory.path, notify) if blueprint.settings.profile else None,
+        interrupted=lambda: bool(stopped_by),
+    )
+    seed_generators(blueprint.seed)
+    if checkpoint:
+        trainer.load_state_dict(checkpoint.state())
+    return trainer
+
+
+def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
+    return {
+        "cnnlab": __version__,
+        **describe_environment(blueprint.device),
+        "precision": blueprint.execution.precision,
+        "layout": blueprint.execution.layout,
+        "compile": blueprint.execution.compile,
+        "cuda_graph": blueprint.execution.cuda_graph,
+        "trace": blueprint.execution.trace,
+        "deterministic": blueprint.deterministic,
+        "seed": blueprint.seed,
+        "data_digest": data.digest,
+    }
+
+
+def _held_out(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
+    """The splits that validation measures: the test split is among them only where `monitor_test` says so."""
+    splits = {}
+    if len(data.val):
+        splits["val"] = held_out_loader(blueprint, data.val, data.normalization)
+    if blueprint.settings.monitor_test:
+        splits["test"] = held_out_loader(blueprint, read_split(blueprint, "test"), data.normalization)
+    return splits
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM only leave their number here; the second of a kind acts at once."""
+    received: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _fit(trainer: Trainer, blueprint: Blueprint) -> str:
+    gc.collect()
+    gc.freeze()  # what is left stays: looking for garbage in all of torch was 5 % of a small MLP's run
+    try:
+        return trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory at data.batch_size={blueprint.data.batch_size}: {first_line(error)} "
+            f"Try trainer.accumulate={2 * blueprint.settings.accumulate} or a smaller batch"
+        ) from error
+    finally:
+        gc.unfreeze()
+
+
+def _measure_test(
+    blueprint: Blueprint, directory: RunDirectory, data: TrainingData, trainer: Trainer, observers: Observers
+) -> dict[str, float]:
+    """Loss and accuracy of the best checkpoint on the test split, read here for the first and only time."""
+    best = Checkpoints(directory.path / "checkpoints").resolve("best")
+    pictures = read_split(blueprint, "test")
+    directory.write_json(
+        "environment.json", {**directory.read_json("environment.json"), "test_digest": pictures.digest()}
+    )
+    network = load_network(blueprint, best)
+    with closing(held_out_loader(blueprint, pictures, data.normalization)) as loader:
+        values = evaluate(network, blueprint.loss, loader, blueprint.execution, blueprint.meter())
+    observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
+    return values
+
+
+def _summary(status: str, trainer: Trainer) -> dict[str, Any]:
+    progress, settings = trainer.progress, trainer.settings
+    return {
+        "status": status,
+        "step": progress.step,
+        "epoch": trainer.epoch,
+        "best": {
+            "monitor": settings.monitor,
+            "lower_is_better": trainer.lower_is_better,
+            "step": progress.best_step,
+            "epoch": progress.best_epoch,
+            **progress.best_values,
+        },
+        "monitor_test": settings.monitor_test,
+        "train": {
+            "seconds": progress.seconds,
+            "pictures": progress.pictures,
+            "images_per_second": progress.pictures / max(progress.seconds, 1e-9),
+        },
+        "parameters": sum(parameter.numel() for parameter in trainer.learner.network.parameters()),
+    }
+
+
+def _final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    metrics = {tag: value for tag, value in summary["best"].items() if "/" in tag}
+    return metrics | {f"{name}/test": value for name, value in summary.get("test", {}).items()}
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"optimizer.lr": 0.05, …}`: the config's leaves by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory, blueprint: Blueprint) -> None:
+    path, has_test = directory.path, "test" in blueprint.spec.counts
+    best, test = summary["best"], summary.get("test")
+    if test:
+        print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
+    elif not has_test:
+        print("\nthe data have no test split: no accuracy was measured on pictures that chose nothing")
+    compared = blueprint.published.compare(_final_metrics(summary)) if blueprint.published else None
+    if compared:
+        print(compared)
+    print(f"{summary['status']}: {path}")
+    if summary["status"] == "interrupted":
+        print(f"  go on      {command('train')} resume={path}")
+    print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
+    if best["step"] is not None and (has_test or blueprint.data.has_validation(blueprint.spec)):
+        print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")

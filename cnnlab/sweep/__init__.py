@@ -1,0 +1,1 @@
+"""Grids: axes, jobs, processes and results."""

@@ -1,0 +1,131 @@
+"""What became of a grid's jobs: a table for the terminal, the same as CSV, and what failed."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from cnnlab.run.run_directory import RunDirectory
+from cnnlab.sweep.axes import Job
+
+LAST_BYTES = 1 << 16  # of a log: enough for its error
+
+
+@dataclass(frozen=True)
+class Result:
+    """One job's outcome: `status` is `completed`, `failed`, `interrupted` or `not started`.
+
+    `metrics` are by tag (`accuracy/val`, `loss/test`); `directory` is None where the job made none.
+    """
+
+    job: Job
+    status: str
+    seconds: float | None = None
+    error: str = ""
+    directory: Path | None = None
+    monitor: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    lower_is_better: bool = False
+
+    def __str__(self) -> str:
+        """A line: of the metrics, the monitored one on every split."""
+        monitored = (self.monitor or "").partition("/")[0]
+        figures = [f"{tag} {value:.4f}" for tag, value in self.metrics.items() if tag.startswith(monitored)]
+        seconds = [] if self.seconds is None else [f"{self.seconds:,.1f} s"]
+        return "  ".join([str(self.job), self.status, *figures, *seconds, *self.error.splitlines()[:1]])
+
+
+def read_result(job: Job, status: str, directory: Path, seconds: float | None = None, error: str = "") -> Result:
+    """The outcome with what the job's `summary.json` tells of it."""
+    if not directory.is_dir():
+        return Result(job, status, seconds, error)
+    summary = RunDirectory(directory).read_json("summary.json")
+    best = summary.get("best", {})
+    metrics = {tag: value for tag, value in best.items() if "/" in tag}
+    metrics |= {f"{name}/test": value for name, value in summary.get("test", {}).items()}
+    lower_is_better = bool(best.get("lower_is_better"))
+    return Result(job, status, seconds, error, directory, best.get("monitor"), metrics, lower_is_better)
+
+
+def best_result(results: Sequence[Result]) -> Result | None:
+    """The best by the monitor, the first of equals; None where the jobs have no monitor in common."""
+    monitors = {result.monitor for result in results if result.metrics}
+    monitor = next(iter(monitors), None)
+    if len(monitors) != 1 or monitor is None:
+        return None
+    measured = [result for result in results if monitor in result.metrics]
+    sign = -1 if any(result.lower_is_better for result in measured) else 1
+    return max(measured, key=lambda result: sign * result.metrics[monitor], default=None)
+
+
+def render_results(results: Sequence[Result]) -> Table:
+    """A row for each job, the best one marked with `*`."""
+    best, tags = best_result(results), _tags(results)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in _header(results, tags):
+        is_number = title in (*tags, "seconds")
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+    for result in results:
+        mark = "*" if result is best else ""
+        metrics = [f"{result.metrics[tag]:.4f}" if tag in result.metrics else "" for tag in tags]
+        seconds = "" if result.seconds is None else f"{result.seconds:,.1f}"
+        values = map(escape, result.job.values.values())
+        style = "bold" if mark else "red" if result.status == "failed" else None
+        place = escape(str(result.directory or "–"))
+        table.add_row(f"{result.job.name}{mark}", *values, result.status, *metrics, seconds, place, style=style)
+    return table
+
+
+def write_csv(results: Sequence[Result], path: Path) -> None:
+    """The table's columns, the figures unrounded."""
+    tags = _tags(results)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_header(results, tags))
+        for result in results:
+            metrics = [result.metrics.get(tag, "") for tag in tags]
+            seconds = "" if result.seconds is None else round(result.seconds, 3)
+            row: list[Any] = [result.job.name, *result.job.values.values(), result.status, *metrics, seconds]
+            writer.writerow([*row, result.directory or ""])
+
+
+def _tags(results: Sequence[Result]) -> list[str]:
+    """Every metric that a job has, those of the test split last."""
+    found = {tag: None for result in results for tag in result.metrics}
+    return sorted(found, key=lambda tag: tag.endswith("/test"))
+
+
+def _header(results: Sequence[Result], tags: Sequence[str]) -> list[str]:
+    return ["job", *results[0].job.values, "status", *tags, "seconds", "directory"]
+
+
+def told_error(log: Path) -> str:
+    """The last `error: …` of a log with the lines that belong to it, or nothing."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LAST_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if not starts:
+        return ""
+    first, *rest = lines[starts[-1] :]
+    belonging = []
+    for line in rest:
+        if not line.startswith("  "):
+            break
+        belonging.append(line)
+    return "\n".join([first.removeprefix("error: "), *belonging])
+
+
+def list_failures(results: Sequence[Result]) -> str:
+    """How many jobs did not complete, and why each of them; empty where all did."""
+    open_ends = [result for result in results if result.status != "completed"]
+    if not open_ends:
+        return ""
+    told = [f"{result.job}: {result.status}{': ' if result.error else ''}{result.error}" for result in open_ends]
+    counted = f"{len(open_ends)} of {len(results)} jobs did not complete"
+    return "\n  ".join([f"{counted}:", *(line.replace("\n", "\n  ") for line in told)])

@@ -1,0 +1,255 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Answer, run
+from omegaconf import DictConfig
+
+from cnnlab.cli import train
+from cnnlab.config.compose import allow_constructor_arguments
+from cnnlab.config.saved_config import resolved
+
+
+def compose_all(*arguments: str) -> list[dict[str, Any]]:
+    """The config of each job that `python train.py ARGUMENTS` would run."""
+    configs: list[dict[str, Any]] = []
+
+    def keep(config: DictConfig, overrides: Sequence[str]) -> None:
+        configs.append(resolved(config))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnnlab.run.training.run_training", keep)
+        answer = run(train, *arguments)
+    assert answer.code == 0, answer.err
+    return configs
+
+
+def compose(*arguments: str) -> dict[str, Any]:
+    (config,) = compose_all(*arguments)
+    return config
+
+
+def table(*arguments: str) -> Answer:
+    """What the command prints of a network that it does not train."""
+    answer = run(train, *arguments, "trainer.max_steps=0")
+    assert answer.code == 0, answer.err
+    return answer
+
+
+def rows(answer: Answer) -> list[str]:
+    """The first word of every line: layers among them."""
+    return [line.split()[0] for line in answer.out.splitlines() if line.split()]
+
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+
+
+# values
+
+
+def test_a_value_of_the_command_line_is_taken() -> None:
+    assert compose("trainer.epochs=7")["trainer"]["epochs"] == 7
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert compose("seed=1", "seed=2")["seed"] == 2
+
+
+def test_no_value_leaves_the_config_as_the_yaml_says() -> None:
+    config = compose()
+    assert config["optimizer"] == {
+        "type": "sgd",
+        "lr": 0.05,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "groups": {},
+    }
+    assert "hydra" not in config
+
+
+def test_a_value_may_refer_to_another_key() -> None:
+    assert compose("seed=5", "data.split_seed=${seed}")["data"]["split_seed"] == 5
+
+
+# constructor arguments
+
+
+def test_an_argument_that_the_yaml_does_not_mention_needs_no_plus() -> None:
+    assert compose("optimizer.dampening=0.1", "optimizer.nesterov=false")["optimizer"]["dampening"] == 0.1
+
+
+def test_a_block_given_by_its_name_alone_takes_arguments() -> None:
+    assert compose("model.blocks.relu1.inplace=true")["model"]["blocks"]["relu1"] == {"type": "relu", "inplace": True}
+
+
+def test_an_observer_given_by_its_name_alone_takes_arguments() -> None:
+    assert compose("observers.console.interval=3")["observers"]["console"] == {"type": "console", "interval": 3}
+
+
+def test_the_initialization_given_by_its_name_alone_takes_arguments() -> None:
+    config = compose("model.init=he", "model.init.mode=fan_out")
+    assert config["model"]["init"] == {"type": "he", "mode": "fan_out"}
+
+
+def test_a_nested_block_takes_arguments() -> None:
+    config = compose("model=resnet_small", "model.blocks.block1.blocks.relu1.inplace=true")
+    assert config["model"]["blocks"]["block1"]["blocks"]["relu1"] == {"type": "relu", "inplace": True}
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("optimizer.amsgrad=true", "++optimizer.amsgrad=true"),
+        ("model.blocks.relu1.inplace=true", "++model.blocks.relu1.inplace=true"),
+        ("schedule.warmup=0.1", "++schedule.warmup=0.1"),
+        ("trainer.execution.layout=contiguous", "++trainer.execution.layout=contiguous"),
+        ("trainer.epochs=3", "trainer.epochs=3"),
+        ("seed=3", "seed=3"),
+        ("data=mnist", "data=mnist"),
+        ("~model.blocks.relu1", "~model.blocks.relu1"),
+        ("+optimizer.amsgrad=true", "+optimizer.amsgrad=true"),
+        ("-m", "-m"),
+        ("--config-dir=optimizer.d", "--config-dir=optimizer.d"),
+    ],
+)
+def test_only_arguments_of_components_may_be_new(argument: str, expected: str) -> None:
+    assert allow_constructor_arguments([argument]) == [expected]
+
+
+# mappings
+
+
+def test_a_mapping_of_another_type_replaces_the_block_whole() -> None:
+    config = compose("model.blocks.conv1={type: max_pool, kernel_size: 2}")
+    assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2}
+
+
+def test_a_mapping_of_another_type_may_bring_arguments_that_the_old_one_has_not() -> None:
+    config = compose("model.blocks.conv1={type: max_pool, kernel_size: 2, ceil_mode: true}")
+    assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2, "ceil_mode": True}
+
+
+def test_a_replaced_block_keeps_its_place() -> None:
+    config = compose("model.blocks.pool1={type: conv, out_channels: 4, kernel_size: 2, stride: 2}")
+    assert list(config["model"]["blocks"])[:5] == ["conv1", "norm1", "pool1", "relu1", "conv2"]
+
+
+def test_a_name_replaces_a_mapping() -> None:
+    assert compose("model.blocks.pool1=relu")["model"]["blocks"]["pool1"] == "relu"
+
+
+def test_a_mapping_of_the_same_type_is_merged() -> None:
+    config = compose("model.blocks.conv1={type: conv, out_channels: 4}")
+    assert config["model"]["blocks"]["conv1"] == {
+        "type": "conv",
+        "out_channels": 4,
+        "kernel_size": 3,
+        "padding": "same",
+        "bias": False,
+    }
+
+
+def test_a_mapping_without_a_type_is_merged() -> None:
+    config = compose("model.blocks.conv1={out_channels: 4}")
+    assert config["model"]["blocks"]["conv1"]["kernel_size"] == 3
+
+
+def test_a_value_behind_a_replacement_goes_into_the_new_block() -> None:
+    config = compose("model.blocks.conv1={type: max_pool, kernel_size: 2}", "model.blocks.conv1.stride=1")
+    assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2, "stride": 1}
+
+
+def test_a_value_before_a_replacement_goes_with_the_old_block() -> None:
+    config = compose("model.blocks.conv1.stride=1", "model.blocks.conv1={type: max_pool, kernel_size: 2}")
+    assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2}
+
+
+def test_a_mapping_of_another_type_replaces_the_optimizer_whole() -> None:
+    config = compose("optimizer={type: adamw, lr: 0.001}")
+    assert config["optimizer"] == {"type": "adamw", "lr": 0.001}
+
+
+def test_an_experiments_mapping_of_another_type_replaces_the_block_whole(in_tmp_path: Path) -> None:
+    write_experiment(in_tmp_path, "model: {blocks: {conv1: {type: max_pool, kernel_size: 2}}}")
+    config = compose(f"--config-dir={in_tmp_path}", "experiment=mine")
+    assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2}
+
+
+# layers
+
+
+def test_a_tilde_removes_a_layer() -> None:
+    assert "dropout1" not in compose("~model.blocks.dropout1")["model"]["blocks"]
+
+
+def test_null_removes_a_layer() -> None:
+    assert "dropout1" in rows(table())
+    assert "dropout1" not in rows(table("model.blocks.dropout1=null"))
+
+
+def test_a_layer_is_inserted_behind_another() -> None:
+    names = rows(table("+model.blocks.norm9={type: batch_norm, after: conv1}"))
+    assert names[names.index("conv1") + 1] == "norm9"
+
+
+def test_a_layer_can_be_inserted_behind_one_that_is_null() -> None:
+    names = rows(table("model.blocks.relu1=null", "+model.blocks.gelu1={type: gelu, after: relu1}"))
+    assert names[names.index("pool1") + 1] == "gelu1"
+
+
+def test_without_a_place_a_layer_stands_at_the_end() -> None:
+    assert list(compose("+model.blocks.last=relu")["model"]["blocks"])[-1] == "last"
+
+
+def test_no_directory_is_made_where_only_the_table_is_asked_for(in_tmp_path: Path) -> None:
+    table()
+    assert not list(in_tmp_path.iterdir())
+
+
+# groups, experiments, sweeps
+
+
+def write_experiment(folder: Path, text: str) -> None:
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+
+
+def test_a_group_is_replaced_whole() -> None:
+    assert "conv1" not in compose("model=mlp")["model"]["blocks"]
+
+
+def test_a_value_goes_into_the_group_that_was_chosen() -> None:
+    config = compose("model=mlp", "model.blocks.hidden1.out_features=7")
+    assert config["model"]["blocks"]["hidden1"]["out_features"] == 7
+
+
+def test_a_value_holds_whether_its_group_stands_before_it_or_behind_it() -> None:
+    assert compose("optimizer.lr=0.5", "optimizer=adam")["optimizer"]["lr"] == 0.5
+
+
+def test_an_experiments_values_win_over_the_groups() -> None:
+    config = compose("experiment=debug/fast")
+    assert (config["name"], config["trainer"]["log_every"]) == ("fast", 2)
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    config = compose("experiment=debug/fast", "trainer.log_every=3", "name=mine")
+    assert (config["name"], config["trainer"]["log_every"], config["trainer"]["max_steps"]) == ("mine", 3, 6)
+
+
+def test_the_command_line_wins_over_an_experiments_group() -> None:
+    assert compose("experiment=mnist", "model=linear")["model"]["blocks"].keys() == {"flatten", "output"}
+
+
+def test_an_experiment_of_the_users_own_is_found(in_tmp_path: Path) -> None:
+    write_experiment(in_tmp_path, "defaults:\n  - override /optimizer: adam\noptimizer: {lr: 0.25}")
+    config = compose(f"--config-dir={in_tmp_path}", "experiment=mine", "trainer.epochs=2")
+    assert (config["optimizer"]["type"], config["optimizer"]["lr"], config["trainer"]["epochs"]) == ("adam", 0.25, 2)
+
+
+def test_each_job_of_a_sweep_has_its_own_value() -> None:
+    configs = compose_all("-m", "model.blocks.conv1.out_channels=4,8", "seed=3", "hydra/launcher=basic")
+    assert [config["model"]["blocks"]["conv1"]["out_channels"] for config in configs] == [4, 8]
+    assert [config["seed"] for config in configs] == [3, 3]

@@ -1,0 +1,521 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Answer, composed, run
+from fast_run import FAST, read_json, train_fast
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
+from sklearn.utils.class_weight import compute_class_weight
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cnnlab
+from cnnlab.cli import evaluate
+from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.data.source import Pictures
+from cnnlab.run.loaders import read_training_data
+
+REPOSITORY = Path(__file__).parents[2]
+MNIST = Path(os.environ.get("CNNLAB_DATA", "nowhere")).absolute() / "MNIST" / "raw" / "train-images-idx3-ubyte"
+
+
+def measured(path: Path, split: str, step: int) -> dict[str, Any]:
+    return read_json(path / f"evaluation-{split}-step-{step:08d}.json")
+
+
+def best_step(path: Path) -> int:
+    step = read_json(path / "summary.json")["best"]["step"]
+    assert isinstance(step, int)
+    return step
+
+
+def ask(path: Path, *overrides: str) -> Answer:
+    return run(evaluate, f"run={path}", *overrides)
+
+
+def last_validation(path: Path) -> dict[str, float]:
+    entries = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return {name: [e for e in entries if e["split"] == "val"][-1][name] for name in ("loss", "accuracy")}
+
+
+def figures(result: dict[str, Any]) -> dict[str, float]:
+    return {name: result[name] for name in ("loss", "accuracy")}
+
+
+def same(values: dict[str, float]) -> Any:
+    """The same pictures were right; the loss is summed picture by picture there, batch by batch here."""
+    return {"accuracy": values["accuracy"], "loss": pytest.approx(values["loss"], rel=1e-6)}
+
+
+def test_the_test_split_gives_what_the_run_measured(finished: Path) -> None:
+    assert ask(finished).code == 0
+    result = measured(finished, "test", best_step(finished))
+    assert figures(result) == same(read_json(finished / "summary.json")["test"])
+
+
+def test_the_validation_split_gives_what_the_best_had(finished: Path) -> None:
+    assert ask(finished, "split=val").code == 0
+    best = read_json(finished / "summary.json")["best"]
+    result = measured(finished, "val", best["step"])
+    assert figures(result) == same({"accuracy": best["accuracy/val"], "loss": best["loss/val"]})
+
+
+def test_the_last_checkpoint_gives_what_the_last_validation_had(finished: Path) -> None:
+    assert ask(finished, "split=val", "checkpoint=last").code == 0
+    result = measured(finished, "val", 6)
+    assert figures(result) == same(last_validation(finished))
+
+
+def test_averaged_weights_are_evaluated_where_validation_used_them(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "trainer.ema=0.9")
+    path = in_tmp_path / "run"
+    assert ask(path, "split=val", "checkpoint=last").code == 0
+    result = measured(path, "val", 6)
+    assert figures(result) == same(last_validation(path))
+
+
+def test_a_checkpoint_is_taken_by_its_step(finished: Path) -> None:
+    assert ask(finished, "checkpoint=3").code == 0
+    assert measured(finished, "test", 3)["checkpoint"] == "step-00000003"
+
+
+def test_the_result_is_printed(finished: Path) -> None:
+    answer = ask(finished)
+    test = read_json(finished / "summary.json")["test"]
+    assert f"test: accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on 360 pictures" in answer.out
+    assert f"step {best_step(finished)}" in answer.out
+
+
+def test_an_evaluation_changes_no_file_of_the_run(finished: Path) -> None:
+    written: set[str] = set()
+
+    def content() -> dict[str, bytes]:
+        files = [path for path in finished.rglob("*") if path.is_file() and path.name not in written]
+        return {str(path): path.read_bytes() for path in files}
+
+    before = content()
+    ask(finished)
+    new = {path.name for path in finished.rglob("*") if str(path) not in before and path.is_file()}
+    kinds = ("evaluation-", "predictions-", "confusion-", "events.out.tfevents")
+    assert len(new) == 5
+    assert all(name.startswith(kinds) for name in new)
+    written |= new
+    assert content() == before
+
+
+def test_the_pictures_are_normalized_as_in_training(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise AssertionError("measured anew")
+
+    monkeypatch.setattr("cnnlab.data.normalization.Normalization.fit", fail)
+    assert ask(finished).code == 0
+
+
+@pytest.mark.parametrize("which", ["999", "4", "newest"])
+def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(finished: Path, which: str) -> None:
+    answer = ask(finished, f"checkpoint={which}")
+    assert answer.code == 2
+    assert answer.err.startswith("error: checkpoint: expected best, last or one of the steps 3, 6")
+    assert f"received '{which}'" in answer.err
+
+
+def test_a_split_that_no_run_has_is_refused(finished: Path) -> None:
+    answer = ask(finished, "split=trian")
+    assert answer.code == 2
+    assert answer.err.startswith("error: split: expected one of train, val, test, received 'trian'; did you mean")
+
+
+def test_a_run_without_a_validation_split_has_none_to_evaluate(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "data.validation.count=0", "trainer.monitor=null")
+    answer = ask(in_tmp_path / "run", "split=val")
+    assert answer.code == 2
+    assert answer.err.startswith("error: split: the run has no validation split")
+
+
+def test_a_damaged_checkpoint_is_refused(finished: Path) -> None:
+    weights = finished / "checkpoints" / f"step-{best_step(finished):08d}" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    answer = ask(finished)
+    assert answer.code == 2
+    assert "error: checkpoint: " in answer.err
+    assert "model.safetensors is damaged" in answer.err
+    assert not list(finished.glob("evaluation-*"))
+
+
+def test_another_networks_checkpoint_is_refused_with_five_keys(finished: Path, in_tmp_path: Path) -> None:
+    train_fast("run_dir=other", "model=mlp")
+    shutil.rmtree(finished / "checkpoints")
+    shutil.copytree(in_tmp_path / "other" / "checkpoints", finished / "checkpoints")
+    answer = ask(finished)
+    assert answer.code == 2
+    assert "holds another network: " in answer.err
+    assert answer.err.count(" is not in the ") == 5
+    assert "more" in answer.err
+
+
+def test_weights_of_another_size_are_told_with_both_sizes(finished: Path, in_tmp_path: Path) -> None:
+    train_fast("run_dir=other", "model.blocks.conv3.out_channels=32")
+    shutil.rmtree(finished / "checkpoints")
+    shutil.copytree(in_tmp_path / "other" / "checkpoints", finished / "checkpoints")
+    assert "conv3.weight is [32, 32, 3, 3] in the checkpoint and [64, 32, 3, 3] in the network" in ask(finished).err
+
+
+def test_a_run_without_a_checkpoint_cannot_be_evaluated(finished: Path) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    answer = ask(finished)
+    assert answer.code == 2
+    assert answer.err.startswith("error: checkpoint: ")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_changed_data_is_reported(finished: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    answer = ask(finished, f"split={split}")
+    assert answer.code == 2
+    assert "data: " in answer.err
+
+
+def test_the_training_pictures_are_evaluated_as_they_are(in_tmp_path: Path) -> None:
+    settings = ("data.limit=200", "+data.augment.noise={type: shift, pixels: 2}")
+    assert train_fast("run_dir=run", *settings).code == 0
+    path = in_tmp_path / "run"
+    assert ask(path, "split=train").code == 0
+    told = measured(path, "train", best_step(path))
+    pictures = read_training_data(check_config(composed(FAST, *settings), Trust())).train
+    predicted = [one.label for one in cnnlab.load(path).predict(pictures.x_NCHW)]
+    right = [label == str(y) for label, y in zip(predicted, pictures.y_N.tolist(), strict=True)]
+    assert (told["split"], told["pictures"], len(right)) == ("train", 200, 200)
+    assert told["accuracy"] == np.mean(right)
+    assert_agrees(path, f"train-step-{best_step(path):08d}", 5)
+
+
+class Predicted:
+    """`predictions-….csv` as arrays; classes by their place among `names`."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.names = [column[2:-1] for column in rows[0] if column.startswith("p(")]
+        place = {name: k for k, name in enumerate(self.names)}
+        self.index_N = np.array([int(row["index"]) for row in rows])
+        self.label_N = np.array([place[row["label"]] for row in rows])
+        self.prediction_N = np.array([place[row["prediction"]] for row in rows])
+        self.confidence_N = np.array([float(row["probability"]) for row in rows])
+        self.loss_N = np.array([float(row["loss"]) for row in rows])
+        self.rank_N = np.array([int(row["rank"]) for row in rows])
+        self.p_NK = np.array([[float(row[f"p({name})"]) for name in self.names] for row in rows])
+
+    def calibration_error(self) -> float:
+        """Σ_b n_b/N · |accuracy_b − confidence_b| over 15 bins."""
+        right_N = self.prediction_N == self.label_N
+        bin_N = np.minimum((self.confidence_N * 15).astype(int), 14)
+        parts = [bin_N == b for b in np.unique(bin_N)]
+        return float(sum(p.mean() * abs(right_N[p].mean() - self.confidence_N[p].mean()) for p in parts))
+
+    def most_confused(self) -> list[tuple[str, str, int]]:
+        wrong = self.prediction_N != self.label_N
+        pairs, counts = np.unique(
+            np.stack([self.label_N[wrong], self.prediction_N[wrong]], 1), axis=0, return_counts=True
+        )
+        order = np.argsort(-counts, kind="stable")[:10]
+        return [(self.names[a], self.names[b], int(n)) for (a, b), n in zip(pairs[order], counts[order], strict=True)]
+
+    def figures(self, top_k: int) -> dict[str, Any]:
+        """What the evaluation should say, from the file alone."""
+        columns = sklearn_metrics.precision_recall_fscore_support(self.label_N, self.prediction_N, zero_division=0.0)
+        per_class = [
+            {"class": name, "precision": p, "recall": r, "f1": f, "pictures": n}
+            for name, p, r, f, n in zip(self.names, *columns, strict=True)
+        ]
+        label_of = {name: int((self.label_N == k).sum()) for k, name in enumerate(self.names)}
+        return {
+            "pictures": len(self.label_N),
+            "loss": self.loss_N.mean(),
+            "accuracy": sklearn_metrics.accuracy_score(self.label_N, self.prediction_N),
+            "top_k": {str(top_k): sklearn_metrics.top_k_accuracy_score(self.label_N, self.p_NK, k=top_k)},
+            "calibration_error": self.calibration_error(),
+            "macro": {name: np.mean([row[name] for row in per_class]) for name in ("precision", "recall", "f1")},
+            "per_class": per_class,
+            "most_confused": [
+                {"label": a, "prediction": b, "pictures": n, "share": n / label_of[a]}
+                for a, b, n in self.most_confused()
+            ],
+        }
+
+
+def near(value: Any) -> Any:
+    """The same structure with numbers within 1e-6."""
+    if isinstance(value, dict):
+        return {key: near(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [near(inner) for inner in value]
+    return value if isinstance(value, str) else pytest.approx(value, abs=1e-6)
+
+
+def assert_agrees(path: Path, name: str, top_k: int) -> Predicted:
+    """Every figure of an evaluation follows from its predictions."""
+    told = read_json(path / f"evaluation-{name}.json")
+    predicted = Predicted(path / f"predictions-{name}.csv")
+    expected = predicted.figures(top_k)
+    assert {key: told[key] for key in expected} == near(expected)
+    assert predicted.p_NK.argmax(1).tolist() == predicted.prediction_N.tolist()
+    assert predicted.p_NK.max(1).tolist() == predicted.confidence_N.tolist()
+    own_N1 = predicted.p_NK[np.arange(len(predicted.label_N)), predicted.label_N][:, None]
+    assert ((predicted.p_NK > own_N1).sum(1) + 1).tolist() == predicted.rank_N.tolist()
+    with (path / f"confusion-{name}.csv").open(newline="") as file:
+        head, *table = list(csv.reader(file))
+    assert head == ["label", *predicted.names]
+    assert [line[0] for line in table] == predicted.names
+    assert [[int(count) for count in line[1:]] for line in table] == sklearn_metrics.confusion_matrix(
+        predicted.label_N, predicted.prediction_N
+    ).tolist()
+    return predicted
+
+
+def in_a_fresh_process(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(REPOSITORY / script), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.fixture(scope="session")
+def trained_on_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cnn after an epoch of 6,000 real pictures, evaluated on the test split as it is and with its mirror image."""
+    path = tmp_path_factory.mktemp("mnist") / "run"
+    short = ("data=mnist", f"data.root={MNIST.parents[2]}", "data.limit=6000", "trainer.epochs=1", "observers=quiet")
+    in_a_fresh_process("train.py", *short, "+metrics.f1=f1_score", "+metrics.wrong=hamming_distance", f"run_dir={path}")
+    in_a_fresh_process("evaluate.py", f"run={path}")
+    in_a_fresh_process("evaluate.py", f"run={path}", "tta=flip", "top_k=3")
+    return path
+
+
+with_mnist = pytest.mark.skipif(not MNIST.exists(), reason="CNNLAB_DATA names no folder with MNIST")
+
+
+@pytest.mark.slow
+@with_mnist
+@pytest.mark.parametrize(("views", "top_k"), [("", 5), ("-flip", 3)])
+def test_every_figure_on_mnist_follows_from_the_predictions(trained_on_mnist: Path, views: str, top_k: int) -> None:
+    name = f"test-step-{best_step(trained_on_mnist):08d}{views}"
+    predicted = assert_agrees(trained_on_mnist, name, top_k)
+    assert predicted.index_N.tolist() == list(range(10_000))
+    np.testing.assert_allclose(predicted.p_NK.sum(1), 1, atol=1e-5)
+    log_p_N = np.log(predicted.p_NK[np.arange(10_000), predicted.label_N])
+    np.testing.assert_allclose(predicted.loss_N, -log_p_N, atol=1e-5)
+
+
+@pytest.mark.slow
+@with_mnist
+def test_the_labels_on_mnist_are_those_of_the_file(trained_on_mnist: Path) -> None:
+    predicted = Predicted(trained_on_mnist / f"predictions-test-step-{best_step(trained_on_mnist):08d}.csv")
+    content = (MNIST.parent / "t10k-labels-idx1-ubyte").read_bytes()
+    assert predicted.label_N[predicted.index_N].tolist() == list(content[8:])
+
+
+@pytest.mark.slow
+@with_mnist
+def test_the_named_metrics_on_mnist_are_those_of_the_run(trained_on_mnist: Path) -> None:
+    told = measured(trained_on_mnist, "test", best_step(trained_on_mnist))
+    then = read_json(trained_on_mnist / "summary.json")["test"]
+    assert told["metrics"] == near({name: then[name] for name in ("f1", "wrong")})
+    assert told["metrics"]["f1"] == pytest.approx(told["macro"]["f1"], abs=1e-6)
+    assert figures(told) == same(then)
+
+
+@pytest.mark.slow
+@with_mnist
+def test_a_mirror_image_confuses_a_reader_of_digits(trained_on_mnist: Path) -> None:
+    name = f"test-step-{best_step(trained_on_mnist):08d}"
+    plain, mirrored = (read_json(trained_on_mnist / f"evaluation-{name}{views}.json") for views in ("", "-flip"))
+    assert (plain["tta"], mirrored["tta"]) == ("none", "flip")
+    assert plain["accuracy"] > 0.9 > mirrored["accuracy"]
+
+
+def test_every_figure_follows_from_the_predictions(finished: Path) -> None:
+    ask(finished, "split=val", "top_k=2", "tta=flip_shift")
+    predicted = assert_agrees(finished, f"val-step-{best_step(finished):08d}-flip_shift", 2)
+    assert len(set(predicted.index_N)) == 180
+
+
+@pytest.mark.slow
+def test_each_kind_of_evaluation_has_files_of_its_own(finished: Path) -> None:
+    for overrides in ((), ("tta=flip",), ("split=val",), ("checkpoint=3",)):
+        assert ask(finished, *overrides).code == 0
+    best = best_step(finished)
+    names = {f"test-step-{best:08d}", f"test-step-{best:08d}-flip", f"val-step-{best:08d}", "test-step-00000003"}
+    assert {path.stem.removeprefix("evaluation-") for path in finished.glob("evaluation-*.json")} == names
+    assert {path.stem.removeprefix("predictions-") for path in finished.glob("predictions-*.csv")} == names
+    assert {path.stem.removeprefix("confusion-") for path in finished.glob("confusion-*.csv")} == names
+    assert {path.stem.removeprefix("confusion-") for path in (finished / "figures").iterdir()} == names
+
+
+def test_what_was_written_is_told(finished: Path) -> None:
+    answer = ask(finished)
+    told = {line.removeprefix("written to").strip() for line in answer.out.splitlines() if f"{finished}/" in line}
+    assert len(told) == 4
+    assert all(Path(path).is_file() for path in told)
+
+
+def test_the_picture_lies_in_figures_and_in_tensorboard(finished: Path) -> None:
+    ask(finished, "split=val")
+    name = f"val-step-{best_step(finished):08d}"
+    with Image.open(finished / "figures" / f"confusion-{name}.png") as picture:
+        assert picture.format == "PNG"
+        assert 600 < picture.height < picture.width < 2000
+    events = EventAccumulator(str(finished))
+    events.Reload()
+    assert events.Tags()["images"] == ["confusion/val"]
+    (event,) = events.Images("confusion/val")
+    assert event.step == best_step(finished)
+    assert event.encoded_image_string.startswith(b"\x89PNG")
+    assert event.width > event.height > 500
+    assert "loss/val" in events.Tags()["scalars"]  # the curves are still there
+
+
+@pytest.mark.parametrize("top_k", ["0", "11", "-1", "1.5", "true", "all"])
+def test_a_top_k_that_the_classes_do_not_allow_is_refused(finished: Path, top_k: str) -> None:
+    answer = ask(finished, f"top_k={top_k}")
+    assert answer.code == 2
+    assert answer.err.startswith("error: top_k: expected a whole number from 1 to 10, received ")
+    assert not list(finished.glob("evaluation-*"))
+
+
+def test_as_many_guesses_as_classes_are_always_right(finished: Path) -> None:
+    assert ask(finished, "top_k=10").code == 0
+    assert measured(finished, "test", best_step(finished))["top_k"] == {"10": 1.0}
+
+
+def test_sure_networks_are_right_as_often_as_training_said(in_tmp_path: Path) -> None:
+    """Inputs of 0…255 make logits of hundreds, and sigmoids of exactly 0 and 1 for several classes."""
+    train_fast("run_dir=run", "model=linear", "data.normalize=none", "loss=bce", "optimizer.lr=0.5")
+    path = in_tmp_path / "run"
+    ask(path)
+    step = best_step(path)
+    p_NK = Predicted(path / f"predictions-test-step-{step:08d}.csv").p_NK
+    assert ((p_NK == p_NK.max(1, keepdims=True)).sum(1) > 1).any()
+    assert figures(measured(path, "test", step)) == same(read_json(path / "summary.json")["test"])
+
+
+METRICS = (
+    "trainer.validate_every_steps=1",
+    "optimizer.lr=0.2",
+    "+metrics.right={type: accuracy, average: micro}",
+    "+metrics.wrong={type: hamming_distance, average: micro}",
+    "+metrics.true_negatives=specificity",
+    "+metrics.recall={type: recall, average: none}",
+)
+
+
+def validations(path: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["split"] == "val"]
+
+
+@pytest.fixture(scope="module")
+def with_metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("metrics") / "run"
+    answer = train_fast(f"run_dir={path}", *METRICS)
+    assert answer.code == 0, answer.err
+    assert "right " in answer.out
+    assert "recall." not in answer.out
+    return path
+
+
+def test_named_metrics_are_measured_at_every_validation(with_metrics: Path) -> None:
+    log = validations(with_metrics)
+    assert len(log) == 6
+    for entry in log:
+        assert entry["right"] == pytest.approx(entry["accuracy"], abs=1e-6)
+        assert entry["wrong"] == pytest.approx(1 - entry["accuracy"], abs=1e-6)
+        assert len([name for name in entry if name.startswith("recall.")]) == 10
+
+
+def test_named_metrics_stand_in_the_summary_and_in_the_curves(with_metrics: Path) -> None:
+    summary = read_json(with_metrics / "summary.json")
+    assert summary["best"]["right/val"] == pytest.approx(summary["best"]["accuracy/val"], abs=1e-6)
+    assert summary["test"]["right"] == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+    events = EventAccumulator(str(with_metrics))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("wrong/val")]
+    assert logged == pytest.approx([entry["wrong"] for entry in validations(with_metrics)])
+    assert "recall.3/val" in events.Tags()["scalars"]
+
+
+def test_an_evaluation_gives_the_named_metrics_of_the_run(with_metrics: Path, in_tmp_path: Path) -> None:
+    path = Path(shutil.copytree(with_metrics, in_tmp_path / "run"))
+    answer = ask(path, "split=val")
+    best = read_json(path / "summary.json")["best"]
+    told = measured(path, "val", best["step"])["metrics"]
+    assert told == near({name: best[f"{name}/val"] for name in told})
+    assert list(told)[:3] == ["right", "wrong", "true_negatives"]
+    assert told["recall.3"] == near(measured(path, "val", best["step"])["per_class"][3]["recall"])
+    assert f"right {told['right']:.4f}, wrong {told['wrong']:.4f}, true_negatives" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("monitor", "better"), [("right", max), ("wrong", min), ("true_negatives", max), ("recall.3", max)]
+)
+def test_a_named_metric_decides_which_checkpoint_is_best(in_tmp_path: Path, monitor: str, better: Any) -> None:
+    answer = train_fast("run_dir=run", *METRICS, f"trainer.monitor={monitor}/val")
+    assert answer.code == 0, answer.err
+    log = validations(in_tmp_path / "run")
+    expected = better(log, key=lambda entry: entry[monitor])  # the earlier of equals
+    assert read_json(in_tmp_path / "run" / "summary.json")["best"]["step"] == expected["step"]
+    values = {entry[monitor] for entry in log}
+    assert min(values) < max(values)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_a_balanced_loss_is_evaluated_with_the_counts_of_training(in_tmp_path: Path, loss: str) -> None:
+    gamma = {"cross_entropy": 0.0, "focal": 2.0}[loss]
+    settings = (f"loss={loss}", "loss.weight=balanced", "data.limit=200")
+    assert train_fast("run_dir=run", *settings).code == 0
+    path = in_tmp_path / "run"
+    ask(path)
+    told = measured(path, "test", best_step(path))
+    assert figures(told) == same(read_json(path / "summary.json")["test"])
+
+    trained_on = read_training_data(check_config(composed(FAST, *settings), Trust())).train.y_N.numpy()
+    assert len(trained_on) == 200
+    weight_K = compute_class_weight("balanced", classes=np.arange(10), y=trained_on)
+    predicted = Predicted(path / f"predictions-test-step-{best_step(path):08d}.csv")
+    p_N = predicted.p_NK[np.arange(len(predicted.label_N)), predicted.label_N]
+    by_hand_N = -weight_K[predicted.label_N] * (1 - p_N) ** gamma * np.log(p_N)
+    np.testing.assert_allclose(predicted.loss_N, by_hand_N, rtol=1e-4)
+    assert told["loss"] == pytest.approx(by_hand_N.mean(), rel=1e-5)
+
+
+def test_a_balanced_loss_needs_every_class_among_the_training_pictures(in_tmp_path: Path) -> None:
+    answer = train_fast("loss.weight=balanced", "data.limit=12", "data.batch_size=4")
+    assert answer.code == 2
+    assert answer.err.startswith("error: loss.weight: balanced needs pictures of every class, and class ")
+
+
+def test_torchs_own_loss_is_evaluated(in_tmp_path: Path) -> None:
+    answer = train_fast("run_dir=run", "loss={type: torch.nn.MultiMarginLoss, margin: 0.5}")
+    assert answer.code == 0, answer.err
+    path = in_tmp_path / "run"
+    ask(path)
+    assert figures(measured(path, "test", best_step(path))) == same(read_json(path / "summary.json")["test"])
+    assert_agrees(path, f"test-step-{best_step(path):08d}", 5)
+
+
+def test_the_averaged_outputs_decide_where_there_are_several_views(finished: Path) -> None:
+    ask(finished)
+    ask(finished, "tta=shift")
+    step = best_step(finished)
+    plain, shifted = (Predicted(finished / f"predictions-test-step-{step:08d}{end}.csv") for end in ("", "-shift"))
+    assert plain.index_N.tolist() == shifted.index_N.tolist()
+    assert np.abs(plain.p_NK - shifted.p_NK).max() > 1e-3
+    told = read_json(finished / f"evaluation-test-step-{step:08d}-shift.json")
+    assert told["accuracy"] == (shifted.prediction_N == shifted.label_N).mean()

@@ -1,0 +1,203 @@
+"""What `evaluate.py layers=[…]` draws, and what it refuses before the pass over the split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import Answer, run
+from fast_run import read_json, train_fast
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.nn import functional
+
+from cnnlab.cli import evaluate
+from cnnlab.components import Trust
+from cnnlab.data.digits import Digits
+from cnnlab.data.shapes import Shapes
+from cnnlab.data.source import Pictures
+from cnnlab.inference.layer_figures import Drawing, Study, Wanted
+from cnnlab.inference.predictor import Predictor
+from cnnlab.inference.saved_run import SavedRun
+
+TEST = Digits().read("test")
+
+
+def ask(path: Path, *overrides: str) -> Answer:
+    return run(evaluate, f"run={path}", *overrides)
+
+
+def studied(path: Path, picture: int, *layers: str, pictures: Pictures = TEST) -> tuple[Predictor, dict[str, Drawing]]:
+    """The network of a run and the drawings of its layers by their tags."""
+    saved = SavedRun.open(path, "best", "cpu", Trust(), {})
+    predictor = Predictor.of(saved)
+    study = Study.of(saved, predictor, Wanted(layers, picture), pictures, "test")
+    return predictor, {drawing.tag: drawing for drawing in study.draw()}
+
+
+def shown(drawing: Drawing) -> list[np.ndarray]:
+    return [np.asarray(axis.images[0].get_array()) for axis in drawing.figure.axes if axis.images]
+
+
+def captions(drawing: Drawing) -> list[str]:
+    return [axis.get_title() for axis in drawing.figure.axes if axis.get_title()]
+
+
+def normalized(predictor: Predictor, picture: int) -> Tensor:
+    return predictor.shift_C11 + TEST.x_NCHW[picture : picture + 1] * predictor.scale_C11
+
+
+def test_each_layer_has_its_figures_in_the_folder_and_in_tensorboard(finished: Path) -> None:
+    answer = ask(finished, "layers=[conv1,relu1,output]", "picture=3")
+    assert answer.code == 0, answer.err
+    best = read_json(finished / "summary.json")["best"]["step"]
+    step = f"step-{best:08d}"
+    expected = {
+        f"confusion-test-{step}.png",
+        f"filters-conv1-{step}.png",
+        f"maps-conv1-test-3-{step}.png",
+        f"maximised-conv1-{step}.png",
+        f"maps-relu1-test-3-{step}.png",
+        f"maximised-relu1-{step}.png",
+        f"maximised-output-{step}.png",
+    }
+    assert {path.name for path in (finished / "figures").iterdir()} == expected
+    assert all(f"figures/{name}" in answer.out for name in expected)
+    for name in expected:
+        with Image.open(finished / "figures" / name) as picture:
+            assert picture.width > 500, name
+    events = EventAccumulator(str(finished))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {
+        "confusion/test",
+        "filters/conv1",
+        "maps/conv1/test-3",
+        "maximised/conv1",
+        "maps/relu1/test-3",
+        "maximised/relu1",
+        "maximised/output",
+    }
+    assert [event.step for event in events.Images("maps/conv1/test-3")] == [best]
+
+
+def test_one_layer_may_be_named_without_brackets(finished: Path) -> None:
+    assert ask(finished, "layers=relu1", "split=train", "picture=1256").code == 0  # of 1,437 − 180
+    assert list((finished / "figures").glob("maps-relu1-train-1256-step-*.png"))
+
+
+def test_the_maps_are_those_of_the_picture_by_hand(completed_run: Path) -> None:
+    predictor, drawings = studied(completed_run, 5, "conv1")
+    picture_HW, *maps = shown(drawings["maps/conv1/test-5"])
+    conv = predictor.network.get_submodule("conv1")
+    by_hand_CHW = functional.conv2d(normalized(predictor, 5), conv.weight, padding="same")[0]
+    np.testing.assert_array_equal(picture_HW, TEST.x_NCHW[5, 0])
+    np.testing.assert_allclose(np.stack(maps), by_hand_CHW, atol=1e-5)
+    peak = by_hand_CHW[0].argmax().item()
+    assert captions(drawings["maps/conv1/test-5"])[1].endswith(f"at {peak // 8}, {peak % 8}")
+    filters = shown(drawings["filters/conv1"])
+    np.testing.assert_array_equal(np.stack(filters), conv.weight.mean(1))
+
+
+def test_a_maximising_picture_is_told_with_its_activation_and_that_of_the_picture(completed_run: Path) -> None:
+    predictor, drawings = studied(completed_run, 5, "output")
+    found_NCHW = torch.tensor(np.stack(shown(drawings["maximised/output"])))[:, None]
+    reached_K, here_K = predictor(found_NCHW).diagonal(), predictor(TEST.x_NCHW[5:6])[0]
+    assert (reached_K > here_K).all()
+    values = zip(reached_K.tolist(), here_K.tolist(), strict=True)
+    assert captions(drawings["maximised/output"]) == [f"{k}\n{a:.3g} ({b:.3g})" for k, (a, b) in enumerate(values)]
+
+
+def test_the_networks_outputs_are_called_by_their_classes(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "data=shapes", "data.train_count=800", "data.test_count=80", "model=linear")
+    pictures = Shapes(28, 800, 80, (1, 3), 0.1, 0).read("test")
+    _, drawings = studied(in_tmp_path / "run", 0, "output", pictures=pictures)
+    names = [caption.split("\n")[0] for caption in captions(drawings["maximised/output"])]
+    assert names[:2] == ["vertical_edge", "horizontal_edge"]
+
+
+def test_of_many_channels_64_are_drawn_and_the_title_says_so(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "model=mlp", "model.blocks.hidden1.out_features=70")
+    _, drawings = studied(in_tmp_path / "run", 0, "hidden1")
+    assert len(shown(drawings["maximised/hidden1"])) == 64
+    title = drawings["maximised/hidden1"].figure.get_suptitle()
+    assert title.startswith("hidden1 (the first 64 of 70): ")
+    assert "picture 0 of the test split, labelled " in title
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "layers"),
+    [
+        (("trainer.execution.precision=bf16",), ["norm1", "output"]),
+        (("trainer.execution.layout=contiguous",), ["pool1"]),
+        (("trainer.ema=0.9", "trainer.accumulate=2"), ["conv1"]),
+        (("model=row_gru", "model.blocks.gru.hidden_size=6"), ["gru", "output"]),
+        (("model=resnet_small",), ["block1", "block1.blocks.conv1", "block2.projection.conv"]),
+    ],
+)
+def test_every_kind_of_run_can_be_looked_at(in_tmp_path: Path, overrides: tuple[str, ...], layers: list[str]) -> None:
+    assert train_fast("run_dir=run", *overrides).code == 0
+    answer = ask(in_tmp_path / "run", f"layers=[{','.join(layers)}]")
+    assert answer.code == 0, answer.err
+    drawn = {path.name for path in (in_tmp_path / "run" / "figures").iterdir()}
+    assert all(any(name.startswith(f"maximised-{layer}-step") for name in drawn) for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["layers=[conv1,con2]"],
+            ["layers: expected some of conv1, norm1, ", "received 'con2'; did you mean 'conv2'?"],
+        ),
+        (["layers=[5]"], ["layers: expected some of conv1, norm1, ", "dropout1, output, received '5'"]),
+        (
+            ["layers=conv1", "picture=360"],
+            ["picture: ", "from 0 to 359, the pictures of the test split", "received 360"],
+        ),
+        (["layers=conv1", "picture=180", "split=val"], ["picture: ", "from 0 to 179, the pictures of the val split"]),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_written(
+    finished: Path, overrides: list[str], told: list[str]
+) -> None:
+    before = sorted(finished.rglob("*"))
+    answer = ask(finished, *overrides)
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: {told[0]}")
+    assert [fragment for fragment in told if fragment not in answer.err] == []
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_a_layer_that_gives_neither_maps_nor_features_is_refused(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "model=row_gru")
+    answer = ask(in_tmp_path / "run", "layers=[gru.layers.0]")
+    assert answer.code == 2
+    assert answer.err.startswith("error: layers: gru.layers.0: expected a layer that gives maps ")
+    assert "received a tuple for (1, 1, 8, 8)" in answer.err
+
+
+def test_many_layers_are_not_all_listed(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "model=resnet_small")
+    answer = ask(in_tmp_path / "run", "layers=block1.conv1")
+    assert (
+        "block3, … (10 more in model.txt), received 'block1.conv1'; did you mean 'block1.blocks.conv1'?" in answer.err
+    )
+
+
+def test_an_evaluation_with_layers_measures_what_one_without_does(finished: Path) -> None:
+    ask(finished)
+    (report,) = finished.glob("evaluation-*.json")
+    before = report.read_bytes()
+    report.unlink()
+    ask(finished, "layers=[conv1,output]")
+    assert report.read_bytes() == before
+
+
+def test_the_same_figures_come_again(finished: Path) -> None:
+    ask(finished, "layers=relu1")
+    (path,) = (finished / "figures").glob("maximised-*.png")
+    before = path.read_bytes()
+    ask(finished, "layers=[output,relu1]")
+    assert path.read_bytes() == before

@@ -1,0 +1,126 @@
+"""What `cnnlab.load` returns: a network with its preprocessing."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import run
+from fast_run import read_json, train_fast
+from PIL import Image
+
+import cnnlab
+from cnnlab.cli import evaluate
+from cnnlab.data.digits import Digits
+from cnnlab.runtime.errors import ConfigError
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_predicts_what_evaluate_predicts(finished: Path) -> None:
+    assert run(evaluate, f"run={finished}").code == 0
+    expected = rows(next(finished.glob("predictions-test-*.csv")))
+    predictor = cnnlab.load(finished)
+    found = predictor.predict(Digits().read("test").x_NCHW)
+    assert [one.label for one in found] == [row["prediction"] for row in expected]
+    for one, row in zip(found, expected, strict=True):
+        assert one.probability == pytest.approx(float(row["probability"]), rel=1e-5)
+        assert one.probabilities["3"] == pytest.approx(float(row["p(3)"]), rel=1e-5)
+
+
+def test_it_is_a_module_in_evaluation_mode_whose_weights_stay(completed_run: Path) -> None:
+    predictor = cnnlab.load(completed_run)
+    assert not any(module.training for module in predictor.modules())
+    assert not any(parameter.requires_grad for parameter in predictor.parameters())
+    x_NCHW = Digits().read("test").x_NCHW[:4]
+    assert torch.equal(predictor(x_NCHW), predictor(x_NCHW.float()))
+    assert predictor(x_NCHW).shape == (4, 10)
+
+
+def test_the_pictures_are_normalised_as_in_training(completed_run: Path) -> None:
+    predictor = cnnlab.load(completed_run, checkpoint="last")
+    manifest = read_json(next(completed_run.glob("checkpoints/step-00000006/manifest.json")))["manifest"]
+    measured = manifest["meta"]["normalization"]
+    x_NCHW = Digits().read("test").x_NCHW[:4]
+    by_hand = (x_NCHW.double() - measured["mean_C"][0]) / measured["sd_C"][0]
+    torch.testing.assert_close(predictor(x_NCHW), predictor.network(by_hand.float()), rtol=1e-4, atol=1e-5)
+
+
+def test_files_pictures_arrays_and_tensors_are_the_same_picture(completed_run: Path, tmp_path: Path) -> None:
+    x_CHW = Digits().read("test").x_NCHW[7]
+    array_HW = x_CHW[0].numpy()
+    picture = Image.fromarray(array_HW)
+    picture.save(tmp_path / "digit.png")
+    predictor = cnnlab.load(completed_run)
+    forms = [x_CHW, array_HW, picture, tmp_path / "digit.png", str(tmp_path / "digit.png")]
+    alone = [predictor.predict(form) for form in forms]
+    assert all(len(found) == 1 for found in alone)
+    assert {found[0].label for found in alone} == {predictor.predict(forms)[0].label}
+    np.testing.assert_allclose([found[0].probability for found in alone], alone[0][0].probability, rtol=1e-5)
+
+
+def test_a_picture_of_another_size_is_brought_to_the_networks(completed_run: Path) -> None:
+    large = Image.fromarray(np.full((100, 50, 3), 127, np.uint8))
+    (found,) = cnnlab.load(completed_run).predict(large)
+    assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_checkpoint_is_taken_by_its_step(completed_run: Path) -> None:
+    x_NCHW = Digits().read("test").x_NCHW[:4]
+    third, sixth = (cnnlab.load(completed_run, checkpoint=step)(x_NCHW) for step in (3, 6))
+    assert not torch.equal(third, sixth)
+
+
+def test_a_run_is_loaded_where_its_data_are_not(in_tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name, grey in (("dark", 20), ("light", 230)):
+            folder = in_tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.fromarray(np.full((8, 8), grey + number % 7, np.uint8)).save(folder / f"{number}.png")
+    data = ["data=image_folder", "data.root=pictures", "data.size=8", "data.channels=1", "data.batch_size=8"]
+    assert train_fast("run_dir=run", *data).code == 0
+    shutil.move("pictures/test", "unlabelled")
+    shutil.rmtree("pictures")
+    found = cnnlab.load("run").predict(["unlabelled/dark/1.png", "unlabelled/light/1.png"])
+    assert len(found) == 2
+    answer = run(evaluate, "run=run", "images=unlabelled")
+    assert answer.code == 0, answer.err
+    assert "40 pictures of unlabelled" in answer.out
+    assert "data.root: " in run(evaluate, "run=run").err
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (torch.zeros(1, 8, 8), "uint8"),
+        (np.zeros((8, 8)), "uint8"),
+    ],
+)
+def test_numbers_that_are_not_bytes_are_refused(completed_run: Path, picture: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cnnlab.load(completed_run).predict(picture)
+
+
+def test_a_batch_of_another_shape_is_refused(completed_run: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 1, 8, 8\) of 0…255, received \(1, 3, 9, 9\)"):
+        cnnlab.load(completed_run)(torch.zeros(1, 3, 9, 9))
+
+
+def test_a_file_that_is_no_picture_is_named(completed_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.png").write_text("dear reader")
+    with pytest.raises(ConfigError, match=r"letter\.png"):
+        cnnlab.load(completed_run).predict(tmp_path / "letter.png")
+
+
+def test_a_class_of_a_strangers_run_is_imported_only_where_it_is_repeated(finished: Path) -> None:
+    config = finished / "config.yaml"
+    config.write_text(config.read_text().replace("relu1: relu", "relu1: torch.nn.modules.activation.ReLU"))
+    with pytest.raises(ConfigError, match=r"cnnlab\.load\(.*, trust=\['torch\.nn\.modules\.activation\.ReLU'\]\)"):
+        cnnlab.load(finished)
+    cnnlab.load(finished, trust=["torch.nn.modules.activation.ReLU"])

@@ -1,0 +1,164 @@
+"""The files and tables of an evaluation."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cnnlab.inference.reporting import (
+    MOST_CLASSES,
+    MOST_PROBABILITIES,
+    Predictions,
+    print_report,
+    write_confusion,
+    write_predictions,
+)
+from cnnlab.metrics import report
+from cnnlab.run.run_directory import RunDirectory
+
+AWKWARD = ("[red]", "a,b", 'say "cheese"', "[/red]", "p(x)", "two\nlines")
+
+
+def predictions(classes: int, count: int = 20) -> Predictions:
+    generator = torch.Generator().manual_seed(0)
+    output_NK = torch.randn(count, classes, generator=generator)
+    target_N = torch.arange(count) % classes
+    loss_N = torch.nn.functional.cross_entropy(output_NK, target_N, reduction="none")
+    return Predictions(torch.arange(count) + 1000, target_N, output_NK, output_NK.softmax(1), loss_N)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def written(tmp_path: Path, made: Predictions, names: tuple[str, ...], **options: Any) -> list[dict[str, str]]:
+    return rows(write_predictions(RunDirectory(tmp_path), "predictions.csv", made, names, **options))
+
+
+def printed(capsys: pytest.CaptureFixture[str], names: tuple[str, ...], **changes: Any) -> str:
+    made = predictions(len(names), 200)
+    figures = report(made.output_NK, made.probability_NK, made.target_N, names, 2)
+    result = {"split": "val", "tta": "none", "pictures": 200, "loss": 1.25, "accuracy": 0.5, "metrics": {}}
+    print_report({**result, **figures, **changes}, 7)
+    return capsys.readouterr().out
+
+
+def test_a_line_holds_what_was_said_of_a_picture(tmp_path: Path) -> None:
+    output_NK = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    made = Predictions(
+        torch.tensor([7, 3]), torch.tensor([2, 0]), output_NK, output_NK.softmax(1), torch.tensor([1.5, 0.25])
+    )
+    first, second = written(tmp_path, made, ("ant", "bee", "cat"))
+    p_K = output_NK[0].softmax(0).tolist()
+    assert first == {
+        "index": "7",
+        "label": "cat",
+        "prediction": "bee",
+        "probability": f"{p_K[1]:.9g}",
+        "loss": "1.5",
+        "rank": "2",
+        "p(ant)": f"{p_K[0]:.9g}",
+        "p(bee)": f"{p_K[1]:.9g}",
+        "p(cat)": f"{p_K[2]:.9g}",
+    }
+    assert (second["index"], second["label"], second["prediction"], second["rank"]) == ("3", "ant", "ant", "1")
+
+
+def test_numbers_read_back_as_the_same_float32(tmp_path: Path) -> None:
+    made = predictions(5)
+    found = written(tmp_path, made, tuple("abcde"))
+    p_NK = torch.tensor([[float(row[f"p({name})"]) for name in "abcde"] for row in found])
+    assert torch.equal(p_NK, made.probability_NK)
+    assert torch.equal(torch.tensor([float(row["loss"]) for row in found]), made.loss_N)
+
+
+def test_no_loss_is_written_as_minus_zero(tmp_path: Path) -> None:
+    made = Predictions(*(torch.tensor([0]),) * 2, torch.eye(2)[:1], torch.eye(2)[:1], torch.tensor([-0.0]))
+    assert written(tmp_path, made, ("a", "b"))[0]["loss"] == "0"
+
+
+def test_paths_stand_beside_the_index_where_there_are_some(tmp_path: Path) -> None:
+    paths = [f"cats, mostly/{n}.jpg" for n in range(2000)]
+    found = written(tmp_path, predictions(3), ("a", "b", "c"), paths=paths)
+    assert [row["path"] for row in found] == [paths[int(row["index"])] for row in found]
+    assert list(found[0])[:3] == ["index", "path", "label"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns"), [(MOST_PROBABILITIES, MOST_PROBABILITIES), (MOST_PROBABILITIES + 1, 0)]
+)
+def test_very_many_classes_leave_out_the_probabilities(tmp_path: Path, classes: int, columns: int) -> None:
+    found = written(tmp_path, predictions(classes), tuple(f"class {k}" for k in range(classes)))
+    assert len(found) == 20
+    assert len(found[0]) == 6 + columns
+    assert [row["label"] for row in found] == [f"class {k}" for k in range(20)]
+
+
+def test_any_name_of_a_class_survives_the_files(tmp_path: Path) -> None:
+    found = written(tmp_path, predictions(6), AWKWARD)
+    assert [row["label"] for row in found[:6]] == list(AWKWARD)
+    assert list(found[0])[6:] == [f"p({name})" for name in AWKWARD]
+    matrix_KK = torch.arange(36).reshape(6, 6)
+    table = rows(write_confusion(RunDirectory(tmp_path), "confusion.csv", matrix_KK, AWKWARD))
+    assert [row.pop("label") for row in table] == list(AWKWARD)
+    assert [[int(row[name]) for name in AWKWARD] for row in table] == matrix_KK.tolist()
+
+
+def test_any_name_of_a_class_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, AWKWARD)
+    assert all(part in out for name in AWKWARD for part in name.splitlines())
+    assert "\x1b" not in out
+
+
+def test_the_tables_fit_into_80_columns_whatever_the_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = printed(capsys, ("x" * 90, "hammerhead, " * 12, "cat"))
+    assert max(map(len, out.splitlines())) <= 80
+    assert "F1" in out
+    assert "of the label's" in out
+
+
+def test_the_head_says_split_step_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, ("a", "b", "c"), calibration_error=0.0625, top_k={"2": 0.75})
+    assert out.startswith(
+        "val: accuracy 0.5000, loss 1.2500 on 200 pictures (step 7)\n"
+        "top-2 accuracy 0.7500, expected calibration error 0.0625\n"
+    )
+
+
+def test_the_views_are_told_where_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "(step 7, test-time augmentation flip)" in printed(capsys, ("a", "b", "c"), tta="flip")
+
+
+def test_named_metrics_are_printed_but_for_those_of_each_class(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, ("a", "b", "c"), metrics={"kappa": 0.125, "f1.a": 0.5, "area": 1.0})
+    assert out.splitlines()[2] == "kappa 0.1250, area 1.0000"
+
+
+def test_the_last_line_of_the_classes_is_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    macro = {"precision": 0.125, "recall": 0.25, "f1": 0.375}
+    assert ["mean", "200", "0.1250", "0.2500", "0.3750"] in [
+        line.split() for line in printed(capsys, ("a", "b", "c"), macro=macro).splitlines()
+    ]
+
+
+def test_of_many_classes_the_worst_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    count = MOST_CLASSES + 5
+    names = tuple(f"class{k:02}" for k in range(count))
+    rows = [
+        {"class": name, "pictures": 4, "precision": 0.5, "recall": 0.5, "f1": k / 100} for k, name in enumerate(names)
+    ]
+    out = printed(capsys, names, per_class=rows[::-1], most_confused=[])
+    shown = [line.split()[0] for line in out.splitlines() if line.startswith(" class") and "pictures" not in line]
+    assert shown == list(names[:MOST_CLASSES])
+    assert f"the {MOST_CLASSES} of {count} classes with the lowest F1" in out
+
+
+def test_a_network_without_mistakes_has_nothing_confused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "most confused" not in printed(capsys, ("a", "b", "c"), most_confused=[])
+    assert "most confused" in printed(capsys, ("a", "b", "c"))

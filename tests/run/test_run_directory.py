@@ -1,0 +1,152 @@
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from cnnlab.run.run_directory import RunDirectory
+from cnnlab.runtime.errors import ConfigError
+
+
+def test_a_directory_of_the_wanted_name_is_made(in_tmp_path: Path) -> None:
+    directory = RunDirectory.create("name", in_tmp_path / "a" / "b")
+    directory.release()
+    assert (in_tmp_path / "a" / "b").is_dir()
+
+
+def test_without_a_wish_the_name_tells_date_and_time(in_tmp_path: Path) -> None:
+    directory = RunDirectory.create("digits", None)
+    directory.release()
+    assert directory.path.parent == Path("runs/digits")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{4}", directory.path.name)
+
+
+def test_two_runs_of_one_second_have_two_directories(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda form: "2020-01-01_00-00-00")
+    made = [RunDirectory.create("digits", None) for _ in range(5)]
+    for directory in made:
+        directory.release()
+    assert len({directory.path for directory in made}) == 5
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_exists_is_refused_and_left_as_it_is(in_tmp_path: Path, kind: str) -> None:
+    wanted = in_tmp_path / "run"
+    if kind == "folder":
+        wanted.mkdir()
+    else:
+        wanted.write_text("mine")
+    with pytest.raises(ConfigError, match=f"run_dir: {wanted} exists: .* resume={wanted}"):
+        RunDirectory.create("name", wanted)
+    assert not list(wanted.iterdir()) if kind == "folder" else wanted.read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_told(in_tmp_path: Path) -> None:
+    (in_tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir: .* expected a place to write to"):
+        RunDirectory.create("name", in_tmp_path / "file" / "deeper" / "run")
+
+
+def test_a_parent_that_is_a_file_is_no_run_to_resume(in_tmp_path: Path) -> None:
+    (in_tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        RunDirectory.create("name", in_tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("there", [[], ["a"], ["a", "a/b"]])
+def test_a_discarded_directory_takes_with_it_what_was_made_for_it(in_tmp_path: Path, there: list[str]) -> None:
+    for folder in there:
+        (in_tmp_path / folder).mkdir()
+    RunDirectory.create("name", in_tmp_path / "a" / "b" / "run").discard()
+    assert [path.relative_to(in_tmp_path).as_posix() for path in sorted(in_tmp_path.rglob("*"))] == there
+
+
+def test_a_discarded_directory_leaves_the_run_beside_it(in_tmp_path: Path) -> None:
+    one, other = RunDirectory.create("name", None), RunDirectory.create("name", None)
+    one.discard()
+    other.release()
+    assert list((in_tmp_path / "runs" / "name").iterdir()) == [other.path.absolute()]
+
+
+def refused(path: Path) -> str:
+    """What another one is told who wants a run that is in use."""
+    second = RunDirectory(path)
+    with pytest.raises(ConfigError, match="is in use by") as refusal:
+        second.lock()
+    second.release()
+    return str(refusal.value)
+
+
+def test_a_new_run_is_locked(in_tmp_path: Path) -> None:
+    directory = RunDirectory.create("name", in_tmp_path / "run")
+    assert refused(in_tmp_path / "run")
+    directory.release()
+
+
+def test_the_holder_of_a_lock_is_named(in_tmp_path: Path) -> None:
+    directory = RunDirectory.create("name", in_tmp_path / "run")
+    assert f"process {os.getpid()} on " in refused(in_tmp_path / "run")
+    directory.release()
+
+
+def test_a_released_run_can_be_locked_again(in_tmp_path: Path) -> None:
+    RunDirectory.create("name", in_tmp_path / "run").release()
+    second = RunDirectory(in_tmp_path / "run")
+    second.lock()
+    second.release()
+    assert (in_tmp_path / "run" / ".lock").read_text().count("process") == 1
+
+
+def test_one_who_was_refused_does_not_wipe_the_holders_name(in_tmp_path: Path) -> None:
+    directory = RunDirectory.create("name", in_tmp_path / "run")
+    refused(in_tmp_path / "run")
+    assert f"process {os.getpid()}" in refused(in_tmp_path / "run")
+    directory.release()
+
+
+def test_one_who_was_refused_holds_no_file(in_tmp_path: Path) -> None:
+    directory = RunDirectory.create("name", in_tmp_path / "run")
+    second = RunDirectory(in_tmp_path / "run")
+    with pytest.raises(ConfigError):
+        second.lock()
+    try:
+        assert second._lock is None
+    finally:
+        second.release()
+        directory.release()
+
+
+def test_opening_what_is_not_there_names_the_key_and_the_place(in_tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"resume: .* received 'nowhere'; {in_tmp_path}/nowhere does not exist"):
+        RunDirectory.open(Path("nowhere"), "resume")
+
+
+def test_opening_a_folder_without_a_config_is_refused(in_tmp_path: Path) -> None:
+    (in_tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"run: expected a run's directory with a config\.yaml") as refusal:
+        RunDirectory.open(in_tmp_path / "folder", "run")
+    assert "does not exist" not in str(refusal.value)
+
+
+def test_a_file_is_replaced_whole(in_tmp_path: Path) -> None:
+    directory = RunDirectory(in_tmp_path)
+    directory.write_text("model.txt", "a long old text")
+    directory.write_text("model.txt", "new")
+    assert [(path.name, path.read_text()) for path in in_tmp_path.iterdir()] == [("model.txt", "new")]
+
+
+def test_a_write_that_fails_leaves_the_old_file(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory(in_tmp_path)
+    directory.write_json("summary.json", {"status": "completed"})
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        directory.write_json("summary.json", {"status": "failed"})
+    assert directory.read_json("summary.json") == {"status": "completed"}
+
+
+def test_json_that_is_not_there_reads_as_nothing(in_tmp_path: Path) -> None:
+    assert RunDirectory(in_tmp_path).read_json("summary.json") == {}

@@ -1,0 +1,462 @@
+"""Weights that a run begins with: from a run, from a file, from torchvision; and what stays as it was."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from commands import Answer, composed, run
+from fast_run import FAST, train_fast
+from torch import Tensor
+from torchvision import models
+
+from cnnlab.cli import evaluate, train
+from cnnlab.components import Trust
+from cnnlab.config.check import check_config
+from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
+from cnnlab.network import NetworkPlan, plan_network
+from cnnlab.run.starting_weights import InitFrom, put_in, read_starting_weights
+from cnnlab.runtime.errors import Complaints, ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+BLOCKS: dict[str, Any] = {
+    "conv1": {"type": "conv", "out_channels": 2, "kernel_size": 3},
+    "norm1": "batch_norm",
+    "pool": "global_avg_pool",
+    "output": {"type": "linear", "out_features": 3},
+}
+RESNET: dict[str, Any] = {
+    "network": {"type": "torchvision", "name": "resnet18", "num_classes": 3, "weights": "DEFAULT"}
+}
+TRUNK = "model.freeze=[conv*, norm*]"
+NEW_HEAD = "model.init_from.map={output: null}"
+
+
+def planned(blocks: dict[str, Any] = BLOCKS, shape: tuple[int, ...] = (1, 8, 8)) -> NetworkPlan:
+    complaints = Complaints()
+    plan = plan_network(shape, blocks, complaints)
+    complaints.raise_if_any()
+    assert plan is not None
+    return plan
+
+
+def tensors(blocks: dict[str, Any] = BLOCKS, **extra: Tensor) -> dict[str, Tensor]:
+    """The state of a network whose every number is another."""
+    state = planned(blocks).build().state_dict()
+    return {name: torch.rand(tensor.shape).to(tensor.dtype) for name, tensor in state.items()} | extra
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(tensors(), path)
+    return path
+
+
+def read(path: Path, blocks: dict[str, Any] = BLOCKS, **options: Any) -> dict[str, Tensor]:
+    return read_starting_weights(planned(blocks), InitFrom(str(path), **options), "standardize")
+
+
+def last(path: Path) -> Checkpoint:
+    return Checkpoints(path / "checkpoints").resolve("last")
+
+
+def test_strictly_every_tensor_comes_from_the_file(file: Path) -> None:
+    weights, saved = read(file), safetensors.torch.load_file(file)
+    assert weights.keys() == saved.keys()
+    network = planned().build()
+    put_in(network, weights)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("every", ["", "*"])
+def test_a_prefix_puts_a_whole_file_into_one_block(file: Path, every: str) -> None:
+    nested = {"trunk": {"type": "sequence", "blocks": BLOCKS}}
+    assert set(read(file, nested, map={every: "trunk"})) == {f"trunk.{name}" for name in tensors()}
+
+
+def test_the_longest_prefix_decides_and_ends_at_a_dot(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    inner = {"conv": BLOCKS["conv1"], "conv1": {"type": "conv", "out_channels": 1, "kernel_size": 1}}
+    saved = tensors({"old": {"type": "sequence", "blocks": inner}, "pool": "global_avg_pool"})
+    safetensors.torch.save_file(saved, path)
+    blocks = {"first": inner["conv"], "new": {"type": "sequence", "blocks": {"conv1": inner["conv1"]}}}
+    weights = read(path, blocks, map={"old": "new", "old.conv": "first"})
+    assert torch.equal(weights["first.weight"], saved["old.conv.weight"])
+    assert torch.equal(weights["new.conv1.weight"], saved["old.conv1.weight"])
+    assert len(weights) == 4
+
+
+def test_null_leaves_a_layer_out_on_both_sides(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = BLOCKS | {"output": {"type": "linear", "out_features": 7}}
+    assert not {name for name in read(file, other, map={"output": None}) if name.startswith("output")}
+    printed = capsys.readouterr().out
+    assert "as initialised (2): output.weight, output.bias" in printed
+    assert "not used (2): output.bias, output.weight" in printed
+
+
+def test_null_leaves_out_what_another_entry_has_moved(file: Path) -> None:
+    nested = {"trunk": {"type": "sequence", "blocks": BLOCKS | {"output": {"type": "linear", "out_features": 7}}}}
+    weights = read(file, nested, map={"": "trunk", "output": None})
+    assert {name.split(".")[1] for name in weights} == {"conv1", "norm1"}
+
+
+def test_a_layer_that_is_new_here_can_be_left_out(file: Path) -> None:
+    longer = BLOCKS | {"extra": {"type": "linear", "out_features": 3}}
+    assert set(read(file, longer, map={"extra": None})) == set(tensors())
+
+
+def test_not_strictly_what_fits_is_taken(file: Path) -> None:
+    other = {"conv1": BLOCKS["conv1"], "pool": "global_avg_pool", "output": {"type": "linear", "out_features": 7}}
+    assert set(read(file, other, strict=False)) == {"conv1.weight", "conv1.bias"}
+
+
+def test_a_norms_counter_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    saved = tensors()
+    del saved["norm1.num_batches_tracked"]
+    safetensors.torch.save_file(saved, path)
+    assert read(path).keys() == saved.keys()
+
+
+def test_the_hash_that_is_given_is_that_of_the_file(file: Path) -> None:
+    read(file, sha256=hashlib.sha256(file.read_bytes()).hexdigest().upper())
+    with pytest.raises(ConfigError, match=f"model.init_from.sha256: {file} has .*, expected {'0' * 64}"):
+        read(file, sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "options", "message"),
+    [
+        (
+            BLOCKS | {"output": {"type": "linear", "out_features": 7}},
+            {},
+            "another network: output.weight is \\[3, 2\\] there and \\[7, 2\\] here; output.bias is .*"
+            "strict=false takes what fits; 'model.init_from.map={output: null}' leaves a layer out",
+        ),
+        ({"a": {"type": "linear", "out_features": 3}}, {"strict": False}, "nothing in .* fits: there is "),
+        (BLOCKS, {"map": {"conv9": "conv1"}}, "map: no name begins with 'conv9'; did you mean 'conv1'"),
+        (BLOCKS, {"map": {"outputs": None}}, "map: no name begins with 'outputs'; did you mean 'output'"),
+        (BLOCKS, {"map": {"con": "conv1"}}, "map: no name begins with 'con'"),
+        (BLOCKS, {"map": {"norm1": "output"}}, "map: .* would both be output.bias"),
+    ],
+)
+def test_what_does_not_fit_is_told(file: Path, blocks: dict[str, Any], options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(file, {"flatten": "flatten", **blocks} if "a" in blocks else blocks, **options)
+
+
+def test_at_most_five_differences_are_told(file: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(file, {"flatten": "flatten", "a": {"type": "linear", "out_features": 3}})
+    assert str(raised.value).count(" is not ") == 5  # of 2 that are not there and 9 that are not here
+    assert "; and 6 more. " in str(raised.value)
+
+
+def test_a_file_that_is_not_whole_is_refused(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match="is no whole safetensors file"):
+        read(file)
+
+
+def test_a_damaged_run_is_refused(finished: Path) -> None:
+    path = last(finished).folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    answer = train_fast(f"model.init_from={finished}", "model.init_from.checkpoint=last", "run_dir=new")
+    assert answer.code == 2
+    assert "model.init_from.checkpoint: " in answer.err
+    assert "is damaged" in answer.err
+
+
+def fine_tuned(source: Path, *overrides: str) -> Answer:
+    answer = train_fast(f"model.init_from={source}", TRUNK, NEW_HEAD, *overrides)
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_a_frozen_trunk_from_another_run_stays_to_the_bit_while_the_head_learns(finished: Path, ema: str) -> None:
+    answer = fine_tuned(finished, "run_dir=new", f"trainer.ema={ema}")
+    assert "2,570 train" in answer.out
+    assert "starting weights from" in answer.out
+    source, tuned = Checkpoints(finished / "checkpoints").resolve("best").weights, last(Path("new"))
+    assert_only_the_head_learned(source, tuned.weights)
+    assert_only_the_head_learned(source, tuned.inference_weights)
+
+
+def assert_only_the_head_learned(source: dict[str, Tensor], tuned: dict[str, Tensor]) -> None:
+    changed = {name for name in source if not torch.equal(source[name], tuned[name])}
+    assert changed == {"output.weight", "output.bias"}
+
+
+def test_the_averaged_weights_of_a_run_are_taken_where_there_are_any(in_tmp_path: Path) -> None:
+    assert train_fast("run_dir=old", "trainer.ema=0.9").code == 0
+    answer = train_fast("run_dir=new", "model.init_from=old", "optimizer.lr=0", "model.freeze=[norm*]")
+    assert ", averaged: 20 tensors" in answer.out
+    best = Checkpoints(Path("old/checkpoints")).resolve("best")
+    assert best.ema is not None
+    assert all(torch.equal(best.ema[name], tensor) for name, tensor in last(Path("new")).weights.items())
+
+
+@pytest.mark.slow
+def test_a_file_of_torchvisions_goes_into_a_network_by_one_command(in_tmp_path: Path) -> None:
+    saved = models.resnet18().state_dict()
+    safetensors.torch.save_file(saved, "file.safetensors")
+    answer = train_fast(
+        "model=resnet18",
+        "model.init_from=file.safetensors",
+        "model.init_from.map={*: network}",
+        "model.init_from.map.fc=null",
+        "model.freeze=[network.layer*, network.conv1, network.bn1]",
+        "run_dir=new",
+    )
+    assert answer.code == 0, answer.err
+    assert "5,130 train" in answer.out
+    weights = last(Path("new")).weights
+    assert all(torch.equal(weights[f"network.{name}"], saved[name]) for name in saved if not name.startswith("fc."))
+
+
+def test_a_run_begins_from_the_checkpoint_that_is_named(finished: Path) -> None:
+    answer = train_fast(f"model.init_from={finished}", "model.init_from.checkpoint=3", "run_dir=new", "optimizer.lr=0")
+    assert f"starting weights from {finished}, step 3" in answer.out
+    assert train_fast(f"model.init_from={{path: {finished}, checkpoint: 3}}", "run_dir=another").code == 0
+
+
+def test_evaluation_and_resume_need_no_source(finished: Path) -> None:
+    fine_tuned(finished, "run_dir=new", "schedule=constant")
+    finished.rename("elsewhere")
+    answer = run(evaluate, "run=new")
+    assert answer.code == 0, answer.err
+    answer = run(train, "resume=new", "trainer.max_steps=9")
+    assert answer.code == 0, answer.err
+    assert "starting weights" not in answer.out
+    assert_only_the_head_learned(
+        Checkpoints(Path("elsewhere/checkpoints")).resolve("best").weights, last(Path("new")).weights
+    )
+
+
+def test_a_run_that_has_no_checkpoint_yet_begins_from_its_source_again(finished: Path) -> None:
+    fine_tuned(finished, "run_dir=new")
+    reference = last(Path("new")).weights
+    subprocess.run(["rm", "-r", "new/checkpoints"], check=True)
+    answer = run(train, "resume=new")
+    assert answer.code == 0, answer.err
+    assert "starting weights from" in answer.out
+    again = last(Path("new")).weights
+    assert all(torch.equal(reference[name], again[name]) for name in reference)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_in_a_fresh_process_trains_the_head_alone_to_the_same_bits(finished: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "train.py")]
+    settings = [FAST, "schedule=constant", f"model.init_from={finished}", TRUNK, NEW_HEAD, "trainer.ema=0.9"]
+    subprocess.run([*command, *settings, "run_dir=whole", "trainer.max_steps=9"], check=True, capture_output=True)
+    subprocess.run([*command, *settings, "run_dir=parts", "trainer.max_steps=3"], check=True, capture_output=True)
+    finished.rename("elsewhere")
+    subprocess.run([*command, "resume=parts", "trainer.max_steps=9"], check=True, capture_output=True)
+    whole, parts = last(Path("whole")), last(Path("parts"))
+    assert whole.step == parts.step == 9
+    assert_only_the_head_learned(Checkpoints(Path("elsewhere/checkpoints")).resolve("best").weights, parts.weights)
+    assert all(torch.equal(whole.weights[name], parts.weights[name]) for name in whole.weights)
+
+
+def test_groups_frozen_layers_and_starting_weights_go_together(finished: Path) -> None:
+    answer = train_fast(
+        f"model.init_from={finished}",
+        "model.freeze=[conv1, norm1]",
+        "+optimizer.groups={conv*: {lr: 0.001}, output*: {lr: 0.1}}",
+        "schedule=cosine",
+        "run_dir=new",
+    )
+    assert answer.code == 0, answer.err
+    groups = last(Path("new")).state()["learner"]["optimizer"]["groups"]
+    names = {name: group for group in groups for name in group["names"]}
+    assert not {name for name in names if name.startswith(("conv1", "norm1"))}
+    # each from its own base lr: after 6 of 6 steps of the cosine, all of them at zero
+    blueprint = check_config(
+        composed(FAST, "schedule=cosine", "+optimizer.groups={conv*: {lr: 0.001}, output*: {lr: 0.1}}"), Trust()
+    )
+    optimizer = blueprint.build_optimizer(blueprint.network.build())
+    schedule = blueprint.build_schedule(optimizer)
+    for _ in range(3):
+        schedule.step()
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert rates["conv2.weight"] == pytest.approx(0.001 / 2)  # half-way: (1 + cos(π/2)) / 2
+    assert rates["output.weight"] == pytest.approx(0.1 / 2)
+    assert rates["norm2.weight"] == pytest.approx(0.05 / 2)
+    assert all(group["lr"] == pytest.approx(0, abs=1e-12) for group in names.values())
+
+
+# torchvision's
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """A made-up file of weights for resnet18 with 1,000 classes, where torch keeps its downloads."""
+    return publish(tmp_path, monkeypatch, models.resnet18().state_dict())
+
+
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    folder = tmp_path / "torch_home" / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    (folder / "new.pth").rename(folder / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    entry = models.ResNet18_Weights.DEFAULT
+    monkeypatch.setattr(
+        "cnnlab.run.starting_weights.pretrained_weights",
+        lambda name, weights: SimpleNamespace(
+            url=f"file:///nowhere/resnet18-{digest[:8]}.pth", transforms=entry.transforms
+        ),
+    )
+    return state
+
+
+def weights_file() -> Path:
+    return next((Path(torch.hub.get_dir()) / "checkpoints").glob("resnet18-*.pth"))
+
+
+def read_pretrained(normalize: str = "imagenet", **arguments: Any) -> dict[str, Tensor]:
+    return read_starting_weights(planned({"network": RESNET["network"] | arguments}, (3, 64, 64)), None, normalize)
+
+
+def test_pretrained_weights_come_with_a_fresh_head(
+    pretrained: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = read_pretrained()
+    assert {f"network.{name}" for name in pretrained} - weights.keys() == {"network.fc.weight", "network.fc.bias"}
+    assert all(torch.equal(tensor, pretrained[name.removeprefix("network.")]) for name, tensor in weights.items())
+    assert "as initialised (2): fc.weight, fc.bias" in capsys.readouterr().out
+
+
+def test_of_as_many_classes_the_head_comes_too(pretrained: dict[str, Tensor]) -> None:
+    assert len(read_pretrained(num_classes=1000)) == len(pretrained)
+
+
+def test_an_older_file_without_counters_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {name: t for name, t in models.resnet18().state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert len(read_pretrained_of(tmp_path, monkeypatch, state)) == len(state) - 2
+
+
+def read_pretrained_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    publish(tmp_path, monkeypatch, state)
+    return read_pretrained()
+
+
+def test_what_was_never_trained_stays_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = models.resnet18().state_dict()
+    state["layer4.1.conv2.weight"] = torch.full_like(state["layer4.1.conv2.weight"], torch.nan)
+    assert "network.layer4.1.conv2.weight" not in read_pretrained_of(tmp_path, monkeypatch, state)
+
+
+def test_auxiliary_heads_in_the_file_are_no_mismatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = models.resnet18().state_dict() | {"AuxLogits.fc.weight": torch.zeros(3)}
+    assert "network.conv1.weight" in read_pretrained_of(tmp_path, monkeypatch, state)
+
+
+def test_densenets_older_names_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = models.densenet121().state_dict()
+    older = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for name, t in state.items()}
+    assert older.keys() != state.keys()
+    publish(tmp_path, monkeypatch, older)
+    assert len(read_pretrained(name="densenet121")) == len(state) - 2
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_every_other_mismatch_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    state = models.resnet18().state_dict()
+    tensor = state.pop("conv1.weight")
+    if change == "shape":
+        state["conv1.weight"] = tensor[:, :1]
+    if change == "extra":
+        state |= {"conv1.weight": tensor, "conv9.weight": tensor}
+    with pytest.raises(ConfigError, match=r"model\.blocks\.network\.weights: .* holds another network: conv[19]"):
+        read_pretrained_of(tmp_path, monkeypatch, state)
+
+
+def test_the_hash_in_its_name_is_checked_for_a_file_that_was_there(pretrained: dict[str, Tensor]) -> None:
+    path = weights_file()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"network\.weights: .* is damaged or another file: its SHA-256 is"):
+        read_pretrained()
+
+
+def test_a_file_that_is_not_there_is_downloaded(
+    pretrained: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = weights_file()
+    content = path.read_bytes()
+    path.unlink()
+    asked = []
+
+    def download(url: str, target: str, hash_prefix: str) -> None:
+        asked.append((url, hash_prefix))
+        Path(target).write_bytes(content)
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    assert read_pretrained()
+    assert asked == [(f"file:///nowhere/{path.name}", path.stem.removeprefix("resnet18-"))]
+    assert f"downloading file:///nowhere/{path.name} to {path}" in capsys.readouterr().out
+
+
+def test_a_download_that_fails_says_where_to_put_the_file(pretrained: dict[str, Tensor]) -> None:
+    path = weights_file()
+    path.unlink()
+    with pytest.raises(ConfigError, match=f"file:///nowhere/{path.name} cannot be downloaded: .* the file at {path}"):
+        read_pretrained()
+
+
+def test_a_file_that_holds_code_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state: Any = {"conv1.weight": Path("/")}
+    with pytest.raises(ConfigError, match="holds more than plain weights, and was not read"):
+        read_pretrained_of(tmp_path, monkeypatch, state)
+
+
+def test_another_normalisation_is_noted(pretrained: dict[str, Tensor], capsys: pytest.CaptureFixture[str]) -> None:
+    read_pretrained("imagenet")
+    assert "normalised" not in capsys.readouterr().out
+    read_pretrained("standardize")
+    assert "trained on pictures normalised by data.normalize=imagenet; this run has standardize" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_a_run_from_pretrained_weights_freezes_evaluates_and_resumes(
+    pretrained: dict[str, Tensor], in_tmp_path: Path
+) -> None:
+    answer = train_fast(
+        "model=resnet18",
+        "model.blocks.network.weights=IMAGENET1K_V1",
+        'model.freeze=["network.conv1", "network.bn1", "network.layer*"]',
+        "data.normalize=imagenet",
+        "schedule=constant",
+        "run_dir=run",
+    )
+    assert answer.code == 0, answer.err
+    weights_file().unlink()
+    assert run(evaluate, "run=run").code == 0
+    assert run(train, "resume=run", "trainer.max_steps=8").code == 0
+    tuned = last(Path("run"))
+    kept = {name: tensor for name, tensor in pretrained.items() if not name.startswith("fc.")}
+    assert all(torch.equal(tuned.weights[f"network.{name}"], tensor) for name, tensor in kept.items())
+    assert json.loads(Path("run/summary.json").read_text())["step"] == 8
+
+
+@pytest.mark.slow
+def test_a_network_that_asks_for_its_version_is_trained_and_evaluated(in_tmp_path: Path) -> None:
+    answer = train_fast("model=mnasnet0_5", "trainer.max_steps=2", "trainer.ema=0.9", "run_dir=run")
+    assert answer.code == 0, answer.err
+    assert train_fast("model=mnasnet0_5", "model.init_from=run", "trainer.max_steps=1", "run_dir=new").code == 0
+    assert run(train, "resume=run", "trainer.max_steps=2").code == 0

@@ -1,0 +1,398 @@
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import Answer, run
+from fast_run import read_json, train_fast
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cnnlab
+from cnnlab.cli import evaluate, train
+from cnnlab.data.source import Pictures
+from cnnlab.run.run_directory import RunDirectory
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(path: Path, split: str) -> list[int]:
+    return [entry["step"] for entry in metrics(path) if entry["split"] == split]
+
+
+def resume(path: Path, *overrides: str) -> Answer:
+    return run(train, f"resume={path}", *overrides)
+
+
+def saved(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load((path / "config.yaml").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def refused(answer: Answer, *fragments: str) -> bool:
+    """Whether it was refused in one message with all fragments."""
+    assert answer.code == 2, answer.err
+    assert [fragment for fragment in fragments if fragment not in answer.err] == [], answer.err
+    return answer.err.startswith("error: ")
+
+
+# what a run leaves
+
+
+def test_a_run_directory_holds_what_is_promised(completed_run: Path) -> None:
+    names = {path.name for path in completed_run.iterdir() if not path.name.startswith((".", "events.out.tfevents."))}
+    assert names == {
+        "config.yaml",
+        "overrides.yaml",
+        "environment.json",
+        "model.txt",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+    }
+
+
+def test_one_event_file_is_made(completed_run: Path) -> None:
+    assert len(list(completed_run.glob("events.out.tfevents.*"))) == 1
+
+
+def test_best_and_last_name_a_checkpoint_each(completed_run: Path) -> None:
+    checkpoints = completed_run / "checkpoints"
+    assert (checkpoints / "last").read_text().strip() == "step-00000006"
+    assert (checkpoints / (checkpoints / "best").read_text().strip() / "model.safetensors").is_file()
+
+
+def test_the_config_keeps_interpolations(in_tmp_path: Path) -> None:
+    answer = run(train, "run_dir=run", "trainer.max_steps=2")
+    assert answer.code == 0, answer.err
+    assert saved(in_tmp_path / "run")["name"] == "${data.type}"
+
+
+def test_a_secret_of_the_command_line_is_not_saved(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    answer = train_fast("run_dir=run", "name=${oc.env:SECRET}")
+    assert answer.code == 0, answer.err
+    assert "hunter2" not in (in_tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_the_config_holds_neither_hydra_nor_what_belongs_to_one_command(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "trust=[some.Class]")
+    config = saved(in_tmp_path / "run")
+    assert "hydra" not in config
+    assert (config["run_dir"], config["resume"], config["trust"]) == (None, None, [])
+
+
+def test_the_overrides_are_kept(completed_run: Path) -> None:
+    overrides = yaml.safe_load((completed_run / "overrides.yaml").read_text())
+    assert overrides == ["experiment=debug/fast", f"run_dir={completed_run}"]
+
+
+def test_the_layer_table_is_kept(completed_run: Path) -> None:
+    assert "conv1" in (completed_run / "model.txt").read_text()
+
+
+def test_the_environment_tells_versions_and_the_data(completed_run: Path) -> None:
+    environment = read_json(completed_run / "environment.json")
+    assert environment["torch"].startswith("2.")
+    assert environment["precision"] == "fp32"
+    assert len(environment["data_digest"]) == 64
+
+
+def test_every_record_is_a_line(completed_run: Path) -> None:
+    assert steps(completed_run, "train") == [2, 4, 6]
+    assert steps(completed_run, "val") == [3, 6]
+    assert steps(completed_run, "test") == [6]
+    assert all({"step", "epoch", "split", "loss", "accuracy"} <= entry.keys() for entry in metrics(completed_run))
+
+
+def test_the_test_split_is_measured_once_and_last(completed_run: Path) -> None:
+    assert [entry["split"] for entry in metrics(completed_run) if entry.get("final")] == ["test"]
+    assert metrics(completed_run)[-1]["split"] == "test"
+
+
+def test_the_summary_tells_how_it_ended(completed_run: Path) -> None:
+    summary = read_json(completed_run / "summary.json")
+    assert (summary["status"], summary["step"], summary["monitor_test"]) == ("completed", 6, False)
+    assert summary["train"]["images_per_second"] == pytest.approx(
+        summary["train"]["pictures"] / summary["train"]["seconds"]
+    )
+
+
+def test_the_summarys_best_is_a_validation_of_the_log(completed_run: Path) -> None:
+    best = read_json(completed_run / "summary.json")["best"]
+    values = {entry["step"]: entry["accuracy"] for entry in metrics(completed_run) if entry["split"] == "val"}
+    assert best["accuracy/val"] == values[best["step"]] == max(values.values())
+
+
+def test_the_outcome_and_how_to_go_on_are_printed(in_tmp_path: Path) -> None:
+    answer = train_fast("run_dir=run")
+    assert "test accuracy" in answer.out
+    assert "completed: run" in answer.out
+    assert "evaluate.py run=run" in answer.out
+
+
+def test_without_a_wish_the_run_lies_under_its_name(in_tmp_path: Path) -> None:
+    train_fast("name=mine")
+    assert len(list((in_tmp_path / "runs" / "mine").glob("*/summary.json"))) == 1
+
+
+def test_the_same_seed_gives_the_same_bits(completed_run: Path, in_tmp_path: Path) -> None:
+    train_fast("run_dir=run")
+    weights = "checkpoints/step-00000006/model.safetensors"
+    assert (in_tmp_path / "run" / weights).read_bytes() == (completed_run / weights).read_bytes()
+
+
+def test_another_seed_gives_other_weights(completed_run: Path, in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "seed=1")
+    weights = "checkpoints/step-00000006/model.safetensors"
+    assert (in_tmp_path / "run" / weights).read_bytes() != (completed_run / weights).read_bytes()
+
+
+# what a run does that fails
+
+
+def test_a_run_whose_loss_explodes_fails_with_its_step(in_tmp_path: Path) -> None:
+    answer = train_fast("run_dir=run", "optimizer.lr=1e30")
+    assert answer.code == 1
+    assert answer.err.startswith("error: the loss of step ")
+    assert "is not a finite number" in answer.err
+
+
+def test_a_run_that_fails_says_so_in_its_summary(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "optimizer.lr=1e30")
+    summary = read_json(in_tmp_path / "run" / "summary.json")
+    assert summary["status"] == "failed"
+    assert "is not a finite number" in summary["error"]
+
+
+def test_a_run_that_fails_gives_its_lock_back(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "optimizer.lr=1e30")
+    directory = RunDirectory(in_tmp_path / "run")
+    (directory.path / ".lock").write_text("another\n")
+    directory.lock()
+    assert str(os.getpid()) in (directory.path / ".lock").read_text()
+    directory.release()
+
+
+# going on
+
+
+def test_a_run_can_be_lengthened_where_its_schedule_does_not_mind(in_tmp_path: Path) -> None:
+    train_fast("run_dir=run", "schedule=constant")
+    answer = resume(in_tmp_path / "run", "trainer.max_steps=9")
+    assert answer.code == 0, answer.err
+    assert steps(in_tmp_path / "run", "train") == [2, 4, 6, 8, 9]
+    assert steps(in_tmp_path / "run", "val") == [3, 6, 9]
+    assert steps(in_tmp_path / "run", "test") == [9]
+
+
+def test_a_lengthened_run_is_one_that_was_that_long(in_tmp_path: Path) -> None:
+    train_fast("run_dir=short", "schedule=constant")
+    resume(in_tmp_path / "short", "trainer.max_steps=9")
+    train_fast("run_dir=long", "schedule=constant", "trainer.max_steps=9")
+    weights = "checkpoints/step-00000009/model.safetensors"
+    assert (in_tmp_path / "short" / weights).read_bytes() == (in_tmp_path / "long" / weights).read_bytes()
+
+
+def test_another_length_is_refused_where_the_schedule_depends_on_it(finished: Path) -> None:
+    assert refused(
+        resume(finished, "trainer.max_steps=12"),
+        "trainer: ",
+        "'one_cycle' was made for 6 steps",
+        "schedule.total_steps=6",
+        "a length of 12 steps",
+    )
+
+
+def test_another_length_is_taken_where_the_schedules_own_is_given(finished: Path) -> None:
+    answer = resume(finished, "trainer.max_steps=9", "schedule.total_steps=6")
+    assert answer.code == 0, answer.err
+    assert read_json(finished / "summary.json")["step"] == 9
+
+
+def test_what_a_resumed_run_changed_is_kept_in_its_config(finished: Path) -> None:
+    resume(finished, "trainer.max_steps=9", "schedule.total_steps=6")
+    assert saved(finished)["trainer"]["max_steps"] == 9
+    assert "trainer.max_steps=9" in yaml.safe_load((finished / "overrides.yaml").read_text())
+
+
+def test_a_completed_run_that_is_resumed_is_left_as_it_is(finished: Path) -> None:
+    before, weights = metrics(finished), finished / "checkpoints/step-00000006/model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert resume(finished).code == 0
+    assert metrics(finished) == before
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_a_resumed_run_keeps_its_groups(finished: Path) -> None:
+    assert refused(resume(finished, "model=mlp"), "model: a resumed run keeps its model", "model=mlp")
+
+
+def test_a_resumed_run_keeps_its_values(finished: Path) -> None:
+    assert refused(resume(finished, "optimizer.lr=0.1"), "optimizer.lr: ", "0.05", "optimizer.lr=0.1", "trainer.epochs")
+
+
+def test_a_value_that_is_the_runs_own_is_no_change(finished: Path) -> None:
+    assert resume(finished, "optimizer.lr=0.05").code == 0
+
+
+def test_the_refused_value_is_shown_as_it_was_given(finished: Path) -> None:
+    assert "received optimizer.lr=0.1" in resume(finished, "optimizer.lr=0.1").err
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=1", "~model.blocks.dropout1", "data.batch_size=16", "loss.label_smoothing=0.5"]
+)
+def test_what_would_change_the_result_is_refused(finished: Path, change: str) -> None:
+    assert refused(resume(finished, change), f"{change.split('=')[0].lstrip('~')}: ")
+
+
+@pytest.mark.parametrize("change", ["trainer.log_every=1", "observers.console=null", "device=cpu"])
+def test_what_changes_no_result_is_taken(finished: Path, change: str) -> None:
+    answer = resume(finished, change)
+    assert answer.code == 0, answer.err
+
+
+def test_changed_data_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    assert refused(resume(finished), "data: ", "000000000000… now")
+
+
+def test_a_completed_run_whose_resumption_is_refused_stays_completed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    assert refused(resume(finished))
+    assert read_json(finished / "summary.json")["status"] == "completed"
+
+
+def test_a_resumption_that_is_refused_leaves_the_config(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (finished / "config.yaml").read_text()
+    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    assert refused(resume(finished, "trainer.log_every=1"))
+    assert (finished / "config.yaml").read_text() == before
+
+
+def test_another_environment_is_told_and_the_run_goes_on(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    answer = resume(finished)
+    assert answer.code == 0
+    assert "threads was 1 and is 77" in answer.out.replace("\n", " ")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(finished: Path, completed_run: Path) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    answer = resume(finished)
+    assert answer.code == 0, answer.err
+    assert "has no checkpoint yet: starting this run again in its directory" in answer.out
+    assert steps(finished, "train") == [2, 4, 6]
+    weights = "checkpoints/step-00000006/model.safetensors"
+    assert (finished / weights).read_bytes() == (completed_run / weights).read_bytes()
+
+
+def test_a_run_that_started_again_has_no_doubled_points(finished: Path) -> None:
+    shutil.rmtree(finished / "checkpoints")
+    resume(finished)
+    events = EventAccumulator(str(finished))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [2, 4, 6]
+
+
+def test_a_run_in_use_is_not_resumed(finished: Path) -> None:
+    holder = RunDirectory(finished)
+    holder.lock()
+    with pytest.MonkeyPatch.context() as patch:
+        released = RunDirectory.lock
+
+        def lock_and_close(self: RunDirectory) -> None:
+            try:
+                released(self)
+            except ValueError:
+                self.release()
+                raise
+
+        patch.setattr(RunDirectory, "lock", lock_and_close)
+        answer = resume(finished)
+    holder.release()
+    assert refused(answer, "resume: ", "is in use by process")
+
+
+# the user's own classes
+
+CANARY = "import torch\n\n\nclass Twice(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
+
+
+@pytest.fixture
+def with_own_class(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a block of the user's own, which has since been forgotten."""
+    (in_tmp_path / "own_blocks.py").write_text(CANARY)
+    monkeypatch.syspath_prepend(in_tmp_path)
+    answer = train_fast("run_dir=run", "+model.blocks.twice={type: own_blocks.Twice, after: relu1}")
+    assert answer.code == 0, answer.err
+    del sys.modules["own_blocks"]
+    return in_tmp_path / "run"
+
+
+@pytest.mark.parametrize(("command", "key", "script"), [(train, "resume", "train"), (evaluate, "run", "evaluate")])
+def test_a_saved_class_of_the_users_own_is_not_imported_unasked(
+    with_own_class: Path, command: Any, key: str, script: str
+) -> None:
+    answer = run(command, f"{key}={with_own_class}")
+    repeated = f"python {script}.py {key}={with_own_class} 'trust=[own_blocks.Twice]'"
+    assert refused(answer, "model.blocks.twice: ", repeated)
+    assert "own_blocks" not in sys.modules
+
+
+@pytest.mark.parametrize(("command", "key"), [(train, "resume"), (evaluate, "run")])
+def test_a_class_that_the_command_repeats_is_imported(with_own_class: Path, command: Any, key: str) -> None:
+    answer = run(command, f"{key}={with_own_class}", "trust=[own_blocks.Twice]")
+    assert answer.code == 0, answer.err
+    assert "own_blocks" in sys.modules
+
+
+def test_trust_is_not_kept_in_the_run(with_own_class: Path) -> None:
+    run(train, f"resume={with_own_class}", "trust=[own_blocks.Twice]")
+    assert saved(with_own_class)["trust"] == []
+
+
+@pytest.mark.slow
+def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cnnlab.cli import train; "
+        "sys.argv = ['train.py', 'experiment=debug/fast', 'trainer.ema=0.9', 'trainer.clip_norm=1']; train(); "
+        "print('compiler:', 'torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cnnlab.__file__).parents[1])}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "compiler: False" in answer.stdout  # it takes two seconds
+
+
+def test_a_profiled_run_leaves_a_trace_and_trains_to_the_same_bits(in_tmp_path: Path) -> None:
+    plain, profiled = (
+        train_fast(f"run_dir={name}", "trainer.max_steps=24", f"trainer.profile={value}")
+        for name, value in (("plain", "false"), ("profiled", "true"))
+    )
+    assert "the costliest operations of a step" in profiled.out
+    assert "aten::convolution_backward" in profiled.out
+    assert (in_tmp_path / "profiled" / "trace.json").is_file()
+    assert "costliest" not in plain.out
+    figures = [
+        [(e["step"], e["split"], e["loss"]) for e in metrics(in_tmp_path / name)] for name in ("plain", "profiled")
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_a_run_leaves_the_garbage_collector_as_it_found_it(in_tmp_path: Path) -> None:
+    frozen = gc.get_freeze_count()
+    assert train_fast("run_dir=run").code == 0
+    assert gc.get_freeze_count() == frozen

@@ -1,0 +1,315 @@
+"""`python train.py -m …` as a whole; its parts are in test_axes.py, test_processes.py and test_results.py."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from commands import Answer, run
+from fast_run import FAST, read_json
+from hydra.core.plugins import Plugins
+
+import cnnlab
+from cnnlab.cli import train
+from cnnlab.run.run_directory import RunDirectory, make_sweep_directory
+from cnnlab.runtime.errors import ConfigError, Interrupted
+from cnnlab.sweep.processes import Processes, Task
+
+REPOSITORY = Path(__file__).parents[2]
+BASIC = "hydra/launcher=basic"  # in this process: faster, where the process does not matter
+
+
+def grid(*overrides: str) -> Answer:
+    return run(train, "-m", FAST, *overrides)
+
+
+def sweep_of(folder: Path) -> Path:
+    (sweep,) = (folder / "runs").glob("*/sweep_*")
+    return sweep
+
+
+def statuses(sweep: Path) -> dict[str, str]:
+    return {path.parent.name: read_json(path)["status"] for path in sweep.glob("*/summary.json")}
+
+
+def rows(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """`python train.py -m …` in a fresh process, at the head of a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), "-m", *overrides],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+# the directory
+
+
+def test_two_sweeps_of_one_second_have_a_directory_each(tmp_path: Path) -> None:
+    made = [make_sweep_directory(tmp_path / "runs" / "sweep") for _ in range(3)]
+    assert [path.name for path in made] == ["sweep", "sweep_2", "sweep_3"]
+    assert all(path.is_dir() for path in made)
+
+
+def test_a_sweep_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .*/file/sweep cannot be made"):
+        make_sweep_directory(tmp_path / "file" / "sweep")
+
+
+# in one process, by Hydra's own launcher
+
+
+def test_another_launcher_can_be_chosen(in_tmp_path: Path) -> None:
+    answer = grid(BASIC, "seed=1,2")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("grid: 2 jobs = 2 seed\nresults in runs/fast/sweep_")
+    sweep = sweep_of(in_tmp_path)
+    assert statuses(sweep) == {"000": "completed", "001": "completed"}
+    assert [row["seed"] for row in rows(sweep)] == ["1", "2"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["000", "001", "sweep.csv"]
+
+
+def test_with_another_launcher_too_a_job_that_fails_does_not_stop_the_others(in_tmp_path: Path) -> None:
+    answer = grid(BASIC, "optimizer.lr=-1,1e30,0.05")
+    assert answer.code == 1
+    sweep = sweep_of(in_tmp_path)
+    assert statuses(sweep) == {"001": "failed", "002": "completed"}
+    assert [row["status"] for row in rows(sweep)] == ["failed", "failed", "completed"]
+    told = answer.err.split("error: 2 of 3 jobs did not complete:\n")[1].splitlines()
+    assert told[0] == "  000 optimizer.lr=-1: failed: optimizer.lr: expected a number ≥ 0, received -1"
+    assert told[1].startswith("  001 optimizer.lr=1e30: failed: the loss of step ")
+
+
+def test_what_another_launcher_did_until_it_was_stopped_is_in_the_table(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(launcher: object, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        for overrides, status in zip(job_overrides, ("completed", "interrupted"), strict=False):
+            directory = RunDirectory.create("fast", Path(overrides[-1].removeprefix("run_dir=").strip("'")))
+            directory.write_json("summary.json", {"status": status})
+            directory.release()
+        raise Interrupted(signal.SIGTERM)
+
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    monkeypatch.setattr(basic, "launch", launch)
+    answer = grid(BASIC, "seed=1,2,3")
+    assert answer.code == 128 + signal.SIGTERM
+    assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["completed", "interrupted", "not started"]
+
+
+@pytest.mark.slow
+def test_another_sweeper_can_use_our_processes(in_tmp_path: Path) -> None:
+    answer = run(train, "-m", FAST, "hydra/sweeper=basic", "trainer.max_steps=0", "seed=1")
+    assert answer.code == 0, answer.err
+    assert "layer" in (sweep_of(in_tmp_path) / "000.log").read_text()
+
+
+# axes of every kind
+
+
+@pytest.mark.parametrize(
+    ("axis", "beside", "key", "values"),
+    [
+        ("model=linear,mlp", "seed=3", "model", ["linear", "mlp"]),
+        ("experiment=debug/fast,debug/overfit", "seed=3", "experiment", ["debug/fast", "debug/overfit"]),
+        ("seed=range(1,3)", "~model.blocks.dropout1", "seed", ["1", "2"]),
+        ("optimizer=choice(sgd,adam)", "optimizer.lr=0.01", "optimizer", ["sgd", "adam"]),
+        ("optimizer.dampening=0.1,0.2", "optimizer.nesterov=false", "optimizer.dampening", ["0.1", "0.2"]),
+        (
+            "model.blocks.pool1={type: max_pool, kernel_size: 2},{type: avg_pool, kernel_size: 2}",
+            "model.blocks.conv1={type: conv, out_channels: 4, kernel_size: 3}",
+            "model.blocks.pool1",
+            ["{type:max_pool,kernel_size:2}", "{type:avg_pool,kernel_size:2}"],
+        ),
+        ("+model.blocks.last=relu,gelu", "~model.blocks.dropout1", "model.blocks.last", ["relu", "gelu"]),
+    ],
+)
+def test_an_axis_of_any_kind_works_beside_values(
+    in_tmp_path: Path, axis: str, beside: str, key: str, values: list[str]
+) -> None:
+    answer = run(train, "-m", axis, beside, BASIC, "trainer.max_steps=0")
+    assert answer.code == 0, answer.err
+    assert [(row[key], row["status"]) for row in rows(sweep_of(in_tmp_path))] == [(one, "completed") for one in values]
+
+
+# what the processes get
+
+
+class Recorded(Processes):
+    """Starts nothing; keeps what would have been started."""
+
+    last: "Recorded"
+    tasks: Mapping[int, Task]
+
+    def run(self, tasks: Mapping[int, Task], ended: Callable[..., None], look: Callable[[], None]) -> None:
+        Recorded.last = self
+        self.tasks = tasks
+
+
+@pytest.fixture
+def recorded(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
+    monkeypatch.setattr("cnnlab.sweep.grid.Processes", Recorded)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return Recorded
+
+
+def test_a_jobs_command_is_the_persons_with_a_value_of_each_axis(recorded: type[Recorded], in_tmp_path: Path) -> None:
+    (in_tmp_path / "mine" / "model").mkdir(parents=True)
+    (in_tmp_path / "mine" / "model" / "small.yaml").write_text(
+        "blocks: {flatten: flatten, output: {type: linear, out_features: classes}}"
+    )
+    arguments = (
+        "--config-dir",
+        "mine",
+        "model=small,mlp",
+        "hydra.launcher.n_jobs=2",
+        "hydra.job.name=mine",
+        "optimizer.dampening=0",
+    )
+    run(train, *arguments, "-m")
+    sweep = sweep_of(in_tmp_path).relative_to(in_tmp_path)
+    own = recorded.last.tasks[0].command[3:]
+    assert own[:2] == ["--config-dir=mine", "hydra.job.name=mine"]
+    assert own[-3:] == ["model=small", "++optimizer.dampening=0", f"run_dir='{sweep}/000'"]
+    assert [one for one in own if "launcher" in one or "hydra.mode" in one] == []
+    assert recorded.last.tasks[0].log == sweep / "000.log"
+
+
+def test_a_jobs_interpreter_imports_from_where_ours_does(recorded: type[Recorded]) -> None:
+    grid("seed=1,2")
+    command = recorded.last.tasks[0].command
+    program = command[2].replace("from cnnlab.cli import train; train()", "import cnnlab; print(cnnlab.__file__)")
+    answer = subprocess.run([*command[:2], program], capture_output=True, text=True, check=True, cwd="/")
+    assert answer.stdout.strip() == cnnlab.__file__
+
+
+@pytest.mark.parametrize(("asked", "passed_on"), [("1", True), ("0", False)])
+def test_tracebacks_are_for_jobs_only_where_the_person_asks_for_them(
+    recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch, asked: str, passed_on: bool
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", FAST, "seed=1,2"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", asked)
+    with pytest.raises(SystemExit):
+        train()
+    assert ("HYDRA_FULL_ERROR" in recorded.last.environment) is passed_on
+
+
+@pytest.mark.parametrize(("jobs", "at_once"), [("1", 1), ("2", 2), ("9", 3), ("null", 1)])
+def test_no_more_run_at_once_than_there_are(
+    recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch, jobs: str, at_once: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    answer = grid("seed=1,2,3", f"hydra.launcher.n_jobs={jobs}")
+    assert recorded.last.at_once == at_once
+    assert f"{at_once} at a time" in answer.out
+
+
+def test_where_there_are_several_gpus_each_has_a_job(recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    answer = grid("seed=1,2,3")
+    assert (recorded.last.at_once, recorded.last.gpus) == (2, ["0", "1"])
+    assert "on GPUs 0,1" in answer.out
+
+
+def test_a_job_that_is_refused_starts_no_process(recorded: type[Recorded], in_tmp_path: Path) -> None:
+    answer = grid("data.batch_size=32,64", "trainer.accumulate=1,64")
+    assert sorted(recorded.last.tasks) == [0, 2, 3]
+    assert "001 data.batch_size=32 trainer.accumulate=64  failed  trainer.accumulate: expected at most" in answer.out
+    assert rows(sweep_of(in_tmp_path))[1]["status"] == "failed"
+
+
+def test_a_grid_is_checked_while_hydra_holds_each_jobs_config(recorded: type[Recorded]) -> None:
+    """A mapping of another type replaces the experiment's choice in one job, and does not linger in the next."""
+    grid("model=mlp,cnn", "model.blocks.output={type: linear, out_features: classes, bias: false}")
+    assert sorted(recorded.last.tasks) == [0, 1]
+
+
+# in processes of their own
+
+MINE = """
+import os, signal
+from torch import nn
+
+class Bomb(nn.Module):
+    # the first process that comes by is killed, as by the kernel where memory is short
+    def forward(self, x_NCHW):
+        if not x_NCHW.is_meta:
+            try:
+                os.close(os.open("gone_off", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return x_NCHW
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x_NCHW
+"""
+
+
+@pytest.mark.slow
+def test_of_six_jobs_five_are_whole_where_one_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    axes = ("optimizer.lr=0.01,0.05,0.1", "model=cnn,mlp")
+    process = start(tmp_path, FAST, *axes, "+model.blocks.bomb=mine.Bomb", "hydra.launcher.n_jobs=2")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 1, err
+    assert out.startswith("grid: 6 jobs = 3 optimizer.lr × 2 model\n")
+    assert "2 at a time, OMP_NUM_THREADS=" in out
+    sweep = sweep_of(tmp_path)
+    summaries = {path.parent.name: read_json(path) for path in sweep.glob("*/summary.json")}
+    assert [summary["status"] for summary in summaries.values()] == ["completed"] * 5
+    table = rows(sweep)
+    assert [(row["optimizer.lr"], row["model"]) for row in table[:3]] == [
+        ("0.01", "cnn"),
+        ("0.01", "mlp"),
+        ("0.05", "cnn"),
+    ]
+    (killed,) = (row for row in table if row["status"] != "completed")
+    assert (killed["status"], killed["accuracy/test"]) == ("failed", "")
+    for row in table:
+        if row is not killed:
+            assert float(row["accuracy/test"]) == summaries[row["job"]]["test"]["accuracy"]
+            assert float(row["accuracy/val"]) == summaries[row["job"]]["best"]["accuracy/val"]
+    best = max((row for row in table if row is not killed), key=lambda row: float(row["accuracy/val"]))
+    assert f"* best by accuracy/val: {best['directory']}\n" in out
+    assert err.startswith("error: 1 of 6 jobs did not complete:\n")
+    assert (
+        f"{killed['job']} optimizer.lr={killed['optimizer.lr']} model={killed['model']}: failed: killed by SIGKILL"
+        in err
+    )
+    environment = read_json(tmp_path / best["directory"] / "environment.json")
+    assert environment["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_lets_the_running_job_save_and_starts_no_other(
+    tmp_path: Path, number: signal.Signals, to_all: bool
+) -> None:
+    process = start(tmp_path, "seed=1,2", "trainer.epochs=5000", "trainer.checkpoint_every=5", "observers=quiet")
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("runs/*/*/000/checkpoints/step-*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    sweep = sweep_of(tmp_path)
+    assert statuses(sweep) == {"000": "interrupted"}
+    assert [row["status"] for row in rows(sweep)] == ["interrupted", "not started"]
+    assert f"resume={sweep.relative_to(tmp_path)}/000 goes on with it" in err
+    assert "001" not in {path.name for path in sweep.iterdir()}

@@ -1,0 +1,103 @@
+"""`import cnnlab` in a notebook."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fast_run import FAST, read_json
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+import cnnlab
+from cnnlab.config.compose import CONFIGS
+from cnnlab.runtime.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_compose_gives_the_config_of_the_command_line() -> None:
+    config = cnnlab.compose("data=mnist", "model=lenet", "model.blocks.dropout1.p=0.2", "optimizer.dampening=0.1")
+    assert config.data.type == "mnist"
+    assert config.model.blocks.dropout1 == {"type": "dropout", "p": 0.2}
+    assert config.optimizer.dampening == 0.1
+    assert "hydra" not in config
+
+
+def test_a_block_of_another_type_replaces_as_on_the_command_line() -> None:
+    config = cnnlab.compose("model.blocks.pool1={type: avg_pool, kernel_size: 2, stride: 1}")
+    assert dict(config.model.blocks.pool1) == {"type": "avg_pool", "kernel_size": 2, "stride": 1}
+
+
+def test_training_answers_with_the_runs_directory(in_tmp_path: Path) -> None:
+    config = cnnlab.compose(FAST, "observers=quiet")
+    config.model.blocks.conv1.out_channels = 4
+    run = cnnlab.train(config)
+    assert run.parent == Path("runs/fast")
+    assert read_json(run / "summary.json")["status"] == "completed"
+    assert "4×8×8" in (run / "model.txt").read_text()
+
+
+def test_a_run_goes_on_from_python(in_tmp_path: Path) -> None:
+    run = cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "schedule=constant"))
+    again = cnnlab.train(cnnlab.compose(f"resume={run}"))
+    assert again == run
+
+
+def test_yaml_of_ones_own_is_found(in_tmp_path: Path) -> None:
+    (in_tmp_path / "mine" / "model").mkdir(parents=True)
+    (in_tmp_path / "mine" / "model" / "tiny.yaml").write_text("init: he\nblocks: {flatten: flatten}\n")
+    assert cnnlab.compose("model=tiny", config_dir="mine").model.init == "he"
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("data=mnsit", "did you mean 'mnist'?"),
+        ("sede=1", "did you mean 'seed'?"),
+        ("model.blocks.x={", "model.blocks.x"),
+    ],
+)
+def test_what_composition_refuses_is_one_sentence(override: str, fragment: str) -> None:
+    with pytest.raises(ConfigError, match=fragment.replace("?", r"\?")):
+        cnnlab.compose(override)
+
+
+def test_what_the_checks_refuse_comes_when_training_is_asked_for(in_tmp_path: Path) -> None:
+    config = cnnlab.compose(FAST)
+    config.model.blocks.dropout1.q = 0.5
+    with pytest.raises(ConfigError, match=r"model\.blocks\.dropout1\.q: "):
+        cnnlab.train(config)
+    assert not list(in_tmp_path.iterdir())
+
+
+def test_a_run_without_steps_is_refused(in_tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps"):
+        cnnlab.train(cnnlab.compose("trainer.max_steps=0"))
+
+
+def test_hydra_of_the_notebooks_own_is_left_as_it_was() -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cnnlab.compose("data=mnist")
+        assert hydra_compose("train").data.type == "digits"
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, cnnlab; print('torch' in sys.modules, cnnlab.__version__)"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False", cnnlab.__version__]
+
+
+def test_another_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        cnnlab.fit  # noqa: B018
+
+
+def test_the_notebook_of_the_readme_works(in_tmp_path: Path) -> None:
+    text = (REPOSITORY / "README.md").read_text().split("## From Python\n")[1].split("```python\n")[1].split("```")[0]
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) <= 5
+    source = text.replace('cnnlab.compose("', f'cnnlab.compose("{FAST}", "', 1)
+    scope: dict[str, object] = {}
+    exec(source, scope)
+    assert (Path(str(scope["run"])) / "summary.json").is_file()
