@@ -56,7 +56,7 @@ wheel: $(READY) ## build the package into dist/, and try its commands outside th
 		$(CURDIR)/$(BIN)/python -c "import cnnlab, sys; sys.exit(not cnnlab.__file__.startswith('$$place'))" && \
 		rm -rf $$place && echo "$$wheel works"
 
-notes: $(READY) ## walk through the notes: docs/notes.md with its pictures and checks (ARGS='stride padding' for some)
+notes: $(READY) ## walk through the notes: docs/notes.md with its images and checks (ARGS='stride padding' for some)
 	$(BIN)/python docs/make_notes.py $(ARGS)
 
 book: $(READY) ## reproduce published experiments and write docs/book.md (ARGS='c1-30 c3-98 --seeds 3 --jobs 2')

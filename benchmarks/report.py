@@ -38,10 +38,10 @@ HEADLINES = [
     ("MLP 64-128-64, the same", "mlp", "train_seconds"),
     ("… the whole command", "mlp", "command_seconds"),
     ("… peak memory", "mlp", "peak_mb"),
-    ("784-30-10 sigmoid, a step of 10 pictures", "tiny", "step_us"),
+    ("784-30-10 sigmoid, a step of 10 images", "tiny", "step_us"),
     ("MNIST from scratch, training, for test accuracy", "accuracy", "train_seconds"),
-    ("50,000 JPEGs, their first epoch, no network", "pictures", "first_epoch_seconds"),
-    ("… a later epoch", "pictures", "later_epoch_seconds"),
+    ("50,000 JPEGs, their first epoch, no network", "images", "first_epoch_seconds"),
+    ("… a later epoch", "images", "later_epoch_seconds"),
     ("Start", "start", "command_seconds"),
 ]
 

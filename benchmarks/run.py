@@ -20,8 +20,8 @@ def main(names: list[str], repeats: int, also: list[str]) -> int:
     """Returns how many benchmarks failed; the others go on."""
     failures = 0
     for name in names or BENCHMARKS:
-        if name == "pictures" and "CNNLAB_JPEGS" not in os.environ:
-            print("pictures: left out; CNNLAB_JPEGS has to name a folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
+        if name == "images" and "CNNLAB_JPEGS" not in os.environ:
+            print("images: left out; CNNLAB_JPEGS has to name a folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
             continue
         try:
             run(name, repeats, also)
@@ -72,7 +72,7 @@ def name_folders_absolutely() -> None:
 
 
 @contextmanager
-def pictures_in_files() -> Iterator[None]:
+def images_in_files() -> Iterator[None]:
     """Names a folder of JPEGs in CNNLAB_JPEGS where none is named: $CNNLAB_DATA/cifar10-jpeg.zip, unpacked."""
     packed = Path(os.environ.get("CNNLAB_DATA", "data"), "cifar10-jpeg.zip")
     if "CNNLAB_JPEGS" in os.environ or not packed.exists():
@@ -103,6 +103,6 @@ if __name__ == "__main__":
     parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="run cnnlab with it as well")
     given = parser.parse_args()
     name_folders_absolutely()
-    with pictures_in_files() if "pictures" in (given.names or BENCHMARKS) else nullcontext():
+    with images_in_files() if "images" in (given.names or BENCHMARKS) else nullcontext():
         failed = main(given.names, given.repeats, given.also)
     sys.exit(bool(failed))

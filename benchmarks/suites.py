@@ -11,7 +11,7 @@ from measuring import REPOSITORY, Contestant
 CONTESTANTS = REPOSITORY / "benchmarks" / "contestants"
 CONFIGS = REPOSITORY / "benchmarks" / "configs"
 ONE_EPOCH = ("data=mnist", "schedule=constant", "trainer.epochs=1", "seed={round}")
-GROWTH_PICTURES = 3_840  # trained on at every point of the growth benchmarks
+GROWTH_IMAGES = 3_840  # trained on at every point of the growth benchmarks
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -69,7 +69,7 @@ def mlp() -> list[Contestant]:
 
 def tiny() -> list[Contestant]:
     """All of the book's first experiment: its compilation is worth it if it is paid back within."""
-    lesson = ("--batch", "10", "--pictures", "50000", "--epochs", "30")
+    lesson = ("--batch", "10", "--images", "50000", "--epochs", "30")
     return [
         by_hand("by hand", "sigmoid", *lesson, environment=ONE_THREAD),
         cnnlab("cnnlab", "experiment=book/c1-30", "seed={round}", environment=ONE_THREAD),
@@ -85,7 +85,7 @@ def accuracy() -> list[Contestant]:
     ]
 
 
-def pictures() -> list[Contestant]:
+def images() -> list[Contestant]:
     own, torchvision = CONTESTANTS / "images_cnnlab.py", CONTESTANTS / "images_torchvision.py"
     return [
         python("ImageFolder, 2 workers", torchvision, "--workers", "2"),
@@ -113,7 +113,7 @@ def growth(axis: str, values: Sequence[int]) -> list[Contestant]:
     contestants = []
     for value in values:
         batch = value if axis == "batch" else 128
-        steps = GROWTH_PICTURES // batch
+        steps = GROWTH_IMAGES // batch
         overrides = [f"data.batch_size={batch}", f"trainer.max_steps={steps}", "model=cnn"]
         if axis == "width":
             overrides += [f"model.blocks.conv{n + 1}.out_channels={value * 2**n}" for n in range(3)]
@@ -138,7 +138,7 @@ BENCHMARKS = {
         "784-64-128-64-10 with batch norm, one epoch of MNIST in batches of 128, then the test split", mlp, EPOCH
     ),
     "tiny": Benchmark(
-        "784-30-10 sigmoid (`experiment=book/c1-30`), 30 epochs of 50,000 pictures in batches of 10, one thread",
+        "784-30-10 sigmoid (`experiment=book/c1-30`), 30 epochs of 50,000 images in batches of 10, one thread",
         tiny,
         ("step_us", "train_seconds", "command_seconds", "peak_mb"),
     ),
@@ -148,9 +148,9 @@ BENCHMARKS = {
         ("accuracy", "seconds_to_99", "seconds_to_99.3", "train_seconds"),
         same_work=False,
     ),
-    "pictures": Benchmark(
+    "images": Benchmark(
         "50,000 JPEGs of 32×32 pixels, shifted and mirrored, in batches of 128, no network",
-        pictures,
+        images,
         ("first_epoch_seconds", "later_epoch_seconds", "next_run_seconds", "peak_mb"),
     ),
     "busy": Benchmark(

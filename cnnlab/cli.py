@@ -71,7 +71,7 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
             job(composed)
         except Exception as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:  # in this process, one job after another: on to the next
-                _tell(error)
+                _print_error(error)
                 raise
             failures.append(error)
             raise _JobFailedError from error
@@ -89,11 +89,11 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
         if isinstance(failures[0], BrokenPipeError):  # whoever read our words has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
-        _tell(failures[0])
+        _print_error(failures[0])
     except (*COMPOSITION_ERRORS, TrainingError) as error:
         known = isinstance(error, ConfigError | TrainingError)
         failures.append(error if known else ConfigError(explain(error, CONFIGS)))
-        _tell(failures[-1])
+        _print_error(failures[-1])
     except Interrupted as interruption:
         sys.exit(interruption.exit_status)
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:
         sys.exit(USER_MISTAKE if isinstance(failures[0], USER_MISTAKES) else FAILURE)
 
 
-def _tell(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     """A sentence for what a person can mend; a traceback for what only we can, or where it is asked for."""
     if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)

@@ -1,9 +1,9 @@
 """A spec from the config becomes a class and its arguments, with every complaint collected.
 
 A spec is a name (`relu`) or a mapping with `type` and arguments (`{type: conv, out_channels: 20}`). A name
-without a dot is looked up in the table of its kind; `torch.nn.Hardswish` is taken from the kind's own torch
+without a dot is looked up in its registry; `torch.nn.Hardswish` is taken from the registry's own torch
 namespaces; any other dotted path is the user's own class. Nothing here is ever called before it was found to be
-of the right kind.
+of the right class.
 """
 
 import importlib
@@ -23,7 +23,7 @@ Factory = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Registry:
     """What one group of the config may name: its table, and which torch classes go by their dotted names."""
 
     noun: str
@@ -93,26 +93,27 @@ def split_spec(spec: Any, key: str) -> tuple[str, dict[str, Any]]:
     raise ConfigError(f"{key}: expected a name or a mapping with a 'type', received {spec!r}")
 
 
-def find_factory(name: str, key: str, kind: Kind, trust: Trust) -> Factory:
+def find_factory(name: str, key: str, registry: Registry, trust: Trust) -> Factory:
     """The class or function that `name` stands for. Raises `ConfigError` with the nearest legal name."""
-    if name in kind.table:
-        return kind.table[name]
-    if "." not in name or kind.base is None:
-        dotted = f", or a dotted name such as {[*kind.namespaces, 'my.package'][0]}.Name" if kind.base else ""
+    if name in registry.table:
+        return registry.table[name]
+    if "." not in name or registry.base is None:
+        dotted = f", or a dotted name such as {[*registry.namespaces, 'my.package'][0]}.Name" if registry.base else ""
         raise ConfigError(
-            f"{key}: there is no {kind.noun} {name!r};{did_you_mean(name, kind.table)} "
-            f"expected one of {listing(sorted(kind.table))}{dotted}"
+            f"{key}: there is no {registry.noun} {name!r};{did_you_mean(name, registry.table)} "
+            f"expected one of {listing(sorted(registry.table))}{dotted}"
         )
     module_name, _, attribute = name.rpartition(".")
-    if module_name not in kind.namespaces:
+    if module_name not in registry.namespaces:
         trust.check(key, name)
     factory = _import(module_name, attribute, name, key)
-    if not (isinstance(factory, type) and issubclass(factory, kind.base)):
+    if not (isinstance(factory, type) and issubclass(factory, registry.base)):
         raise ConfigError(
-            f"{key}: {name} is no {kind.noun}: expected a subclass of {kind.base.__module__}.{kind.base.__qualname__}"
+            f"{key}: {name} is no {registry.noun}: expected a subclass of "
+            f"{registry.base.__module__}.{registry.base.__qualname__}"
         )
     if inspect.isabstract(factory):
-        raise ConfigError(f"{key}: {name} is abstract: expected a {kind.noun} that can be built")
+        raise ConfigError(f"{key}: {name} is abstract: expected a {registry.noun} that can be built")
     return factory
 
 
@@ -132,7 +133,7 @@ def _import(module_name: str, attribute: str, name: str, key: str) -> Any:
 def bind(
     spec: Any,
     key: str,
-    kind: Kind,
+    registry: Registry,
     complaints: Complaints,
     *,
     provided: Collection[str] = (),
@@ -147,7 +148,7 @@ def bind(
     """
     try:
         name, arguments = split_spec(spec, key)
-        factory = find_factory(name, key, kind, trust or Trust())
+        factory = find_factory(name, key, registry, trust or Trust())
     except ConfigError as error:
         complaints.add("", str(error))
         return None

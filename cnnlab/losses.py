@@ -1,6 +1,6 @@
 """Losses. Each says whether it takes logits or activations, so that a mismatch with the last layer can be said.
 
-All are the mean over the pictures of a batch; targets are class indices (N,) or class probabilities (N, K).
+All are the mean over the images of a batch; targets are class indices (N,) or class probabilities (N, K).
 """
 
 import copy
@@ -19,24 +19,24 @@ Weights = Sequence[float] | str | None
 
 
 class Loss(nn.Module):
-    """The mean over the pictures of a loss of `each`; `takes` is what the network's output has to be."""
+    """The mean over the images of a loss of `each`; `takes` is what the network's output has to be."""
 
     takes: str
     sigmoid = False  # whether logits become probabilities one by one, and not together by softmax
 
     @abstractmethod
     def each(self, output_NK: Tensor, target: Tensor) -> Tensor:
-        """The loss of each picture, (N,)."""
+        """The loss of each image, (N,)."""
 
     def forward(self, output_NK: Tensor, target: Tensor) -> Tensor:
         return self.each(output_NK, target).mean()
 
 
 class ClassWeighted(Loss):
-    """A loss whose pictures count by the weight of their class.
+    """A loss whose images count by the weight of their class.
 
-    `weight` is a number for each class, or `balanced`: N / (K · n_k) for n_k of the N training pictures in class k
-    (scikit-learn's definition). Weighted losses are divided by the number of pictures, so that the parts of a batch
+    `weight` is a number for each class, or `balanced`: N / (K · n_k) for n_k of the N training images in class k
+    (scikit-learn's definition). Weighted losses are divided by the number of images, so that the parts of a batch
     add up to it; `torch.nn.CrossEntropyLoss(weight)` divides by the weights in the batch. Raises `ArgumentError`.
     """
 
@@ -62,12 +62,12 @@ class ClassWeighted(Loss):
             )
 
     def fit(self, counts_K: Sequence[int]) -> None:
-        """Computes `balanced` weights from the number of training pictures in each class."""
+        """Computes `balanced` weights from the number of training images in each class."""
         if not self.balanced:
             return
         if 0 in counts_K:
             raise ArgumentError(
-                "weight", f"balanced needs pictures of every class, and class {counts_K.index(0)} has none to train on"
+                "weight", f"balanced needs images of every class, and class {counts_K.index(0)} has none to train on"
             )
         counts = torch.tensor(counts_K, dtype=torch.float64)
         self.weight = (counts.sum() / (len(counts) * counts)).float()
@@ -97,7 +97,7 @@ class CrossEntropy(ClassWeighted):
 class Focal(ClassWeighted):
     """−Σ_k t_k · (1 − p_k)^γ · log p_k with p = softmax(logits) (arXiv 1708.02002, eq. 4, for K classes).
 
-    γ = 0 is cross-entropy; the larger γ, the less a picture counts that is told well. Raises `ArgumentError`.
+    γ = 0 is cross-entropy; the larger γ, the less an image counts that is told well. Raises `ArgumentError`.
     """
 
     takes = "logits"
@@ -148,7 +148,7 @@ class Quadratic(Loss):
         return 0.5 * (activation_NK - _probabilities_of(target, activation_NK)).square().sum(1)
 
     def forward(self, activation_NK: Tensor, target: Tensor) -> Tensor:
-        # the mean over the pictures is K/2 times that over all outputs, which is one operation instead of four
+        # the mean over the images is K/2 times that over all outputs, which is one operation instead of four
         return F.mse_loss(activation_NK, _probabilities_of(target, activation_NK)) * (activation_NK.shape[1] / 2)
 
 
@@ -193,7 +193,7 @@ def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def loss_of_each(loss: nn.Module, output_NK: Tensor, target: Tensor) -> Tensor:
-    """(N,) the loss of each picture, for any loss: ours, torch's (by `reduction`), or a person's own, one by one."""
+    """(N,) the loss of each image, for any loss: ours, torch's (by `reduction`), or a person's own, one by one."""
     if isinstance(loss, Loss):
         return loss.each(output_NK, target)
     if type(loss).__module__ == nn.CrossEntropyLoss.__module__:  # torch's own

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cnnlab.components import Component, Kind, bind
+from cnnlab.components import Component, Registry, bind
 from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing, no_such_key
 
 if TYPE_CHECKING:
@@ -69,7 +69,12 @@ def build_metrics(specs: Any, key: str, classes: int, complaints: Complaints) ->
 
 def _build(name: str, spec: Any, key: str, classes: int, complaints: Complaints) -> Measure | None:
     component = bind(
-        spec, key, Kind("metric", metric_classes()), complaints, provided=("num_classes",), withheld=("num_classes",)
+        spec,
+        key,
+        Registry("metric", metric_classes()),
+        complaints,
+        provided=("num_classes",),
+        withheld=("num_classes",),
     )
     if component is None or not _known_arguments(component, complaints):
         return None
@@ -170,7 +175,7 @@ def report(
     """Everything that follows from the predictions of a split, in plain values.
 
     The outputs say which class is predicted and which come next: of float32 probabilities several can be exactly 0 or
-    1. Precision, recall and F1 of a class that is never predicted, or has no pictures, are 0; `macro` is their mean
+    1. Precision, recall and F1 of a class that is never predicted, or has no images, are 0; `macro` is their mean
     over the classes that occur among labels or predictions.
     """
     from torchmetrics.functional import classification as functional
@@ -192,7 +197,7 @@ def report(
         "per_class": [
             {
                 "class": name,
-                "pictures": int(confusion_KK[k].sum()),
+                "images": int(confusion_KK[k].sum()),
                 **{metric: float(values_K[k]) for metric, values_K in per_class.items()},
             }
             for k, name in enumerate(class_names)
@@ -204,7 +209,7 @@ def report(
 def calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
     """The expected calibration error with 15 bins (arXiv 1706.04599): Σ_b n_b/N · |accuracy_b − confidence_b|.
 
-    torchmetrics adds confidences up in float32, which is off by 1e-5 for 10,000 pictures that a network is sure of, and
+    torchmetrics adds confidences up in float32, which is off by 1e-5 for 10,000 images that a network is sure of, and
     gives confidences of exactly 1 a bin of their own.
     """
     confidence_N = confidence_N.double()
@@ -230,7 +235,7 @@ def rank_of_label(output_NK: Tensor, target_N: Tensor) -> Tensor:
 
 
 def most_confused(confusion_KK: Tensor, class_names: Sequence[str], most: int = MOST_CONFUSED) -> list[dict[str, Any]]:
-    """The pairs (label, prediction) with most mistakes; `share` is of the label's pictures."""
+    """The pairs (label, prediction) with most mistakes; `share` is of the label's images."""
     mistakes_KK = confusion_KK.clone().fill_diagonal_(0)
     order = mistakes_KK.flatten().argsort(descending=True, stable=True)[:most]
     pairs = [divmod(int(place), len(class_names)) for place in order]
@@ -238,7 +243,7 @@ def most_confused(confusion_KK: Tensor, class_names: Sequence[str], most: int = 
         {
             "label": class_names[label],
             "prediction": class_names[prediction],
-            "pictures": int(mistakes_KK[label, prediction]),
+            "images": int(mistakes_KK[label, prediction]),
             "share": float(mistakes_KK[label, prediction] / confusion_KK[label].sum()),
         }
         for label, prediction in pairs

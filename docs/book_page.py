@@ -91,7 +91,7 @@ def _command(name: str) -> str:
 
 def _chosen_by(monitor: str | None, figure: str) -> str:
     if monitor is None:
-        return "last epoch" + (" (validation pictures)" if figure.endswith("/val") else "")
+        return "last epoch" + (" (validation images)" if figure.endswith("/val") else "")
     return "test peak" if monitor.endswith("/test") else "validation"
 
 
@@ -128,7 +128,7 @@ def _baselines(found: Mapping[str, float] | None) -> str:
     if found is None:
         return "Not yet measured: `make book ARGS=baselines`."
     rows = [
-        ["mean darkness of the picture", "22.25", f"{100 * found['darkness']:.2f}"],
+        ["mean darkness of the image", "22.25", f"{100 * found['darkness']:.2f}"],
         ['`sklearn.svm.SVC(gamma="auto")`', "94.35", f"{100 * found['svm']:.2f}"],
     ]
     return _table(("baseline", "published", "ours (%)"), rows)

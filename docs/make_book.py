@@ -50,7 +50,7 @@ BESIDE = {
     "c3-init30-large": [Beside("accuracy", "val", 1, 0.8643)],
     "c3-init30-small": [Beside("accuracy", "val", 1, 0.9270)],
 }
-ON_TRAINING_PICTURES = {"c3-overfit": 1.0, "c3-full": 0.9786, "c3-regfull": 0.9647}
+ON_TRAINING_IMAGES = {"c3-overfit": 1.0, "c3-full": 0.9786, "c3-regfull": 0.9647}
 
 
 def main() -> None:
@@ -141,8 +141,8 @@ def read_run(name: str, path: Path) -> dict[str, Any]:
             "published": figure.published,
             "ours": epochs[figure.epoch - 1],
         }
-    if name in ON_TRAINING_PICTURES:
-        beside["training pictures"] = {"published": ON_TRAINING_PICTURES[name], "ours": on_training_pictures(path)}
+    if name in ON_TRAINING_IMAGES:
+        beside["training images"] = {"published": ON_TRAINING_IMAGES[name], "ours": on_training_images(path)}
     return {
         "figure": summary["test"][metric] if split == "test" else best[f"{metric}/{split}"],
         "val": best["accuracy/val"],
@@ -152,8 +152,8 @@ def read_run(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def on_training_pictures(path: Path) -> float:
-    """Accuracy of the chosen checkpoint on the pictures it learned from, by the product's own evaluation."""
+def on_training_images(path: Path) -> float:
+    """Accuracy of the chosen checkpoint on the images it learned from, by the product's own evaluation."""
     (found,) = _evaluated(path, "evaluation-train-*.json", "split=train")
     return float(json.loads(found.read_text())["accuracy"])
 
@@ -174,7 +174,7 @@ def _call(script: str, *arguments: str, threads: int | None = None) -> subproces
 
 
 def ensemble() -> dict[str, Any] | None:
-    """The vote of the runs: each picture is what most of them take it for, by the sum of probabilities at a tie."""
+    """The vote of the runs: each image is what most of them take it for, by the sum of probabilities at a tie."""
     paths = [path for path in sorted((RUNS / VOTERS).glob("seed-*")) if complete(path)]
     if len(paths) < 2:
         print(f"c6-ensemble: needs complete runs of {VOTERS} to vote, found {len(paths)}", file=sys.stderr)
@@ -189,7 +189,7 @@ def ensemble() -> dict[str, Any] | None:
 
 
 def _predictions(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (N,) and probabilities (N, 10) of the test pictures, in the order of their file."""
+    """Labels (N,) and probabilities (N, 10) of the test images, in the order of their file."""
     with _evaluated(path, "predictions-test-*.csv")[-1].open() as file:
         rows = list(csv.DictReader(file))
     labels = torch.tensor([int(row["label"]) for row in rows])
@@ -201,17 +201,17 @@ def baselines() -> dict[str, float]:
     return {"darkness": mean_darkness(), "svm": support_vector_machine()}
 
 
-def _pictures() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first 50,000 training pictures and labels, then the test ones; (N, 784) in [0, 1]."""
+def _images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first 50,000 training images and labels, then the test ones; (N, 784) in [0, 1]."""
     source = check_config(resolved(cnnlab.compose("data=mnist")), Trust()).source
     train, test = source.read("train"), source.read("test")
-    flat = [pictures.x_NCHW.flatten(1).float() / 255 for pictures in (train, test)]
+    flat = [images.x_NCHW.flatten(1).float() / 255 for images in (train, test)]
     return flat[0][:50_000], train.y_N[:50_000], flat[1], test.y_N
 
 
 def mean_darkness() -> float:
-    """Test accuracy of naming the digit whose mean darkness in the training pictures is nearest."""
-    x_train, y_train, x_test, y_test = _pictures()
+    """Test accuracy of naming the digit whose mean darkness in the training images is nearest."""
+    x_train, y_train, x_test, y_test = _images()
     darkness_K = torch.stack([x_train[y_train == digit].sum(1).mean() for digit in range(10)])
     guesses = (x_test.sum(1)[:, None] - darkness_K).abs().argmin(1)
     return float((guesses == y_test).double().mean())
@@ -220,7 +220,7 @@ def mean_darkness() -> float:
 def support_vector_machine() -> float:
     from sklearn.svm import SVC  # type: ignore[import-untyped]
 
-    x_train, y_train, x_test, y_test = (tensor.numpy() for tensor in _pictures())
+    x_train, y_train, x_test, y_test = (tensor.numpy() for tensor in _images())
     return float(SVC(gamma="auto", cache_size=2000).fit(x_train, y_train).score(x_test, y_test))
 
 
@@ -230,7 +230,7 @@ def vanishing(draws: int = 10) -> dict[str, list[list[float]]]:
 
 
 def bias_gradients(layers: int, seed: int) -> list[float]:
-    """‖∂C/∂b‖ of each hidden layer before the first update, the cost over the first 1,000 training pictures."""
+    """‖∂C/∂b‖ of each hidden layer before the first update, the cost over the first 1,000 training images."""
     more = [
         f"+model.blocks.{name}={{type: {block}, after: {before}}}"
         for k in range(3, layers + 1)
@@ -239,11 +239,11 @@ def bias_gradients(layers: int, seed: int) -> list[float]:
             (f"sigmoid{k}", "sigmoid", f"hidden{k}"),
         )
     ]
-    blueprint = check_config(resolved(cnnlab.compose("experiment=book/c5-vanish", *more)), Trust())
+    plan = check_config(resolved(cnnlab.compose("experiment=book/c5-vanish", *more)), Trust())
     torch.manual_seed(seed)
-    network = blueprint.network.build()
-    x_ND, y_N, _, _ = _pictures()
-    blueprint.loss(network(x_ND[:1000].reshape(-1, *blueprint.spec.input_shape)), y_N[:1000]).backward()
+    network = plan.network.build()
+    x_ND, y_N, _, _ = _images()
+    plan.loss(network(x_ND[:1000].reshape(-1, *plan.spec.input_shape)), y_N[:1000]).backward()
     biases = [p for name, p in network.named_parameters() if re.fullmatch(r"hidden\d\.bias", name)]
     return [float(bias.grad.norm()) for bias in biases if bias.grad is not None]
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 RESULTS = REPOSITORY / "docs" / "notes.json"
 PAGE = REPOSITORY / "docs" / "notes.md"
-PICTURES = REPOSITORY / "docs" / "notes"
+IMAGES = REPOSITORY / "docs" / "notes"
 BAR = "\\|"  # within a table
 TEMPLATE = REPOSITORY / "docs" / "notes.template.md"
 
@@ -77,19 +77,19 @@ def read_results() -> dict[str, Any]:
 
 
 def kept(name: str, shown: Shown) -> dict[str, Any]:
-    """What the page needs of a concept; its pictures are written."""
-    PICTURES.mkdir(exist_ok=True)
+    """What the page needs of a concept; its images are written."""
+    IMAGES.mkdir(exist_ok=True)
     files = []
-    for kind, picture in shown.pictures.items():
-        file = PICTURES / f"{name}-{kind}.png"
-        if isinstance(picture, Figure):
-            picture.savefig(file, dpi=100, metadata={"Software": None})
+    for kind, image in shown.images.items():
+        file = IMAGES / f"{name}-{kind}.png"
+        if isinstance(image, Figure):
+            image.savefig(file, dpi=100, metadata={"Software": None})
         else:
-            shutil.copyfile(picture, file)
+            shutil.copyfile(image, file)
         files.append(file.name)
     return {
         "commands": list(dict.fromkeys(shown.commands)),
-        "pictures": files,
+        "images": files,
         "claims": [asdict(claim) for claim in shown.claims],
         "text": shown.text,
     }
@@ -108,11 +108,11 @@ def page(results: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> str:
-    """Commands, text, pictures and the table of claims."""
+    """Commands, text, images and the table of claims."""
     parts = ["```sh\n" + "\n".join(found["commands"]) + "\n```"]
     if found["text"]:
         parts.append(found["text"])
-    parts += [f"![{_spoken(file)}](notes/{file})" for file in found["pictures"]]
+    parts += [f"![{_spoken(file)}](notes/{file})" for file in found["images"]]
     rows = [
         [claim["what"], claim["expected"], claim["found"] + ("" if claim["holds"] else " **missed**")]
         for claim in found["claims"]

@@ -1,4 +1,4 @@
-"""Folders of small pictures, as a person would have them."""
+"""Folders of small images, as a person would have them."""
 
 import struct
 import zlib
@@ -15,7 +15,7 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> Path:
+def write_image(path: Path, pixels: np.ndarray) -> Path:
     """The format goes by the path's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
@@ -23,11 +23,11 @@ def write_picture(path: Path, pixels: np.ndarray) -> Path:
 
 
 def write_folders(root: Path, sizes: Mapping[str, int], side: int = 8) -> Path:
-    """So many different pictures `000.png`, `001.png`, … in each folder, such as {"train/cat": 5}."""
+    """So many different images `000.png`, `001.png`, … in each folder, such as {"train/cat": 5}."""
     for number, (folder, count) in enumerate(sizes.items()):
         (root / folder).mkdir(parents=True, exist_ok=True)
-        for picture in range(count):
-            write_picture(root / folder / f"{picture:03d}.png", noise(side, side, seed=1000 * number + picture))
+        for image in range(count):
+            write_image(root / folder / f"{image:03d}.png", noise(side, side, seed=1000 * number + image))
     return root
 
 

@@ -13,7 +13,7 @@ import cnnlab
 from cnnlab.config.compose import CONFIGS
 from cnnlab.runtime.errors import ConfigError
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 
 
 def test_compose_gives_the_config_of_the_command_line() -> None:

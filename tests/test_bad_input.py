@@ -118,7 +118,7 @@ TRAINING = [
     bad("+data.augment.s=shfit", "data.augment.s: ", "no augmentation 'shfit'", "did you mean 'shift'?", "cutmix"),
     bad("+data.augment.s={type: shift, pixel: 2}", "data.augment.s.pixel: ", "did you mean 'pixels'?"),
     bad("+data.augment.s={type: shift, pixels: 8}", "data.augment.s.pixels: ", "fewer than the 8 pixels", "received 8"),
-    bad("+data.augment.c={type: cutout, size: 9}", "data.augment.c.size: ", "a side of the picture, 8", "received 9"),
+    bad("+data.augment.c={type: cutout, size: 9}", "data.augment.c.size: ", "a side of the image, 8", "received 9"),
     bad("+data.augment.c=cutout", "data.augment.c.size: ", "cutout needs it"),
     bad("+data.augment.f={type: horizontal_flip, p: 2}", "data.augment.f.p: ", "[0, 1]", "received 2"),
     bad("+data.augment.m={type: mixup, alpha: 0}", "data.augment.m.alpha: ", "> 0", "received 0"),
@@ -157,11 +157,11 @@ TRAINING = [
     bad("model.blocks.conv1.kernel_size=0", "model.blocks.conv1.kernel_size: ", "≥ 1", "received 0"),
     bad("model.blocks.conv1.padding=full", "model.blocks.conv1.padding: ", "same, valid", "'full'"),
     bad("data.batch_size=0", "data.batch_size: ", "expected a whole number ≥ 1", "received 0"),
-    bad("data.batch_size=5000", "data.batch_size: ", "at most the 1257 training pictures", "received 5000"),
-    bad("data.limit=2000", "data.limit: ", "at most 1257 (1437 training pictures − 180 for validation)", "2000"),
+    bad("data.batch_size=5000", "data.batch_size: ", "at most the 1257 training images", "received 5000"),
+    bad("data.limit=2000", "data.limit: ", "at most 1257 (1437 training images − 180 for validation)", "2000"),
     bad("data.validation.count=1437", "data.validation.count: ", "fewer than the 1437", "received 1437"),
     bad("data.validation.from=start", "data.validation.from: ", "random, end", "'start'"),
-    bad("data.validation.count=1.5", "data.validation.count: ", "a share of the pictures in (0, 1)", "received 1.5"),
+    bad("data.validation.count=1.5", "data.validation.count: ", "a share of the images in (0, 1)", "received 1.5"),
     bad("data.sampling=balance", "data.sampling: ", "shuffle, balanced", "did you mean 'balanced'?"),
     bad("data.workers=-1", "data.workers: ", "expected auto or a whole number from 0 to", "received -1"),
     bad("data.workers=999", "data.workers: ", "the processor cores here", "received 999"),
@@ -272,7 +272,7 @@ TRAINING = [
     bad(
         "+model.blocks.c={type: conv, out_channels: 4, kernel_size: 3, after: flatten}",
         "model.blocks.c: ",
-        "expected a picture",
+        "expected an image",
         "256 features",
         "before 'flatten'",
     ),
@@ -332,7 +332,7 @@ TRAINING = [
     bad("name=../evil", "name: ", "1 to 64 letters", "'../evil'"),
     bad("name=..", "name: ", "1 to 64 letters", "'..'"),
     without_gpu("device=cuda", "device: ", "no usable GPU", "device=cpu or device=auto"),
-    bad("data=image_folder", "data.root: ", "the folder of your pictures, as in data.root=my_pictures"),
+    bad("data=image_folder", "data.root: ", "the folder of your images, as in data.root=my_images"),
     bad("data=image_folder | data.root=nowhere", "data.root: ", "/nowhere does not exist"),
     bad("device=tpu", "device: ", "expected auto, cpu or cuda", "'tpu'"),
     bad("run_dir=.", "run_dir: ", "exists", "resume=."),
@@ -371,10 +371,10 @@ EVALUATION = [
     bad("run=nowhere | layers={a: 1}", "layers: expected a list, received {a: 1}"),
     bad("run=nowhere | layers=[conv1,[conv2]]", "layers: ", "a list of layers' names", "['conv1', ['conv2']]"),
     bad("run=nowhere | layers=null", "layers: ", "such as [conv1, conv2]", "received None"),
-    bad("run=nowhere | layers=conv1 | picture=first", "picture: ", "a whole number ≥ 0", "received 'first'"),
-    bad("run=nowhere | layers=conv1 | picture=-1", "picture: ", "a whole number ≥ 0", "received -1"),
-    bad("run=nowhere | layers=conv1 | picture=1.5", "picture: ", "a whole number ≥ 0", "received 1.5"),
-    bad("run=nowhere | picture=3", "picture: ", "layers=[…]", "received 3"),
+    bad("run=nowhere | layers=conv1 | index=first", "index: ", "a whole number ≥ 0", "received 'first'"),
+    bad("run=nowhere | layers=conv1 | index=-1", "index: ", "a whole number ≥ 0", "received -1"),
+    bad("run=nowhere | layers=conv1 | index=1.5", "index: ", "a whole number ≥ 0", "received 1.5"),
+    bad("run=nowhere | index=3", "index: ", "layers=[…]", "received 3"),
     bad("run=nowhere | layers=conv1 | images=there", "layers: ", "without images", "received images=there"),
     bad("run=nowhere | tta=flipp", "tta: ", "none, flip, shift, flip_shift", "'flipp'", "did you mean 'flip'?"),
     bad("run=nowhere | topk=3", "topk: ", "did you mean 'top_k'?", "tta"),
@@ -410,7 +410,7 @@ def test_evaluation_refuses(in_tmp_path: Path, overrides: list[str], fragments: 
 
 
 def folders(root: Path) -> None:
-    """What is right: two classes, pictures of 8×8, a test folder."""
+    """What is right: two classes, images of 8×8, a test folder."""
     write_folders(root, {"train/cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
 
 
@@ -443,18 +443,18 @@ def jpeg(keep: float) -> bytes:
 
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'
-OWN_PICTURES = {
-    "a corrupt picture": (damaged(jpeg(1)[:20] + b"x" * 200), [], ["1 of 16", "train/cat/003.png: "]),
+OWN_IMAGES = {
+    "a corrupt image": (damaged(jpeg(1)[:20] + b"x" * 200), [], ["1 of 16", "train/cat/003.png: "]),
     "a truncated jpeg": (damaged(jpeg(0.6)), [], ["train/cat/003.png: ", "cannot be decoded", "truncated"]),
     "an empty file": (damaged(b""), [], ["train/cat/003.png: the file is empty"]),
-    "a damaged test picture": (damaged(jpeg(0.6), "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: "]),
-    "an svg named png": (damaged(SVG), [], ["train/cat/003.png: ", "no picture of a kind that is read", "JPEG, PNG"]),
-    "a picture of 100 megapixels": (
+    "a damaged test image": (damaged(jpeg(0.6), "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: "]),
+    "an svg named png": (damaged(SVG), [], ["train/cat/003.png: ", "no image of a kind that is read", "JPEG, PNG"]),
+    "an image of 100 megapixels": (
         damaged(png_header(10_000, 10_000)),
         [],
         ["train/cat/003.png: ", "at most 64 megapixels", "10000×10000, 100.0 megapixels"],
     ),
-    "an empty class folder": (with_folders({"train/emu": 0}), [], ["data.root: ", "train/emu has no picture"]),
+    "an empty class folder": (with_folders({"train/emu": 0}), [], ["data.root: ", "train/emu has no image"]),
     "one class only": (lambda root: write_folders(root, {"train/cat": 4}), [], ["two or more", "found cat"]),
     "validation with other classes": (
         with_folders({"val/cat": 1, "val/dgo": 1}),
@@ -472,7 +472,7 @@ OWN_PICTURES = {
             "+model.blocks.output={type: linear, out_features: classes}",
             "data.size=100000",
         ],
-        ["CNNLAB_CACHE: the decoded pictures take 480 GB (480,000,004,096 bytes)", "a smaller data.size"],
+        ["CNNLAB_CACHE: the decoded images take 480 GB (480,000,004,096 bytes)", "a smaller data.size"],
     ),
     "two channels": (folders, ["data.channels=2"], ["data.channels: ", "expected one of 1, 3, received 2"]),
     "an unknown way to resize": (folders, ["data.resize=crob"], ["data.resize: ", "did you mean 'crop'?", "squash"]),
@@ -480,7 +480,7 @@ OWN_PICTURES = {
     "a validation share that leaves too little": (
         folders,
         ["data.validation.count=0.99"],
-        ["data.validation.count: ", "fewer than the 16 training pictures", "received 0.99"],
+        ["data.validation.count: ", "fewer than the 16 training images", "received 0.99"],
     ),
     "measuring a test split that is not there": (
         lambda root: write_folders(root, {"cat": 8, "dog": 8}),
@@ -495,12 +495,12 @@ OWN_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("case", OWN_PICTURES)
-def test_own_pictures_are_refused_and_nothing_is_left(
+@pytest.mark.parametrize("case", OWN_IMAGES)
+def test_own_images_are_refused_and_nothing_is_left(
     in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, case: str
 ) -> None:
-    make, overrides, fragments = OWN_PICTURES[case]
-    root = tmp_path_factory.mktemp("own") / "pictures"
+    make, overrides, fragments = OWN_IMAGES[case]
+    root = tmp_path_factory.mktemp("own") / "images"
     make(root)
     answer = run(train, "data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4", FAST, *overrides)
     assert answer.code == 2, answer.err
@@ -552,9 +552,9 @@ def test_data_that_cannot_be_had_names_the_place_tried_and_leaves_nothing(
         raise URLError("no network")
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
-    answer = run(train, "data=mnist", f"data.root={in_tmp_path / 'pictures'}")
+    answer = run(train, "data=mnist", f"data.root={in_tmp_path / 'images'}")
     assert answer.code == 2, answer.err
-    assert f"data.root: MNIST was not found in {in_tmp_path / 'pictures' / 'MNIST' / 'raw'}" in answer.err
+    assert f"data.root: MNIST was not found in {in_tmp_path / 'images' / 'MNIST' / 'raw'}" in answer.err
     assert "CNNLAB_DATA" in answer.err
     assert "Traceback" not in answer.err
     assert not list(in_tmp_path.iterdir())

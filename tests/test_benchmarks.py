@@ -31,7 +31,7 @@ from suites import BENCHMARKS, CONFIGS, CONTESTANTS, Benchmark
 import cnnlab
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import resolved
 
 
@@ -62,7 +62,7 @@ def result(**microseconds: float) -> dict[str, Any]:
 def test_a_row_says_how_many_times_the_first_contestants_figure_each_needs() -> None:
     table = speed_table({"tiny": result(loop=400, cnnlab=200, Lightning=1000)})
     assert table.splitlines()[2] == (
-        "| 784-30-10 sigmoid, a step of 10 pictures | loop: 400 µs | 0.50 × | Lightning 2.50 × |"
+        "| 784-30-10 sigmoid, a step of 10 images | loop: 400 µs | 0.50 × | Lightning 2.50 × |"
     )
 
 
@@ -83,9 +83,9 @@ def test_growth_is_drawn_from_its_results(tmp_path: Path) -> None:
         for at in (8, 32)
     ]
     plot_growth({next(iter(GROWTH)): {"contestants": entries}}, tmp_path / "growth.png")
-    with Image.open(tmp_path / "growth.png") as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+    with Image.open(tmp_path / "growth.png") as image:
+        assert min(image.size) > 300
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_every_result_is_of_a_benchmark() -> None:
@@ -177,13 +177,13 @@ def own_overrides() -> list[tuple[str, ...]]:
     ]
 
 
-def blueprint(overrides: tuple[str, ...]) -> Blueprint:
+def plan(overrides: tuple[str, ...]) -> RunPlan:
     return check_config(resolved(cnnlab.compose(*overrides, config_dir=CONFIGS)), Trust())
 
 
 @pytest.mark.parametrize("overrides", own_overrides(), ids=" ".join)
 def test_every_run_that_is_measured_is_legal(overrides: tuple[str, ...]) -> None:
-    assert blueprint(overrides).steps_per_epoch > 0
+    assert plan(overrides).steps_per_epoch > 0
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_every_run_that_is_measured_is_legal(overrides: tuple[str, ...]) -> None
 def test_the_networks_by_hand_are_those_of_the_configs(
     network: str, width: int, depth: int, overrides: list[str]
 ) -> None:
-    own = blueprint(("data=mnist", *overrides)).network.build().eval()
+    own = plan(("data=mnist", *overrides)).network.build().eval()
     other = build(network, width, depth).eval()
     names, values = list(other.state_dict()), own.state_dict().values()
     other.load_state_dict(dict(zip(names, values, strict=True)))

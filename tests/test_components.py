@@ -11,7 +11,7 @@ from torch import nn
 
 from cnnlab.components import (
     Component,
-    Kind,
+    Registry,
     Trust,
     bind,
     find_factory,
@@ -53,9 +53,9 @@ class Ratio(Shape):
 
 
 TABLE: dict[str, Callable[..., Shape]] = {"circle": Circle, "square": Square, "anything": Anything, "ratio": Ratio}
-SHAPE = Kind("shape", TABLE, Shape, ("torch.nn",))
-CLOSED = Kind("shape", TABLE)
-MODULE = Kind("block", {"relu": nn.ReLU}, nn.Module, ("torch.nn",))
+SHAPE = Registry("shape", TABLE, Shape, ("torch.nn",))
+CLOSED = Registry("shape", TABLE)
+MODULE = Registry("block", {"relu": nn.ReLU}, nn.Module, ("torch.nn",))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from image_folders import write_folders
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.compose import CONFIGS
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 
 GROUPS = [folder for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()]
 CHOICES = [
@@ -20,7 +20,7 @@ CHOICES = [
 ]
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
-    ("data", "image_folder"): ["data.root=pictures", "data.batch_size=2", "data.test_share=0.2"],
+    ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_share=0.2"],
     ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],
     ("data", "logic_gates"): ["model=mlp"],
     ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],
@@ -34,20 +34,20 @@ COMPANIONS = {
 }
 
 
-def built(*overrides: str) -> tuple[Blueprint, torch.nn.Module, torch.optim.Optimizer]:
-    blueprint = check_config(composed(*overrides), Trust())
-    network = blueprint.network.build()
-    optimizer = blueprint.build_optimizer(network)
-    blueprint.build_schedule(optimizer)
-    return blueprint, network, optimizer
+def built(*overrides: str) -> tuple[RunPlan, torch.nn.Module, torch.optim.Optimizer]:
+    plan = check_config(composed(*overrides), Trust())
+    network = plan.network.build()
+    optimizer = plan.build_optimizer(network)
+    plan.build_schedule(optimizer)
+    return plan, network, optimizer
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
 def test_every_choice_builds_a_network_that_takes_the_data(in_tmp_path: Path, group: str, choice: str) -> None:
-    write_folders(in_tmp_path / "pictures", {"train/cat": 6, "train/dog": 6})
-    blueprint, network, _ = built(f"{group}={choice}", *COMPANIONS.get((group, choice), []))
-    output_NK = network.eval()(torch.zeros(2, *blueprint.spec.input_shape))
-    assert output_NK.shape == (2, blueprint.spec.classes)
+    write_folders(in_tmp_path / "images", {"train/cat": 6, "train/dog": 6})
+    plan, network, _ = built(f"{group}={choice}", *COMPANIONS.get((group, choice), []))
+    output_NK = network.eval()(torch.zeros(2, *plan.spec.input_shape))
+    assert output_NK.shape == (2, plan.spec.classes)
 
 
 def test_every_yaml_belongs_to_a_group_or_a_command() -> None:

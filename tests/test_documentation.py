@@ -53,7 +53,7 @@ def section(text: str, title: str) -> str:
 
 def test_the_trip_of_a_batch(in_tmp_path: Path) -> None:
     calls = called_in(lambda: run(train, "experiment=debug/fast"))
-    trip = ["PictureLoader.__iter__", "Trainer._step", "train_step", "Tally.add", "Trainer._after_step"]
+    trip = ["ImageLoader.__iter__", "Trainer._step", "train_step", "Tally.add", "Trainer._after_step"]
     assert all(f"`{name}`" in section(CONTRIBUTING, "The trip of a batch") for name in trip if name != "Tally.add")
     assert in_order(trip, calls)
     assert in_order(

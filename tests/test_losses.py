@@ -113,7 +113,7 @@ def test_a_loss_says_what_it_takes() -> None:
 
 @TARGETS
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_class_weights_are_those_of_torch_divided_by_the_pictures(target: Tensor, smoothing: float) -> None:
+def test_class_weights_are_those_of_torch_divided_by_the_images(target: Tensor, smoothing: float) -> None:
     logits_NK = random_logits()
     by_torch_N = F.cross_entropy(logits_NK, target, torch.tensor(WEIGHTS), reduction="none", label_smoothing=smoothing)
     loss = CrossEntropy(smoothing, WEIGHTS)
@@ -121,8 +121,8 @@ def test_class_weights_are_those_of_torch_divided_by_the_pictures(target: Tensor
     torch.testing.assert_close(loss.each(logits_NK, target), by_torch_N)
 
 
-def test_a_picture_counts_by_the_weight_of_its_class() -> None:
-    # −log(1/4) for class 0, of weight 3, and −log(3/4) for class 1, of weight 0.5; two pictures
+def test_a_image_counts_by_the_weight_of_its_class() -> None:
+    # −log(1/4) for class 0, of weight 3, and −log(3/4) for class 1, of weight 0.5; two images
     logits_NK = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     loss = CrossEntropy(weight=[3, 0.5])(logits_NK, torch.tensor([0, 1]))
     assert loss.item() == pytest.approx((3 * math.log(4) + 0.5 * math.log(4 / 3)) / 2)
@@ -138,7 +138,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 
 
 def test_balanced_gives_every_class_the_same_say() -> None:
-    # a network that knows nothing: each class's pictures cost N/K · log K together
+    # a network that knows nothing: each class's images cost N/K · log K together
     loss = CrossEntropy(weight="balanced")
     loss.fit([1, 3])
     each_N = loss.each(torch.zeros(4, 2), torch.tensor([0, 1, 1, 1]))
@@ -153,8 +153,8 @@ def test_given_weights_stay_whatever_the_counts() -> None:
     assert loss.weight.tolist() == WEIGHTS
 
 
-def test_balanced_weights_need_pictures_of_every_class() -> None:
-    with pytest.raises(ArgumentError, match="balanced needs pictures of every class, and class 1 has none") as caught:
+def test_balanced_weights_need_images_of_every_class() -> None:
+    with pytest.raises(ArgumentError, match="balanced needs images of every class, and class 1 has none") as caught:
         Focal(weight="balanced").fit([5, 0, 2])
     assert caught.value.argument == "weight"
 
@@ -258,7 +258,7 @@ def test_the_gradient_of_focal_is_finite_where_the_network_is_sure(gamma: float,
     loss.backward()
     assert logits_NK.grad is not None
     assert bool(logits_NK.grad.isfinite().all())
-    # what is surely right costs nothing; what is surely wrong costs its logit, with slope 1 (of two pictures)
+    # what is surely right costs nothing; what is surely wrong costs its logit, with slope 1 (of two images)
     assert loss.item() == pytest.approx(size / 2, rel=1e-4)
     torch.testing.assert_close(logits_NK.grad, torch.tensor([[0.0, 0.0, 0.0], [0.0, -0.5, 0.5]]), atol=1e-3, rtol=0)
 
@@ -342,7 +342,7 @@ def test_probabilities_are_float32_whatever_the_precision() -> None:
     ],
     ids=lambda loss: type(loss).__name__,
 )
-def test_torchs_own_losses_are_told_for_each_picture(loss: Any) -> None:
+def test_torchs_own_losses_are_told_for_each_image(loss: Any) -> None:
     output_NK = random_logits()
     each_N = loss_of_each(loss, output_NK, INDICES)
     one_by_one = [loss(output_NK[n : n + 1], INDICES[n : n + 1]) for n in range(4)]
@@ -364,7 +364,7 @@ class Hinge(nn.Module):
         return (self.margin + output_NK - own_N1).clamp_min(0).mean()
 
 
-def test_someones_own_loss_is_told_for_each_picture() -> None:
+def test_someones_own_loss_is_told_for_each_image() -> None:
     output_NK, loss = random_logits(), Hinge()
     each_N = loss_of_each(loss, output_NK, INDICES)
     by_hand = [

@@ -45,7 +45,7 @@ LOWER_IS_BETTER = {"calibration_error", "eer", "hamming_distance", "hinge_loss"}
 def predictions(
     count: int = 200, *, labels: int = 4, seed: int = 0, sure: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, their probabilities and labels of five classes: `bee` is never predicted, `eel` has no pictures."""
+    """Outputs, their probabilities and labels of five classes: `bee` is never predicted, `eel` has no images."""
     generator = torch.Generator().manual_seed(seed)
     target_N = torch.randint(0, labels, (count,), generator=generator)
     output_NK = sure * (torch.randn(count, 5, generator=generator) + 1.5 * torch.eye(5)[target_N])
@@ -80,7 +80,7 @@ def test_the_report_gives_the_figures_of_scikit_learn(seed: int) -> None:
         target_N, output_NK.argmax(1), labels=range(5), zero_division=0.0
     )
     assert [row["class"] for row in found["per_class"]] == list(NAMES)
-    for name, values_K in zip(("precision", "recall", "f1", "pictures"), expected, strict=True):
+    for name, values_K in zip(("precision", "recall", "f1", "images"), expected, strict=True):
         assert [row[name] for row in found["per_class"]] == pytest.approx(values_K.tolist(), abs=1e-6), name
     macro = sklearn_metrics.precision_recall_fscore_support(
         target_N, output_NK.argmax(1), average="macro", zero_division=0.0
@@ -101,11 +101,11 @@ def test_a_class_that_is_never_predicted_has_no_precision_and_counts_in_the_mean
 def test_a_class_that_occurs_nowhere_does_not_count_in_the_mean() -> None:
     output_NK = torch.eye(3)[torch.tensor([0, 2, 2])]
     found = report(output_NK, output_NK.softmax(1), torch.tensor([0, 2, 2]), ("a", "b", "c"), 1)
-    assert found["per_class"][1] == {"class": "b", "pictures": 0, "precision": 0, "recall": 0, "f1": 0}
+    assert found["per_class"][1] == {"class": "b", "images": 0, "precision": 0, "recall": 0, "f1": 0}
     assert found["macro"] == {"precision": 1, "recall": 1, "f1": 1}
 
 
-def test_a_class_without_pictures_that_is_predicted_counts_in_the_mean() -> None:
+def test_a_class_without_images_that_is_predicted_counts_in_the_mean() -> None:
     output_NK = torch.eye(3)[torch.tensor([0, 0, 1])]
     found = report(output_NK, output_NK.softmax(1), torch.tensor([0, 0, 0]), ("a", "b", "c"), 1)
     assert found["macro"] == pytest.approx({"precision": 0.5, "recall": 1 / 3, "f1": 0.4})  # means over a and b
@@ -174,11 +174,11 @@ def test_classes_whose_probabilities_are_all_exactly_one_are_told_apart() -> Non
 def test_most_confused_begins_with_most_mistakes_and_leaves_out_none() -> None:
     matrix_KK = torch.tensor([[5, 3, 0], [1, 9, 0], [3, 0, 0]])
     assert most_confused(matrix_KK, ("a", "b", "c")) == [
-        {"label": "a", "prediction": "b", "pictures": 3, "share": 0.375},
-        {"label": "c", "prediction": "a", "pictures": 3, "share": 1.0},
-        {"label": "b", "prediction": "a", "pictures": 1, "share": pytest.approx(0.1)},
+        {"label": "a", "prediction": "b", "images": 3, "share": 0.375},
+        {"label": "c", "prediction": "a", "images": 3, "share": 1.0},
+        {"label": "b", "prediction": "a", "images": 1, "share": pytest.approx(0.1)},
     ]
-    assert [pair["pictures"] for pair in most_confused(matrix_KK, ("a", "b", "c"), most=1)] == [3]
+    assert [pair["images"] for pair in most_confused(matrix_KK, ("a", "b", "c"), most=1)] == [3]
     assert matrix_KK.diagonal().tolist() == [5, 9, 0]
 
 

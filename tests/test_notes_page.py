@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from laboratory.shown import Shown
-from make_notes import CONCEPTS, PAGE, PICTURES, page, read_results, section
+from make_notes import CONCEPTS, IMAGES, PAGE, page, read_results, section
 
 WITHOUT_RUNS = (
     "planted_filter",
@@ -33,9 +33,9 @@ def test_every_concept_was_found_to_hold() -> None:
     assert set(read_results()) == set(CONCEPTS)
 
 
-def test_every_picture_of_the_page_is_there_and_no_other() -> None:
-    named = {file for found in read_results().values() for file in found["pictures"]}
-    assert named == {path.name for path in PICTURES.iterdir()}
+def test_every_image_of_the_page_is_there_and_no_other() -> None:
+    named = {file for found in read_results().values() for file in found["images"]}
+    assert named == {path.name for path in IMAGES.iterdir()}
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_concept_that_needs_no_training_holds_here(concept: str) -> None:
 def test_a_claim_that_does_not_hold_is_told() -> None:
     shown = Shown(["make notes"])
     shown.claim("two and two", 4, 5)
-    found = {"commands": shown.commands, "text": "", "pictures": [], "claims": [vars(c) for c in shown.claims]}
+    found = {"commands": shown.commands, "text": "", "images": [], "claims": [vars(c) for c in shown.claims]}
     assert "| two and two | 4 | 5 **missed** |" in section(found)
 
 

@@ -14,7 +14,7 @@ from cnnlab.cli import evaluate, train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.saved_config import resolved
-from cnnlab.engine import choosing
+from cnnlab.engine import autotune
 from cnnlab.run.loaders import read_training_data, train_loader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -107,23 +107,23 @@ def test_every_compilation_trains(in_tmp_path: Path, compiled: str, captured: st
 @pytest.mark.parametrize("share", ["0.5", "0.0000000001"], ids=["resident", "streaming"])
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_batches_are_those_of_the_cpu(share: str, workers: str) -> None:
-    pictures = {}
+    images = {}
     for device in ("cpu", "cuda"):
         settings = (f"device={device}", AUGMENT, "data.batch_size=32", f"data.memory_share={share}")
-        blueprint = check_config(resolved(cnnlab.compose(*settings, f"data.workers={workers}")), Trust())
-        data = read_training_data(blueprint)
-        loader = train_loader(blueprint, data.train, data.normalization)
+        plan = check_config(resolved(cnnlab.compose(*settings, f"data.workers={workers}")), Trust())
+        data = read_training_data(plan)
+        loader = train_loader(plan, data.train, data.normalization)
         loader.set_epoch(1)
-        pictures[device] = [(batch.x_NCHW.cpu(), batch.target.cpu(), batch.index_N.cpu()) for batch in loader]
+        images[device] = [(batch.x_NCHW.cpu(), batch.target.cpu(), batch.index_N.cpu()) for batch in loader]
         loader.close()
-    assert len(pictures["cpu"]) == len(pictures["cuda"]) > 10
-    for ours, theirs in zip(pictures["cuda"], pictures["cpu"], strict=True):
+    assert len(images["cpu"]) == len(images["cuda"]) > 10
+    for ours, theirs in zip(images["cuda"], images["cpu"], strict=True):
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-3)
         assert torch.equal(ours[1], theirs[1])
         assert torch.equal(ours[2], theirs[2])
 
 
-def test_mixed_pictures_train(in_tmp_path: Path) -> None:
+def test_mixed_images_train(in_tmp_path: Path) -> None:
     train_on_cuda("run_dir=run", "data.augment={mixup: mixup}", "loss.label_smoothing=0.1")
     assert all(loss > 0 for loss in train_losses("run"))
 
@@ -157,7 +157,7 @@ def test_where_memory_is_short_the_way_out_is_told(in_tmp_path: Path) -> None:
 def test_timing_on_the_gpu_leaves_the_run_alone(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("trainer.deterministic=true", "trainer.execution.layout=channels_last")
     train_on_cuda("run_dir=told", *options, "trainer.execution.cuda_graph=true")
-    monkeypatch.setattr(choosing, "CLEARLY_FASTER", 1e9)  # the captured one is taken however long it takes
+    monkeypatch.setattr(autotune, "CLEARLY_FASTER", 1e9)  # the captured one is taken however long it takes
     answer = train_on_cuda("run_dir=timed", *options, "trainer.execution.cuda_graph=auto")
     assert "timed on this machine" in answer.out
     assert environment("timed")["cuda_graph"] is True

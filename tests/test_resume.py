@@ -114,7 +114,7 @@ def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Pa
     assert_same_end(run, uninterrupted)
 
 
-def test_a_run_that_streams_its_pictures_is_killed_and_ends_with_the_bits_of_one_that_does_not(
+def test_a_run_that_streams_its_images_is_killed_and_ends_with_the_bits_of_one_that_does_not(
     uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

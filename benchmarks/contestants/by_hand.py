@@ -1,4 +1,4 @@
-"""The loop that one writes by hand, over float pictures in memory; `by_hand.py cnn --layout channels_last`."""
+"""The loop that one writes by hand, over float images in memory; `by_hand.py cnn --layout channels_last`."""
 
 import argparse
 import time
@@ -19,7 +19,7 @@ class Options:
     batch: int
     width: int
     depth: int
-    pictures: int
+    images: int
     epochs: int
     steps: int | None
     seed: int
@@ -34,12 +34,12 @@ def main(options: Options) -> None:
     optimizer = torch.optim.SGD(network.parameters(), **(SGD_OF_A_FIRST_LESSON if quadratic else SGD))
     target = F.one_hot(y, 10).float() if quadratic else y
     loss = F.mse_loss if quadratic else F.cross_entropy
-    steps = options.steps or options.pictures // options.batch
+    steps = options.steps or options.images // options.batch
 
     wait()
     start = time.perf_counter()
     for _ in range(options.epochs):
-        permutation = torch.randperm(options.pictures, device=DEVICE)
+        permutation = torch.randperm(options.images, device=DEVICE)
         for i in range(0, steps * options.batch, options.batch):
             rows = permutation[i : i + options.batch]
             optimizer.zero_grad()
@@ -59,8 +59,8 @@ def main(options: Options) -> None:
 
 
 def tensors(split: str) -> tuple[Tensor, Tensor]:
-    pictures, labels = mnist(split)
-    x_NCHW = (torch.from_numpy(pictures).unsqueeze(1).float() / 255 - MEAN) / SD
+    images, labels = mnist(split)
+    x_NCHW = (torch.from_numpy(images).unsqueeze(1).float() / 255 - MEAN) / SD
     return x_NCHW.to(DEVICE), torch.from_numpy(labels).to(DEVICE)
 
 
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--depth", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=TRAIN_COUNT, help="the first so many of the training pictures")
+    parser.add_argument("--images", type=int, default=TRAIN_COUNT, help="the first so many of the training images")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--steps", type=int, help="of each epoch")
     parser.add_argument("--seed", type=int, default=0)

@@ -24,15 +24,15 @@ SETTINGS = (
 def epochs(overrides: list[str], count: int) -> list[float]:
     """Seconds of each epoch of a run; the first begins with the reading."""
     config = cnnlab.compose(*SETTINGS, *overrides)
-    blueprint = check_config(resolved(config), Trust())
+    plan = check_config(resolved(config), Trust())
     seconds, start = [], time.perf_counter()
-    data = read_training_data(blueprint)
-    loader = train_loader(blueprint, data.train, data.normalization)
+    data = read_training_data(plan)
+    loader = train_loader(plan, data.train, data.normalization)
     for epoch in range(count):
         loader.set_epoch(epoch)
-        pictures = sum(len(batch) for batch in loader)
+        images = sum(len(batch) for batch in loader)
         wait()
-        assert pictures == blueprint.steps_per_epoch * blueprint.data.batch_size
+        assert images == plan.steps_per_epoch * plan.data.batch_size
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     return seconds

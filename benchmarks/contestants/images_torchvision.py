@@ -21,9 +21,9 @@ TRANSFORM = transforms.Compose(
 
 def main(workers: int) -> None:
     seconds, start = [], time.perf_counter()
-    pictures = ImageFolder(os.path.join(os.environ["CNNLAB_JPEGS"], "train"), TRANSFORM)
+    images = ImageFolder(os.path.join(os.environ["CNNLAB_JPEGS"], "train"), TRANSFORM)
     loader = DataLoader(
-        pictures,
+        images,
         BATCH,
         shuffle=True,
         drop_last=True,
@@ -32,7 +32,7 @@ def main(workers: int) -> None:
         pin_memory=DEVICE.type == "cuda",
     )
     for _ in range(2):
-        assert sum(len(x.to(DEVICE, non_blocking=True)) for x, _ in loader) == len(pictures) // BATCH * BATCH
+        assert sum(len(x.to(DEVICE, non_blocking=True)) for x, _ in loader) == len(images) // BATCH * BATCH
         wait()
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()

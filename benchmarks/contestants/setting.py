@@ -1,4 +1,4 @@
-"""What the contestants have in common: the pictures, the networks, the optimizer's settings, how figures are told."""
+"""What the contestants have in common: the images, the networks, the optimizer's settings, how figures are told."""
 
 import json
 import os
@@ -25,11 +25,11 @@ def wait() -> None:
 
 
 def mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 28, 28) uint8 pictures and (N,) int64 labels of `train` (the first 55,000) or `t10k`."""
+    """(N, 28, 28) uint8 images and (N,) int64 labels of `train` (the first 55,000) or `t10k`."""
     folder = Path(ROOT) / "MNIST" / "raw"
-    pictures = np.fromfile(folder / f"{split}-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
+    images = np.fromfile(folder / f"{split}-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
     labels = np.fromfile(folder / f"{split}-labels-idx1-ubyte", np.uint8, offset=8).astype(np.int64)
-    return (pictures, labels) if split == "t10k" else (pictures[:TRAIN_COUNT], labels[:TRAIN_COUNT])
+    return (images, labels) if split == "t10k" else (images[:TRAIN_COUNT], labels[:TRAIN_COUNT])
 
 
 def build(network: str, width: int = 16, depth: int = 0) -> nn.Module:

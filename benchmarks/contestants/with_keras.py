@@ -44,8 +44,8 @@ def convolution(channels: int) -> tuple[keras.Layer, ...]:
 
 
 def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
-    pictures, labels = mnist(split)
-    return ((pictures[..., None] / 255 - MEAN) / SD).astype("float32"), labels
+    images, labels = mnist(split)
+    return ((images[..., None] / 255 - MEAN) / SD).astype("float32"), labels
 
 
 def main(network: str, seed: int) -> None:

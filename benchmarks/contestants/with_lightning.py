@@ -47,12 +47,12 @@ class Clock(lightning.Callback):
 def main(network: str, workers: int, seed: int) -> None:
     lightning.seed_everything(seed)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (SD,))])
-    pictures = Subset(MNIST(ROOT, train=True, transform=transform), range(TRAIN_COUNT))
+    images = Subset(MNIST(ROOT, train=True, transform=transform), range(TRAIN_COUNT))
     test = MNIST(ROOT, train=False, transform=transform)
     clock, module = Clock(), Classifier(network)
     trainer = lightning.Trainer(max_epochs=1, accelerator=DEVICE.type, devices=1, callbacks=[clock])
     reading = {"num_workers": workers, "pin_memory": DEVICE.type == "cuda"}
-    trainer.fit(module, DataLoader(pictures, BATCH, shuffle=True, drop_last=True, **reading))
+    trainer.fit(module, DataLoader(images, BATCH, shuffle=True, drop_last=True, **reading))
     [measured] = trainer.test(module, DataLoader(test, 512, **reading))
     tell(
         train_seconds=clock.seconds,

@@ -19,7 +19,7 @@ from cnnlab.blocks.pooling import (
     MaxPool,
 )
 from cnnlab.blocks.recurrent import GRU, LSTM, RNN
-from cnnlab.blocks.sequential import Residual, Sequence
+from cnnlab.blocks.sequential import Residual, Sequential
 from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.blocks.torchvision_networks import torchvision_network
 
@@ -52,7 +52,7 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "lstm": LSTM,
     "permute_pixels": PermutePixels,
     "residual": Residual,
-    "sequence": Sequence,
+    "sequential": Sequential,
     "zero_pad_shortcut": ZeroPadShortcut,
     "torchvision": torchvision_network,
 }

@@ -63,5 +63,5 @@ class Softmax(nn.Softmax):
 
     def __init__(self, dim: int = 1) -> None:
         if integer("dim", dim, -8) == 0:
-            raise ArgumentError("dim", "expected a dimension of the picture (1 is the classes), received 0, the batch")
+            raise ArgumentError("dim", "expected a dimension of the image (1 is the classes), received 0, the batch")
         super().__init__(dim)

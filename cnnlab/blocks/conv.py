@@ -10,7 +10,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "constant")
 
 
 class Conv(nn.Conv2d):
-    """`out_channels` filters that slide over a picture: (N, in_channels, H, W) → (N, out_channels, H', W').
+    """`out_channels` filters that slide over an image: (N, in_channels, H, W) → (N, out_channels, H', W').
 
     H' = ⌊(H + 2·padding − dilation·(kernel_size − 1) − 1) / stride⌋ + 1, and the same for W' (`torch.nn.Conv2d`).
     `padding` is a whole number, a pair, `same` (H' = H, stride 1 only) or `valid` (none). `padding_value` is the

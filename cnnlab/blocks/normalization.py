@@ -1,4 +1,4 @@
-"""Normalisation: over the batch, over groups of channels, over one picture."""
+"""Normalisation: over the batch, over groups of channels, over one image."""
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -40,7 +40,7 @@ class BatchNorm(_BatchNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalises each of `num_groups` groups of channels of one picture (arXiv 1803.08494); keeps the shape."""
+    """Normalises each of `num_groups` groups of channels of one image (arXiv 1803.08494); keeps the shape."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         if num_channels % integer("num_groups", num_groups, 1):

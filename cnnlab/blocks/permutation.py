@@ -9,7 +9,7 @@ from cnnlab.runtime.randomness import derive
 
 
 class PermutePixels(nn.Module):
-    """Puts every picture's pixels into one fixed random order, the same in each channel; keeps the shape.
+    """Puts every image's pixels into one fixed random order, the same in each channel; keeps the shape.
 
     The order is a pure function of `seed` and the number of pixels, on every machine and device: it is no part of the
     weights, and neither training, `seed` of the run nor resuming changes it. Raises `ArgumentError`.

@@ -1,4 +1,4 @@
-"""Recurrent layers that read a picture as a sequence and answer with their last hidden state."""
+"""Recurrent layers that read an image as a sequence and answer with their last hidden state."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ class Recurrent(nn.Module):
 
     `order` says what one step reads: `rows` the C·W values of a row, in H steps from the top; `pixels` the C values of
     a pixel, in H·W steps, row by row. Behind `permute_pixels` that is the permuted sequence. The answer is the last
-    layer's hidden state at the end; the backward direction's, at the picture's beginning, stands behind it.
+    layer's hidden state at the end; the backward direction's, at the image's beginning, stands behind it.
 
     Each of the `num_layers` layers is one of torch's, of one layer: `layers.0.weight_ih_l0`, … are named, shaped and
     drawn as there. Between them, `dropout` draws from torch's generator on every device, so that a resumed run draws
@@ -60,7 +60,7 @@ class Recurrent(nn.Module):
         return hidden_DNF.transpose(0, 1).flatten(1)
 
     def sequence(self, x_NCHW: Tensor) -> Tensor:
-        """(T, N, F): the T steps of each picture, with F values in each."""
+        """(T, N, F): the T steps of each image, with F values in each."""
         if self.order == "rows":
             return x_NCHW.permute(2, 0, 1, 3).flatten(2)
         return x_NCHW.flatten(2).permute(2, 0, 1).contiguous()

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 
-class Sequence(nn.Module):
+class Sequential(nn.Module):
     """Runs a column of named blocks: the shape is whatever the last of them gives.
 
     In YAML, `repeat: n` builds the column n times, one after the other, each with weights of its own.

@@ -23,7 +23,7 @@ def torchvision_network(
 ) -> nn.Module:
     """`torchvision.models.NAME`: (N, 3, H, W) → (N, num_classes); the builder's 1000 where `num_classes` is not given.
 
-    A grey picture, of 1 channel, is shown to it as 3 equal ones. `weights` names pretrained ones, such as
+    A grey image, of 1 channel, is shown to it as 3 equal ones. `weights` names pretrained ones, such as
     `IMAGENET1K_V1` or `DEFAULT`; whoever starts a run reads them. `options` go to torchvision's builder, such as
     `dropout` or `stochastic_depth_prob`. Raises `ArgumentError`.
     """
@@ -42,7 +42,7 @@ def torchvision_network(
     if num_classes is not None:
         arguments["num_classes"] = integer("num_classes", num_classes, 1)
     if weights is not None and name in _OPTIONS:
-        arguments.setdefault("transform_input", True)  # they were trained on pictures of another scale
+        arguments.setdefault("transform_input", True)  # they were trained on images of another scale
     network = _build(name, arguments, options)
     network.register_forward_pre_hook(_three_channels)
     return network
@@ -97,10 +97,10 @@ class _NumbersOnCpu(TorchFunctionMode):
 
 
 def _three_channels(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """The pictures as these networks take them. Raises `ValueError` for what has neither 1 nor 3 channels."""
+    """The images as these networks take them. Raises `ValueError` for what has neither 1 nor 3 channels."""
     (x_NCHW,) = inputs
     if x_NCHW.dim() != 4:
-        raise ValueError("expected a picture, received features")
+        raise ValueError("expected an image, received features")
     if x_NCHW.shape[1] not in (1, 3):
-        raise ValueError(f"expected a picture of 1 channel (grey) or 3, received {x_NCHW.shape[1]} channels")
+        raise ValueError(f"expected an image of 1 channel (grey) or 3, received {x_NCHW.shape[1]} channels")
     return (x_NCHW.expand(-1, 3, -1, -1),)

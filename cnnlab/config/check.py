@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from cnnlab.blocks.activation import Step, TwoClasses
-from cnnlab.components import Component, Kind, Trust, bind, bind_arguments, find_factory, split_spec
+from cnnlab.components import Component, Registry, Trust, bind, bind_arguments, find_factory, split_spec
 from cnnlab.config.init_from import InitFrom
 from cnnlab.config.published import Published
-from cnnlab.config.run_plan import Blueprint, build_schedule
+from cnnlab.config.run_plan import RunPlan, build_schedule
 from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS, Augmentation
 from cnnlab.data.mixing import Mixing
@@ -37,12 +37,12 @@ from cnnlab.runtime.checks import integer
 from cnnlab.runtime.device import machine_memory, select_device
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing, no_such_key
 
-SOURCE = Kind("data source", SOURCES, Source)
-LOSS = Kind("loss", LOSSES, nn.Module, ("torch.nn",))
-OPTIMIZER = Kind("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
-SCHEDULE = Kind("schedule", SCHEDULES, torch.optim.lr_scheduler.LRScheduler, ("torch.optim.lr_scheduler",))
-AUGMENTATION = Kind("augmentation", AUGMENTATIONS, Augmentation)
-OBSERVER = Kind("observer", OBSERVERS, Observer)
+SOURCE = Registry("data source", SOURCES, Source)
+LOSS = Registry("loss", LOSSES, nn.Module, ("torch.nn",))
+OPTIMIZER = Registry("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
+SCHEDULE = Registry("schedule", SCHEDULES, torch.optim.lr_scheduler.LRScheduler, ("torch.optim.lr_scheduler",))
+AUGMENTATION = Registry("augmentation", AUGMENTATIONS, Augmentation)
+OBSERVER = Registry("observer", OBSERVERS, Observer)
 KEYS = (
     "name",
     "run_dir",
@@ -81,17 +81,17 @@ def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
     return component is not None and ("total_steps" in component.parameters or "total_steps" in schedule.values())
 
 
-def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None = None) -> Blueprint:
+def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None = None) -> RunPlan:
     """Checks a resolved config. Raises `ConfigError` with every complaint, one a line.
 
     `spec` is what a saved run knows of its data, which need not be there any more.
     """
     complaints = Complaints()
     checker = _Checker(config, trust, complaints, spec)
-    blueprint = checker.check()
+    plan = checker.check()
     complaints.raise_if_any()
-    assert blueprint is not None
-    return blueprint
+    assert plan is not None
+    return plan
 
 
 class _Checker:
@@ -105,7 +105,7 @@ class _Checker:
         self.trust = trust
         self.complaints = complaints
 
-    def check(self) -> Blueprint | None:
+    def check(self) -> RunPlan | None:
         self._keys()
         self._run()
         source, data = self._data()
@@ -137,7 +137,7 @@ class _Checker:
         assert settings
         assert execution
         assert device
-        return Blueprint(
+        return RunPlan(
             name=self.config["name"],
             run_dir=Path(self.config["run_dir"]) if self.config["run_dir"] else None,
             seed=self.config["seed"],
@@ -198,7 +198,7 @@ class _Checker:
         return {}
 
     def _augment(self, data: DataSettings | None, spec: DataSpec | None) -> dict[str, Augmentation | Mixing]:
-        """The augmentations in their order, by name; complains of one that is too large for the data's pictures."""
+        """The augmentations in their order, by name; complains of one that is too large for the data's images."""
         built: dict[str, Augmentation | Mixing] = {}
         for name, given in (data.augment if data else {}).items():
             key = f"data.augment.{name}"

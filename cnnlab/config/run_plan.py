@@ -18,7 +18,7 @@ from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
-from cnnlab.engine.schedule import Schedule, Stepper
+from cnnlab.engine.schedule import LRScheduler, Schedule
 from cnnlab.engine.trainer import TrainerSettings
 from cnnlab.losses import probabilities
 from cnnlab.metrics import Measure, Meter
@@ -27,7 +27,7 @@ from cnnlab.observers import Observer
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class RunPlan:
     """Everything a run is made of, checked and not yet built."""
 
     name: str
@@ -63,7 +63,7 @@ class Blueprint:
 
     @cached_property
     def placement(self) -> Placement:
-        """Where the pictures lie, decided by the memory that is free when this is first asked for."""
+        """Where the images lie, decided by the memory that is free when this is first asked for."""
         return place(self.data, self.spec, self.device)
 
     def meter(self) -> Meter | None:
@@ -75,13 +75,13 @@ class Blueprint:
     def build_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(self.optimizer, network, self.groups)
 
-    def build_schedule(self, optimizer: torch.optim.Optimizer) -> Stepper:
+    def build_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         return build_schedule(self.schedule, optimizer, self.schedule_steps, self.steps_per_epoch)
 
 
 def build_schedule(
     component: Component, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int
-) -> Stepper:
+) -> LRScheduler:
     """One of ours around its pure function of the step, or a scheduler of torch's."""
     known = {"optimizer": optimizer, "total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     parameters = component.parameters

@@ -1,6 +1,6 @@
-"""Where pictures come from and how they reach the training step.
+"""Where images come from and how they reach the training step.
 
-A source knows its sizes without reading pictures (`describe`), can say that its files are missing before anything
+A source knows its sizes without reading images (`describe`), can say that its files are missing before anything
 else happens (`check`), and reads one split at a time.
 """
 

@@ -1,8 +1,8 @@
-"""Augmentation: the pictures of a batch changed at random, each by numbers of its own.
+"""Augmentation: the images of a batch changed at random, each by numbers of its own.
 
-Every augmentation takes float pictures of 0…255, (N, C, H, W), and for each picture `draws` uniform numbers that are a
-pure function of (seed, epoch, index): the same picture comes out whatever the batch, the workers or the loader. Mixing
-joins the pictures of a batch, so it depends on the batch as well.
+Every augmentation takes float images of 0…255, (N, C, H, W), and for each image `draws` uniform numbers that are a
+pure function of (seed, epoch, index): the same image comes out whatever the batch, the workers or the loader. Mixing
+joins the images of a batch, so it depends on the batch as well.
 """
 
 import math
@@ -25,17 +25,17 @@ BRIGHTEST = 255.0
 
 
 class Augmentation(ABC):
-    """Changes pictures, each by `draws` numbers of its own."""
+    """Changes images, each by `draws` numbers of its own."""
 
     draws = 1
-    same_each_epoch = False  # whether a picture keeps its numbers
+    same_each_epoch = False  # whether an image keeps its numbers
 
-    def check(self, shape: Shape) -> None:  # noqa: B027 — most fit any picture
-        """Raises `ArgumentError` where pictures of (C, H, W) are too small for it."""
+    def check(self, shape: Shape) -> None:  # noqa: B027 — most fit any image
+        """Raises `ArgumentError` where images of (C, H, W) are too small for it."""
 
     @abstractmethod
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
-        """The changed pictures; `u_ND` are the numbers in [0, 1), `epoch` counts from 0."""
+        """The changed images; `u_ND` are the numbers in [0, 1), `epoch` counts from 0."""
 
 
 class HorizontalFlip(Augmentation):
@@ -49,9 +49,9 @@ class HorizontalFlip(Augmentation):
 
 
 class AlternatingFlip(Augmentation):
-    """Mirrors half of the pictures in the first epoch, the other half in the second, and so on in turns.
+    """Mirrors half of the images in the first epoch, the other half in the second, and so on in turns.
 
-    Any two epochs in a row show both sides of every picture (arXiv 2404.00498, §3.6).
+    Any two epochs in a row show both sides of every image (arXiv 2404.00498, §3.6).
     """
 
     same_each_epoch = True
@@ -65,7 +65,7 @@ def _mirrored_where(chosen_N: Tensor, x_NCHW: Tensor) -> Tensor:
 
 
 class Shift(Augmentation):
-    """Moves the picture by −`pixels` … `pixels` rows and columns, as padding and cropping at random does.
+    """Moves the image by −`pixels` … `pixels` rows and columns, as padding and cropping at random does.
 
     What comes in is mirrored without its edge (`padding_mode: reflect`), or `padding_value` of 0…255 (`constant`).
     Raises `ArgumentError`.
@@ -82,7 +82,7 @@ class Shift(Augmentation):
         smallest = min(shape[1:])
         if self.pixels >= smallest:
             raise ArgumentError(
-                "pixels", f"expected fewer than the {smallest} pixels of a side of the picture, received {self.pixels}"
+                "pixels", f"expected fewer than the {smallest} pixels of a side of the image, received {self.pixels}"
             )
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
@@ -98,7 +98,7 @@ class Shift(Augmentation):
 
 
 def _taken(x_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
-    """Pixel (i, j) of picture n from its row `rows_NH[n, i]` and column `columns_NW[n, j]`."""
+    """Pixel (i, j) of image n from its row `rows_NH[n, i]` and column `columns_NW[n, j]`."""
     count, channels, height, width = x_NCHW.shape
     place_NHW = rows_NH[:, :, None] * width + columns_NW[:, None, :]
     place_NCP = place_NHW.reshape(count, 1, height * width).expand(count, channels, -1)
@@ -167,7 +167,7 @@ class Rotation(Affine):
 
 
 class RandomResizedCrop(Augmentation):
-    """Cuts out a rectangle and stretches it to the picture's size (as `torchvision.transforms.RandomResizedCrop`).
+    """Cuts out a rectangle and stretches it to the image's size (as `torchvision.transforms.RandomResizedCrop`).
 
     `scale` is an interval of shares of the area, `ratio` of width to height, drawn on a logarithmic scale; a rectangle
     that would reach over an edge is cut to it. Raises `ArgumentError`.
@@ -207,7 +207,7 @@ class Cutout(Augmentation):
     def check(self, shape: Shape) -> None:
         smallest = min(shape[1:])
         if self.size > smallest:
-            raise ArgumentError("size", f"expected at most a side of the picture, {smallest}, received {self.size}")
+            raise ArgumentError("size", f"expected at most a side of the image, {smallest}, received {self.size}")
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
         sizes_2 = torch.tensor(x_NCHW.shape[2:], device=x_NCHW.device)
@@ -221,7 +221,7 @@ class Cutout(Augmentation):
 
 
 class Brightness(Augmentation):
-    """Multiplies the picture by a factor of 1 − `amount` … 1 + `amount`, within 0…255. Raises `ArgumentError`."""
+    """Multiplies the image by a factor of 1 − `amount` … 1 + `amount`, within 0…255. Raises `ArgumentError`."""
 
     def __init__(self, amount: float = 0.2) -> None:
         self.amount = number("amount", amount, 0, 1)
@@ -231,7 +231,7 @@ class Brightness(Augmentation):
 
 
 class Contrast(Augmentation):
-    """Stretches the picture about its own mean by 1 − `amount` … 1 + `amount`, within 0…255. Raises `ArgumentError`."""
+    """Stretches the image about its own mean by 1 − `amount` … 1 + `amount`, within 0…255. Raises `ArgumentError`."""
 
     def __init__(self, amount: float = 0.2) -> None:
         self.amount = number("amount", amount, 0, 1)
@@ -257,9 +257,9 @@ def _interval(argument: str, value: Interval) -> Interval:
 
 
 class Augment:
-    """What is done to the pictures of each training batch, in the order in which it is named.
+    """What is done to the images of each training batch, in the order in which it is named.
 
-    The numbers of a picture depend on (seed, the augmentation's name, epoch, index) alone; how a batch is mixed, on
+    The numbers of an image depend on (seed, the augmentation's name, epoch, index) alone; how a batch is mixed, on
     (seed, name, epoch, position in the epoch). So nothing of it needs to be saved.
     """
 
@@ -270,15 +270,15 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether what becomes of a picture depends on its batch."""
+        """Whether what becomes of an image depends on its batch."""
         return any(isinstance(step, Mixing) for step in self.steps.values())
 
     def __call__(
         self, x_NCHW: Tensor, target_N: Tensor, index_N: Tensor, epoch: int, position: int
     ) -> tuple[Tensor, Tensor]:
-        """The changed pictures, and targets (N,), or (N, K) where pictures were mixed; `x_NCHW` float of 0…255.
+        """The changed images, and targets (N,), or (N, K) where images were mixed; `x_NCHW` float of 0…255.
 
-        `index_N` are what the pictures' numbers are drawn by, `position` is the batch's place in the epoch.
+        `index_N` are what the images' numbers are drawn by, `position` is the batch's place in the epoch.
         """
         target = target_N
         for name, step in self.steps.items():

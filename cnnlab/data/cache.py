@@ -1,7 +1,7 @@
-"""Decoded pictures, kept for later runs: one file of plain bytes for each split, mapped into memory.
+"""Decoded images, kept for later runs: one file of plain bytes for each split, mapped into memory.
 
 A file's name is a digest of what its content follows from; its first bytes are a header of JSON, and behind it the
-pictures lie as uint8 (N, C, H, W). Nothing in it is ever run. Any of the files may be deleted at any time.
+images lie as uint8 (N, C, H, W). Nothing in it is ever run. Any of the files may be deleted at any time.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ import PIL
 import torch
 from torch import Tensor
 
-from cnnlab.data.image_files import Keep, PictureReader, printable
-from cnnlab.data.source import Pictures
+from cnnlab.data.image_files import ImageReader, Keep, printable
+from cnnlab.data.source import Images
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line
 
-FORMAT = "cnnlab pictures 1"
+FORMAT = "cnnlab images 1"
 HEADER = 4096  # bytes
 SPARE = 1 << 26  # bytes that a disk keeps free
 
@@ -39,13 +39,13 @@ def cache_folder() -> Path:
     return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "cnnlab"
 
 
-def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureReader) -> Pictures:
-    """The pictures at `paths` below `root` with their labels, decoded by the first run that wants them so.
+def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> Images:
+    """The images at `paths` below `root` with their labels, decoded by the first run that wants them so.
 
     They lie in a file that is mapped into memory. It is found again by the files' relative paths, sizes and times of
     change, the labels, the reader's settings and the decoder's version; a file whose content changes while its size and
     time of change stay is not noticed. Its content is checked against its SHA-256 each time; one that is damaged is
-    made anew. Raises `ConfigError` for pictures that cannot be read, or a cache that cannot be written.
+    made anew. Raises `ConfigError` for images that cannot be read, or a cache that cannot be written.
     """
     folder = cache_folder()
     if folder.resolve().is_relative_to(root.resolve()):
@@ -53,7 +53,7 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureRea
             f"CNNLAB_CACHE: {printable(folder)} lies in the folder of the data, {printable(root)}: expected a folder "
             f"elsewhere"
         )
-    cached = _Cached(folder / f"{_key(root, paths, y_N, reader)}.pictures", (len(paths), reader.channels, *reader.size))
+    cached = _Cached(folder / f"{_key(root, paths, y_N, reader)}.images", (len(paths), reader.channels, *reader.size))
     with _usable(folder):
         with contextlib.suppress(FileNotFoundError, _DamagedError):
             return cached.open(y_N)
@@ -65,7 +65,7 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureRea
             except _DamagedError as error:
                 print(f"{printable(cached.path)} {error}: it is made anew")
             _check_disk(folder, cached.bytes)
-            print(f"decoding {len(paths):,} pictures once, into {printable(cached.path)}")
+            print(f"decoding {len(paths):,} images once, into {printable(cached.path)}")
             return cached.make([root / path for path in paths], y_N, reader)
 
 
@@ -89,7 +89,7 @@ class _Cached:
         """What the file says of itself, beside the digest of its content."""
         return {"format": FORMAT, "shape": list(self.shape), "key": self.path.stem}
 
-    def open(self, y_N: Tensor) -> Pictures:
+    def open(self, y_N: Tensor) -> Images:
         """Maps and checks the file. Raises `FileNotFoundError`, or `_DamagedError` that says what is wrong."""
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -102,43 +102,43 @@ class _Cached:
                 raise _DamagedError("is damaged (its header cannot be read)") from None
             if header != self.header:
                 raise _DamagedError("is damaged (its header is another's)")
-            pictures = self._pictures(file.fileno(), y_N)
-        if pictures.digest() != digest:
+            images = self._images(file.fileno(), y_N)
+        if images.digest() != digest:
             raise _DamagedError("is damaged (its content has another SHA-256 than its header says)")
-        return pictures
+        return images
 
-    def make(self, files: Sequence[Path], y_N: Tensor, reader: PictureReader) -> Pictures:
+    def make(self, files: Sequence[Path], y_N: Tensor, reader: ImageReader) -> Images:
         """Decodes into a temporary file, which takes the name of this one once it is whole."""
         part = self.path.with_suffix(".part")
         for left in part.parent.glob("*.part"):  # by a process that was killed: here we are alone
             left.unlink()
-        picture_bytes = prod(self.shape[1:])
+        image_bytes = prod(self.shape[1:])
         try:
             with part.open("xb+", buffering=0) as file:
 
                 def keep(row: int, x_CHW: Tensor) -> None:
-                    _write_at(file.fileno(), HEADER + row * picture_bytes, x_CHW.contiguous().numpy().data.cast("B"))
+                    _write_at(file.fileno(), HEADER + row * image_bytes, x_CHW.contiguous().numpy().data.cast("B"))
 
                 _decode(reader, files, keep)
-                pictures = self._pictures(file.fileno(), y_N)
-                header = json.dumps({**self.header, "digest": pictures.digest()}).encode()
+                images = self._images(file.fileno(), y_N)
+                header = json.dumps({**self.header, "digest": images.digest()}).encode()
                 _write_at(file.fileno(), 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
                 os.fsync(file.fileno())
             part.replace(self.path)
         finally:
             part.unlink(missing_ok=True)
-        return pictures
+        return images
 
-    def _pictures(self, descriptor: int, y_N: Tensor) -> Pictures:
+    def _images(self, descriptor: int, y_N: Tensor) -> Images:
         content = mmap.mmap(descriptor, self.bytes, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch knows no read-only tensors; nobody writes to these
             x_NCHW = torch.frombuffer(content, dtype=torch.uint8, offset=HEADER).reshape(self.shape)
-        return Pictures.of(x_NCHW, y_N, content)
+        return Images.of(x_NCHW, y_N, content)
 
 
-def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureReader) -> str:
-    """32 hexadecimal digits for what the pictures follow from. Raises `ConfigError` for a file that has gone."""
+def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> str:
+    """32 hexadecimal digits for what the images follow from. Raises `ConfigError` for a file that has gone."""
     files = []
     for path in paths:
         try:
@@ -150,7 +150,7 @@ def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: PictureReader) -
     return hashlib.sha256(json.dumps([settings, files, y_N.tolist()]).encode()).hexdigest()[:32]
 
 
-def _decode(reader: PictureReader, files: Sequence[Path], keep: Keep) -> None:
+def _decode(reader: ImageReader, files: Sequence[Path], keep: Keep) -> None:
     try:
         reader.read_each(files, keep)
     except ConfigError as error:
@@ -167,7 +167,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + SPARE > free:
         raise ConfigError(
-            f"CNNLAB_CACHE: the decoded pictures take {size_text(needed)} ({needed:,} bytes), and {printable(folder)} "
+            f"CNNLAB_CACHE: the decoded images take {size_text(needed)} ({needed:,} bytes), and {printable(folder)} "
             f"has {size_text(free)} free ({free:,} bytes): expected a CNNLAB_CACHE on a larger disk, or a smaller "
             f"data.size"
         )
@@ -181,7 +181,7 @@ def _usable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"CNNLAB_CACHE: decoded pictures cannot be kept in {printable(folder)} ({first_line(error)}): expected a "
+            f"CNNLAB_CACHE: decoded images cannot be kept in {printable(folder)} ({first_line(error)}): expected a "
             f"folder to write to, as CNNLAB_CACHE=FOLDER names it"
         ) from error
 
@@ -193,6 +193,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that decodes pictures into {printable(folder)}")
+            print(f"waiting for another process that decodes images into {printable(folder)}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

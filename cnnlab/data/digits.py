@@ -1,4 +1,4 @@
-"""The UCI digits that scikit-learn carries: 1,797 grey 8×8 pictures, no download."""
+"""The UCI digits that scikit-learn carries: 1,797 grey 8×8 images, no download."""
 
 import gzip
 import importlib.util
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.data.splits import carve
 
 COUNT = 1797
@@ -19,7 +19,7 @@ BRIGHTEST = 16
 class Digits(Source):
     """Optical recognition of handwritten digits (UCI, Alpaydin and Kaynak), as scikit-learn packs it.
 
-    scikit-learn has no test split: 360 pictures, stratified, are set aside by a fixed seed of their own. The
+    scikit-learn has no test split: 360 images, stratified, are set aside by a fixed seed of their own. The
     grey values 0…16 are stretched to 0…255.
     """
 
@@ -30,12 +30,12 @@ class Digits(Source):
             tuple(str(digit) for digit in range(10)),
         )
 
-    def read(self, split: str) -> Pictures:
+    def read(self, split: str) -> Images:
         with gzip.open(_packed_file(), "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
         x_NCHW = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 8, 8)
         x_NCHW = (x_NCHW * 255 / BRIGHTEST).round().to(torch.uint8)
-        everything = Pictures.of(x_NCHW, torch.from_numpy(table[:, -1].copy()))
+        everything = Images.of(x_NCHW, torch.from_numpy(table[:, -1].copy()))
         train, test = carve(everything.y_N, TEST_COUNT, "random", TEST_SEED)
         return everything.select({"train": train, "test": test}[split])
 

@@ -1,4 +1,4 @@
-"""Edges, strokes and arcs as pictures: how much of each pixel they cover, from distances in closed form.
+"""Edges, strokes and arcs as images: how much of each pixel they cover, from distances in closed form.
 
 Points are (x, y) in pixels from the left upper corner, so that the middle of the first pixel is (0.5, 0.5); angles are
 in radians, and turn from the x axis to the y axis, which points down. The N drawings of a call are independent. A

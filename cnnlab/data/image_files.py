@@ -1,6 +1,6 @@
-"""Picture files: found in folders, read within limits, brought to one size.
+"""Image files: found in folders, read within limits, brought to one size.
 
-The files may come from a stranger. A picture's format is told by its content, out of a few; its size is read from
+The files may come from a stranger. An image's format is told by its content, out of a few; its size is read from
 its header before a pixel is decoded; a link is followed only where it stays inside the folder of the data.
 """
 
@@ -32,25 +32,25 @@ MOST_PIXELS = 64_000_000
 MOST_BYTES = 1 << 28  # of a file; 64 megapixels of four uncompressed channels
 RESIZES = ("crop", "squash", "pad")
 
-CHUNK = 64  # files a task: a future for each would cost as much as a small picture
-MOST_THREADS = 8  # each may hold one large picture
+CHUNK = 64  # files a task: a future for each would cost as much as a small image
+MOST_THREADS = 8  # each may hold one large image
 PATIENCE = 2.0  # seconds without a progress bar
 MOST_TOLD = 5
 
-Keep = Callable[[int, Tensor], None]  # takes a file's number and its picture, in any thread
+Keep = Callable[[int, Tensor], None]  # takes a file's number and its image, in any thread
 
 
 @dataclass(frozen=True)
-class PictureReader:
-    """Turns a picture file into uint8 (C, H, W). Raises `ArgumentError`.
+class ImageReader:
+    """Turns an image file into uint8 (C, H, W). Raises `ArgumentError`.
 
-    `size` is (H, W); `channels` is 1 (grey) or 3 (RGB). `resize` brings a picture of another size to it, bilinear
+    `size` is (H, W); `channels` is 1 (grey) or 3 (RGB). `resize` brings an image of another size to it, bilinear
     with antialiasing: `crop` brings the shorter side to the size and keeps the centre, `squash` stretches both sides,
-    `pad` brings the longer side to the size and fills the border with black. A picture that has the size already
+    `pad` brings the longer side to the size and fills the border with black. An image that has the size already
     is passed on as it was decoded.
 
     The orientation in the EXIF data is applied. Transparent pixels are laid over white; of 16 bits the upper 8
-    count; palettes, CMYK and black-and-white become RGB or grey; of an animation the first picture counts.
+    count; palettes, CMYK and black-and-white become RGB or grey; of an animation the first image counts.
     A JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 of its resolution, which is several times faster.
     """
 
@@ -66,7 +66,7 @@ class PictureReader:
 
     def read(self, path: Path) -> Tensor:
         """(C, H, W) uint8. Raises `ConfigError` that names the file and says what is wrong with it."""
-        with _large_pictures_unannounced():
+        with _large_images_unannounced():
             return self._read(path)
 
     def read_all(self, paths: Sequence[Path]) -> Tensor:
@@ -76,7 +76,7 @@ class PictureReader:
         return x_NCHW
 
     def read_each(self, paths: Sequence[Path], keep: Keep) -> None:
-        """Hands each file's picture, (C, H, W) uint8, to `keep` and holds none itself. Raises as `read_all` does."""
+        """Hands each file's image, (C, H, W) uint8, to `keep` and holds none itself. Raises as `read_all` does."""
 
         def read_chunk(start: int) -> list[str]:
             refused = []
@@ -91,7 +91,7 @@ class PictureReader:
 
         pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
         try:
-            with _large_pictures_unannounced():
+            with _large_images_unannounced():
                 chunks = pool.map(read_chunk, range(0, len(paths), CHUNK))
                 refused = [message for messages in _with_progress(chunks, len(paths)) for message in messages]
         finally:
@@ -103,7 +103,7 @@ class PictureReader:
         try:
             return self._decode(path)
         except UnidentifiedImageError:
-            reason = f"its content is no picture of a kind that is read: expected {', '.join(FORMATS)}"
+            reason = f"its content is no image of a kind that is read: expected {', '.join(FORMATS)}"
         except Image.DecompressionBombError:
             reason = _too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f}")
         except ConfigError as error:
@@ -121,13 +121,13 @@ class PictureReader:
             file.draft(None, (twice, twice))
             return self.convert(ImageOps.exif_transpose(file))
 
-    def convert(self, picture: Image.Image) -> Tensor:
-        """(C, H, W) uint8 from a picture that is open already. Raises `ConfigError` for more than 16 bits a channel."""
+    def convert(self, image: Image.Image) -> Tensor:
+        """(C, H, W) uint8 from an image that is open already. Raises `ConfigError` for more than 16 bits a channel."""
         height, width = self.size
-        picture = _plain(picture, self.channels)
-        if picture.size != (width, height):
-            picture = _resized(picture, width, height, self.resize)
-        pixels_HWC = np.array(picture).reshape(height, width, self.channels)
+        image = _plain(image, self.channels)
+        if image.size != (width, height):
+            image = _resized(image, width, height, self.resize)
+        pixels_HWC = np.array(image).reshape(height, width, self.channels)
         return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
@@ -146,8 +146,8 @@ def _too_large(received: str) -> str:
 
 
 @contextmanager
-def _large_pictures_unannounced() -> Iterator[None]:
-    """PIL only warns of a picture that is larger than its own limit; ours is checked behind it, and refuses.
+def _large_images_unannounced() -> Iterator[None]:
+    """PIL only warns of an image that is larger than its own limit; ours is checked behind it, and refuses.
 
     Filters belong to the process, so this stands around the threads and not within them.
     """
@@ -156,31 +156,31 @@ def _large_pictures_unannounced() -> Iterator[None]:
         yield
 
 
-def _plain(picture: Image.Image, channels: int) -> Image.Image:
+def _plain(image: Image.Image, channels: int) -> Image.Image:
     """Any mode of PIL's → 8-bit grey or RGB."""
-    if picture.mode.startswith("I"):  # I;16, I;16B: unsigned 16 bits; I: 32 bits, which PIL also reads 16 into
-        grey_HW = np.asarray(picture).astype(np.int64)
+    if image.mode.startswith("I"):  # I;16, I;16B: unsigned 16 bits; I: 32 bits, which PIL also reads 16 into
+        grey_HW = np.asarray(image).astype(np.int64)
         if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
             raise ConfigError("expected 8 or 16 bits a channel, received 32")
-        picture = Image.fromarray((grey_HW >> 8).astype(np.uint8))
-    if picture.mode == "F":
+        image = Image.fromarray((grey_HW >> 8).astype(np.uint8))
+    if image.mode == "F":
         raise ConfigError("expected 8 or 16 bits a channel, received floating-point numbers")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert({1: "L", 3: "RGB"}[channels])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert({1: "L", 3: "RGB"}[channels])
 
 
-def _resized(picture: Image.Image, width: int, height: int, resize: str) -> Image.Image:
+def _resized(image: Image.Image, width: int, height: int, resize: str) -> Image.Image:
     bilinear = Image.Resampling.BILINEAR  # its support grows with the reduction: no aliasing
     if resize == "squash":
-        return picture.resize((width, height), bilinear)
+        return image.resize((width, height), bilinear)
     if resize == "crop":
-        return ImageOps.fit(picture, (width, height), bilinear)
-    scale = min(width / picture.width, height / picture.height)
-    inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    padded = Image.new(picture.mode, (width, height))
-    padded.paste(picture.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        return ImageOps.fit(image, (width, height), bilinear)
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    padded = Image.new(image.mode, (width, height))
+    padded.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return padded
 
 
@@ -188,7 +188,7 @@ def _unreadable(refused: list[str], count: int) -> str:
     if count == 1 == len(refused):
         return refused[0]
     more = [f"and {len(refused) - MOST_TOLD:,} more"] if len(refused) > MOST_TOLD else []
-    return "\n  ".join([f"{len(refused):,} of {count:,} pictures cannot be read:", *refused[:MOST_TOLD], *more])
+    return "\n  ".join([f"{len(refused):,} of {count:,} images cannot be read:", *refused[:MOST_TOLD], *more])
 
 
 def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
@@ -196,7 +196,7 @@ def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str
     console = Console(stderr=True)
     begun = time.monotonic()
     progress = Progress(console=console, transient=True)
-    task = progress.add_task("reading pictures", total=count)
+    task = progress.add_task("reading images", total=count)
     shown = False
     try:
         for chunk in chunks:
@@ -214,16 +214,16 @@ def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str
 class Listing:
     """What lies under a folder: paths relative to it with `/`, sorted by code points, whatever the locale."""
 
-    pictures: list[str]
+    images: list[str]
     others: list[str]
 
 
-def list_pictures(folder: Path, root: Path) -> Listing:
-    """The picture files under `folder` by their extension, at any depth, hidden files and folders left out.
+def list_images(folder: Path, root: Path) -> Listing:
+    """The image files under `folder` by their extension, at any depth, hidden files and folders left out.
 
     Raises `ConfigError` for a link that leads nowhere, out of `root` or around in a circle.
     """
-    pictures: list[str] = []
+    images: list[str] = []
     others: list[str] = []
     waiting = [""]
     linked: set[Path] = set()
@@ -235,9 +235,9 @@ def list_pictures(folder: Path, root: Path) -> Listing:
                 _check_circle(folder / below / name, linked)
             waiting.append(f"{below}{name}/")
         for name in entries.files:
-            is_picture = os.path.splitext(name)[1].lower() in EXTENSIONS
-            (pictures if is_picture else others).append(f"{below}{name}")
-    return Listing(sorted(pictures), sorted(others))
+            is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+            (images if is_image else others).append(f"{below}{name}")
+    return Listing(sorted(images), sorted(others))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A person's own pictures: files in folders that are named after their classes."""
+"""A person's own images: files in folders that are named after their classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.cache import read_files
-from cnnlab.data.image_files import EXTENSIONS, Entries, PictureReader, list_pictures, printable, visible
-from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.image_files import EXTENSIONS, Entries, ImageReader, list_images, printable, visible
+from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.data.splits import carve
 from cnnlab.runtime.checks import int_or_pair, number
 from cnnlab.runtime.errors import ArgumentError, ConfigError, listing
@@ -23,14 +23,14 @@ ORDER_SEED = 0
 
 
 class ImageFolder(Source):
-    """Pictures of any size under `root`, brought to one `size` by a `PictureReader`. Raises `ArgumentError`.
+    """Images of any size under `root`, brought to one `size` by a `ImageReader`. Raises `ArgumentError`.
 
     Either `root/train/CLASS/…` with `root/val/CLASS/…` and `root/test/CLASS/…` where there are such, or
-    `root/CLASS/…`. What has no folder of its own is carved out of the training pictures: the test split here, a
+    `root/CLASS/…`. What has no folder of its own is carved out of the training images: the test split here, a
     `test_share` of them, stratified, by a fixed seed (0 for none); validation as of any other data set. Classes are
-    the folders' names, sorted by code points; a class's pictures may lie in folders within its folder.
+    the folders' names, sorted by code points; a class's images may lie in folders within its folder.
 
-    The training pictures are numbered in a mixed order that never changes, so that the first of them (`data.limit`)
+    The training images are numbered in a mixed order that never changes, so that the first of them (`data.limit`)
     and the last (`data.validation.from=end`) are of all classes; the other splits in the order of their paths.
     """
 
@@ -44,31 +44,31 @@ class ImageFolder(Source):
     ) -> None:
         if not root:
             raise ArgumentError(
-                "root", f"expected the folder of your pictures, as in data.root=my_pictures, received {root!r}"
+                "root", f"expected the folder of your images, as in data.root=my_images, received {root!r}"
             )
         self.root = Path(root).expanduser()
-        self.picture_reader = PictureReader(int_or_pair("size", size, 1), channels, resize)
+        self.image_reader = ImageReader(int_or_pair("size", size, 1), channels, resize)
         self.test_share = number("test_share", test_share, 0, 1, open_maximum=True)
 
     def describe(self) -> DataSpec:
         """Looks at names only. Raises `ConfigError` for folders that make no data set."""
         found = self._found
         return DataSpec(
-            (self.picture_reader.channels, *self.picture_reader.size),
+            (self.image_reader.channels, *self.image_reader.size),
             {name: len(split.paths) for name, split in found.splits.items()},
             found.class_names,
             {name: split.origin for name, split in found.splits.items()},
         )
 
-    def read(self, split: str) -> Pictures:
+    def read(self, split: str) -> Images:
         chosen = self._found.splits[split]
-        return read_files(self.root, chosen.paths, chosen.y_N, self.picture_reader)
+        return read_files(self.root, chosen.paths, chosen.y_N, self.image_reader)
 
     def paths(self, split: str) -> list[str]:
         return list(self._found.splits[split].paths)
 
-    def reader(self) -> PictureReader:
-        return self.picture_reader
+    def reader(self) -> ImageReader:
+        return self.image_reader
 
     def notes(self) -> list[str]:
         return self._found.notes
@@ -78,7 +78,7 @@ class ImageFolder(Source):
         if not self.root.is_dir():
             is_there = "is no folder" if self.root.exists() else "does not exist"
             raise ConfigError(
-                f"data.root: expected the folder of your pictures, but {printable(self.root.absolute())} {is_there}"
+                f"data.root: expected the folder of your images, but {printable(self.root.absolute())} {is_there}"
             )
         try:
             return _scan(self.root, self.test_share)
@@ -119,7 +119,7 @@ class _Leftovers:
         return [
             f"{what}: {len(paths):,}, such as {printable(Path(min(paths)))}"
             for paths, what in (
-                (self.files, "files not read, in no class folder or without the extension of a picture"),
+                (self.files, "files not read, in no class folder or without the extension of an image"),
                 (self.folders, "folders not read, beside those of the splits"),
             )
             if paths
@@ -170,7 +170,7 @@ def _split_folders(root: Path, top: Entries) -> dict[str, str]:
 
 
 def _classes(root: Path, folder: str, leftovers: _Leftovers) -> dict[str, list[str]]:
-    """Class → the paths of its pictures, relative to the root. Raises `ConfigError` for a class without any."""
+    """Class → the paths of its images, relative to the root. Raises `ConfigError` for a class without any."""
     entries = visible(root / folder, root)
     leftovers.files += [str(Path(folder, name)) for name in entries.files]
     classes = {}
@@ -178,22 +178,22 @@ def _classes(root: Path, folder: str, leftovers: _Leftovers) -> dict[str, list[s
         place = Path(folder, name)
         if not name.isprintable():
             raise ConfigError(f"expected a class's name in printable letters, received the folder {printable(place)}")
-        found = list_pictures(root / place, root)
+        found = list_images(root / place, root)
         leftovers.files += [str(place / path) for path in found.others]
-        if not found.pictures:
+        if not found.images:
             others = f"; its {len(found.others):,} files are of other kinds" if found.others else ""
             raise ConfigError(
-                f"the class folder {printable(root / place)} has no picture ({listing(sorted(EXTENSIONS))}){others}"
+                f"the class folder {printable(root / place)} has no image ({listing(sorted(EXTENSIONS))}){others}"
             )
-        classes[name] = [str(place / path) for path in found.pictures]
+        classes[name] = [str(place / path) for path in found.images]
     return classes
 
 
 def _check_same_classes(folder: Path, found: set[str], expected: set[str]) -> None:
-    """Raises `ConfigError` where a split has not the classes of the training pictures."""
+    """Raises `ConfigError` where a split has not the classes of the training images."""
     if found != expected:
         raise ConfigError(
-            f"expected the classes of the training pictures in {printable(folder)}; it lacks "
+            f"expected the classes of the training images in {printable(folder)}; it lacks "
             f"{listing(sorted(expected - found))} and has beside them {listing(sorted(found - expected))}"
         )
 

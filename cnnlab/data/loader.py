@@ -1,4 +1,4 @@
-"""What loaders share: the order of an epoch, the position in it, and how gathered pictures become batches."""
+"""What loaders share: the order of an epoch, the position in it, and how gathered images become batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cnnlab.data.augmentation import Augment
 from cnnlab.data.normalization import Normalization, normalized
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive
 
@@ -19,21 +19,21 @@ SAMPLINGS = ("shuffle", "balanced")
 BLOCK, BLOCK_ON_CUDA = 1 << 18, 1 << 23
 
 
-class PictureLoader(ABC):
+class ImageLoader(ABC):
     """Batches of one split, in an order that is a pure function of (seed, epoch).
 
-    `batch_size` is over all ranks; every rank draws the same order and takes every `world_size`-th picture of each
-    batch. `shuffle` takes each picture once an epoch; with `balanced` as well, an epoch is as long, and has each class
-    as often as any other (`balanced_order`). `drop_last` leaves out the pictures that fill no whole batch. Position
+    `batch_size` is over all ranks; every rank draws the same order and takes every `world_size`-th image of each
+    batch. `shuffle` takes each image once an epoch; with `balanced` as well, an epoch is as long, and has each class
+    as often as any other (`balanced_order`). `drop_last` leaves out the images that fill no whole batch. Position
     within the epoch is an integer (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest
-    of the current epoch; then `set_epoch` starts another. `augment` changes the pictures of each batch.
+    of the current epoch; then `set_epoch` starts another. `augment` changes the images of each batch.
 
-    A subclass says where pictures are gathered; the batches are the same to the bit.
+    A subclass says where images are gathered; the batches are the same to the bit.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         normalization: Normalization,
         batch_size: int,
         *,
@@ -47,8 +47,8 @@ class PictureLoader(ABC):
         world_size: int = 1,
     ) -> None:
         self.device = device
-        self.y_N = pictures.y_N.to(device)
-        self.index_N = pictures.index_N.to(device)
+        self.y_N = images.y_N.to(device)
+        self.index_N = images.index_N.to(device)
         self.shift_C11, self.scale_C11 = normalization.tensors(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -59,7 +59,7 @@ class PictureLoader(ABC):
         self.rank = rank
         self.world_size = world_size
         self.share = len(range(rank, batch_size, world_size))  # of a whole batch, for this rank
-        numbers = max(1, self.share) * pictures.stored_NCHW[0].numel()
+        numbers = max(1, self.share) * images.stored_NCHW[0].numel()
         block = BLOCK_ON_CUDA if device.type == "cuda" else BLOCK
         self.batches_at_once = 1 if augment and augment.mixes else max(1, block // numbers)
         self.epoch = 0
@@ -71,8 +71,8 @@ class PictureLoader(ABC):
         return whole + (rest > 0 and not self.drop_last)
 
     @property
-    def pictures(self) -> int:
-        """Pictures in an epoch, over all ranks."""
+    def images(self) -> int:
+        """Images in an epoch, over all ranks."""
         return len(self) * self.batch_size if self.drop_last else len(self.y_N)
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,7 +89,7 @@ class PictureLoader(ABC):
         """Ends what works for the loader beside this process; iterating starts it again."""
 
     def order(self, epoch: int) -> Tensor:
-        """(pictures,) int64 rows in the order of that epoch, the same on every device."""
+        """(images,) int64 rows in the order of that epoch, the same on every device."""
         if not self.shuffle:
             return torch.arange(len(self.y_N))
         if self.balanced:
@@ -98,7 +98,7 @@ class PictureLoader(ABC):
         return torch.randperm(len(self.y_N), generator=generator)
 
     def __iter__(self) -> Iterator[Batch]:
-        places = torch.arange(self.pictures)
+        places = torch.arange(self.images)
         places = places[places % self.batch_size % self.world_size == self.rank]  # batch after batch, `share` in each
         rows = self.order(self.epoch)[places]
         # a block begins where it always does, so that a resumed epoch computes what an unbroken one did
@@ -120,25 +120,25 @@ class PictureLoader(ABC):
 
     @abstractmethod
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
-        """The pictures of each block of rows, uint8 on the device, one block after the other."""
+        """The images of each block of rows, uint8 on the device, one block after the other."""
 
     def _made(self, x_NCHW: Tensor, rows: Tensor, places: Tensor, position: int) -> Batch:
         """Some batches in one: augmented, normalised, with their targets."""
         target, index_N = self.y_N[rows], self.index_N[rows]
         if self.augment:
-            # balanced, a picture comes several times in an epoch: it shall look different each time
+            # balanced, an image comes several times in an epoch: it shall look different each time
             numbered_N = places if self.balanced else index_N
             x_NCHW, target = self.augment(x_NCHW.float(), target, numbered_N, self.epoch, position)
         return Batch(normalized(x_NCHW, self.shift_C11, self.scale_C11), target, index_N)
 
 
 def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:
-    """(N,) int64 rows of an epoch in which each class that has a picture comes as often as any other, ± 1.
+    """(N,) int64 rows of an epoch in which each class that has an image comes as often as any other, ± 1.
 
-    The epoch goes in rounds; in each, every class gives one picture, in an order drawn anew: so any beginning of it
-    is balanced, whatever `drop_last` cuts off. Each class goes through permutations of its own pictures without
-    end and goes on in the next epoch where it stopped, so that no picture comes again before all others of its class
-    did. The pictures over at the end are given by other classes from epoch to epoch.
+    The epoch goes in rounds; in each, every class gives one image, in an order drawn anew: so any beginning of it
+    is balanced, whatever `drop_last` cuts off. Each class goes through permutations of its own images without
+    end and goes on in the next epoch where it stopped, so that no image comes again before all others of its class
+    did. The images over at the end are given by other classes from epoch to epoch.
     """
     labels, class_N, sizes = y_N.unique(return_inverse=True, return_counts=True)
     count = len(labels)

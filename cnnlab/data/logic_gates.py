@@ -1,10 +1,10 @@
-"""Truth tables: four pictures of two pixels, for the neurons that tell a NAND from an XOR."""
+"""Truth tables: four images of two pixels, for the neurons that tell a NAND from an XOR."""
 
 import itertools
 
 import torch
 
-from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
 # a function of two inputs by what it puts out for 00, 01, 10 and 11
@@ -14,7 +14,7 @@ ROWS = len(TABLES[0])
 
 
 class LogicGates(Source):
-    """The four rows of one of the 16 functions of two inputs, as 1×1×2 pictures of black (0) and white (1).
+    """The four rows of one of the 16 functions of two inputs, as 1×1×2 images of black (0) and white (1).
 
     `gate` is a name, or the outputs for the inputs 00, 01, 10, 11: `0110` is xor. A truth table is all there is to
     know: its rows train, validate and test. Raises `ArgumentError`.
@@ -34,6 +34,6 @@ class LogicGates(Source):
         same = {"val": "the same rows", "test": "the same rows"}
         return DataSpec((1, 1, 2), {"train": ROWS, "val": ROWS, "test": ROWS}, ("0", "1"), same)
 
-    def read(self, split: str) -> Pictures:
+    def read(self, split: str) -> Images:
         inputs_N2 = torch.tensor([[row >> 1, row & 1] for row in range(ROWS)], dtype=torch.uint8)
-        return Pictures.of(255 * inputs_N2[:, None, None], torch.tensor([int(output) for output in self.outputs]))
+        return Images.of(255 * inputs_N2[:, None, None], torch.tensor([int(output) for output in self.outputs]))

@@ -1,4 +1,4 @@
-"""Mixing: pictures of one batch joined two by two, and their targets with them."""
+"""Mixing: images of one batch joined two by two, and their targets with them."""
 
 from abc import ABC, abstractmethod
 
@@ -9,7 +9,7 @@ from cnnlab.runtime.checks import number
 
 
 class Mixing(ABC):
-    """Joins each picture with another of its batch; targets become probabilities (N, K) whose rows sum to 1.
+    """Joins each image with another of its batch; targets become probabilities (N, K) whose rows sum to 1.
 
     One share for the whole batch, drawn from Beta(`alpha`, `alpha`): near 0 or 1 for a small alpha, uniform for 1.
     """
@@ -27,7 +27,7 @@ class Mixing(ABC):
     def mix(
         self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, share: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Each picture with a share of its own and the rest from its partner, and the targets so."""
+        """Each image with a share of its own and the rest from its partner, and the targets so."""
 
 
 class MixUp(Mixing):
@@ -43,9 +43,9 @@ class MixUp(Mixing):
 
 
 class CutMix(Mixing):
-    """Pastes a rectangle of the partner's over each picture; targets go by area (arXiv 1905.04899).
+    """Pastes a rectangle of the partner's over each image; targets go by area (arXiv 1905.04899).
 
-    The rectangle has the picture's proportions and about 1 − λ of its area, its middle anywhere: what lies over an edge
+    The rectangle has the image's proportions and about 1 − λ of its area, its middle anywhere: what lies over an edge
     is cut, and the targets go by what is left. Raises `ArgumentError`.
     """
 

@@ -1,15 +1,15 @@
-"""uint8 pictures become the floats that the network sees."""
+"""uint8 images become the floats that the network sees."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.runtime.errors import ArgumentError
 
 NORMALIZATIONS = ("standardize", "unit", "none", "imagenet")
-# of ImageNet's training pictures, red, green, blue, in units of 0…1; what torchvision's networks were trained with
+# of ImageNet's training images, red, green, blue, in units of 0…1; what torchvision's networks were trained with
 # (github.com/pytorch/vision, references/classification/presets.py)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
@@ -17,18 +17,18 @@ IMAGENET_SD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Normalization:
-    """x ↦ (x − mean) / sd per channel, in units of the uint8 pictures (0…255)."""
+    """x ↦ (x − mean) / sd per channel, in units of the uint8 images (0…255)."""
 
     mean_C: tuple[float, ...]
     sd_C: tuple[float, ...]
 
     @classmethod
-    def fit(cls, kind: str, pictures: Pictures | Tensor) -> "Normalization":
-        """`standardize` measures mean and sd of the training pictures, `unit` maps to [0, 1], `none` to 0…255.
+    def fit(cls, kind: str, images: Images | Tensor) -> "Normalization":
+        """`standardize` measures mean and sd of the training images, `unit` maps to [0, 1], `none` to 0…255.
 
-        `imagenet` takes ImageNet's, for grey pictures their means over the three channels. Raises `ArgumentError`.
+        `imagenet` takes ImageNet's, for grey images their means over the three channels. Raises `ArgumentError`.
         """
-        channels = pictures.shape[0] if isinstance(pictures, Pictures) else pictures.shape[1]
+        channels = images.shape[0] if isinstance(images, Images) else images.shape[1]
         check_normalization(kind, channels)
         if kind == "imagenet":
             mean, sd = (
@@ -37,9 +37,9 @@ class Normalization:
             )
             return cls(mean, sd)
         if kind == "standardize":
-            # exact integer sums: neither the order of the pictures, their chunks nor the thread count moves a bit
+            # exact integer sums: neither the order of the images, their chunks nor the thread count moves a bit
             counts_C256 = torch.zeros(channels, 256, dtype=torch.int64)
-            for x_NCHW in pictures.chunks() if isinstance(pictures, Pictures) else [pictures]:
+            for x_NCHW in images.chunks() if isinstance(images, Images) else [images]:
                 for count_256, x_NHW in zip(counts_C256, x_NCHW.unbind(1), strict=True):
                     count_256 += torch.bincount(x_NHW.flatten(), minlength=256)
             levels = torch.arange(256, dtype=torch.float64)
@@ -60,11 +60,11 @@ class Normalization:
 
 
 def normalized(x_NCHW: Tensor, shift_C11: Tensor, scale_C11: Tensor) -> Tensor:
-    """Pictures of 0…255 as the network sees them, by the `tensors` of a `Normalization`; float32 for uint8 ones."""
+    """Images of 0…255 as the network sees them, by the `tensors` of a `Normalization`; float32 for uint8 ones."""
     return (x_NCHW * scale_C11).add_(shift_C11)
 
 
 def check_normalization(kind: str, channels: int) -> None:
-    """Raises `ArgumentError` where pictures of so many channels cannot be normalised so."""
+    """Raises `ArgumentError` where images of so many channels cannot be normalised so."""
     if kind == "imagenet" and channels not in (1, 3):
-        raise ArgumentError("normalize", f"imagenet is for pictures of 1 channel or 3, and these have {channels}")
+        raise ArgumentError("normalize", f"imagenet is for images of 1 channel or 3, and these have {channels}")

@@ -1,4 +1,4 @@
-"""Where the pictures lie while a run uses them: on the device, or where they are stored."""
+"""Where the images lie while a run uses them: on the device, or where they are stored."""
 
 from dataclasses import dataclass
 from math import prod
@@ -14,10 +14,10 @@ MOST_WORKERS = 4  # of those that nobody asked for
 
 @dataclass(frozen=True)
 class Placement:
-    """Whether all pictures may lie on the device; the batches are the same to the bit either way.
+    """Whether all images may lie on the device; the batches are the same to the bit either way.
 
     `needed` are the bytes of all splits as uint8, `free` those of the device, of which `share` may be taken.
-    `workers` gather the pictures where they may not.
+    `workers` gather the images where they may not.
     """
 
     device: torch.device
@@ -31,7 +31,7 @@ class Placement:
         return self.needed <= self.share * self.free
 
     def describe(self, stored: str) -> str:
-        """One line; `stored` says where the pictures lie otherwise."""
+        """One line; `stored` says where the images lie otherwise."""
         size, free = size_text(self.needed), size_text(self.free)
         if self.resident:
             return f"data: resident on {self.device.type} ({size}, {self.needed / self.free:.1%} of {free} free)"

@@ -6,28 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.data.loader import PictureLoader
+from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 
 
-class ResidentLoader(PictureLoader):
-    """Gathers from pictures that lie on the device; what lies in memory already is not copied for the CPU."""
+class ResidentLoader(ImageLoader):
+    """Gathers from images that lie on the device; what lies in memory already is not copied for the CPU."""
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         normalization: Normalization,
         batch_size: int,
         *,
         device: torch.device,
         **options: Any,
     ) -> None:
-        super().__init__(pictures, normalization, batch_size, device=device, **options)
-        if device.type == "cpu" and pictures.mapping is None:
-            self.x_NCHW, self.rows_N = pictures.stored_NCHW, pictures.rows_N
+        super().__init__(images, normalization, batch_size, device=device, **options)
+        if device.type == "cpu" and images.mapping is None:
+            self.x_NCHW, self.rows_N = images.stored_NCHW, images.rows_N
         else:
-            self.x_NCHW, self.rows_N = _loaded(pictures, device), None
+            self.x_NCHW, self.rows_N = _loaded(images, device), None
 
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
         rows = self.moved(rows if self.rows_N is None else self.rows_N[rows])
@@ -35,11 +35,11 @@ class ResidentLoader(PictureLoader):
             yield self.x_NCHW.index_select(0, rows[block])
 
 
-def _loaded(pictures: Pictures, device: torch.device) -> Tensor:
-    """(N, C, H, W) on the device, chunk by chunk: the pictures lie in main memory once at most."""
-    x_NCHW = torch.empty((len(pictures), *pictures.shape), dtype=torch.uint8, device=device)
+def _loaded(images: Images, device: torch.device) -> Tensor:
+    """(N, C, H, W) on the device, chunk by chunk: the images lie in main memory once at most."""
+    x_NCHW = torch.empty((len(images), *images.shape), dtype=torch.uint8, device=device)
     start = 0
-    for chunk_NCHW in pictures.chunks():
+    for chunk_NCHW in images.chunks():
         x_NCHW[start : start + len(chunk_NCHW)] = chunk_NCHW
         start += len(chunk_NCHW)
     return x_NCHW

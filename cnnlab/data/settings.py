@@ -17,12 +17,12 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How a source's pictures become batches. Raises `ArgumentError`.
+    """How a source's images become batches. Raises `ArgumentError`.
 
-    `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first pictures of the training
-    split, after validation was carved. `validation.count` is a number of training pictures or a share of them in
+    `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first images of the training
+    split, after validation was carved. `validation.count` is a number of training images or a share of them in
     (0, 1); a source that brings a validation split of its own has none carved. `sampling` is `shuffle`, or `balanced`
-    for every class as often as any other. `augment` maps names to the specs of augmentations. The pictures lie on the
+    for every class as often as any other. `augment` maps names to the specs of augmentations. The images lie on the
     device where they take no more than `memory_share` of its free memory; else `workers` read them ahead, as many as
     given or, with `auto`, as the run has threads, up to four.
     """
@@ -75,7 +75,7 @@ class DataSettings:
         return "val" in spec.counts or bool(self.validation.get("count"))
 
     def carved_count(self, spec: DataSpec) -> int:
-        """How many training pictures are held out for validation. Raises `ArgumentError` where none would be left."""
+        """How many training images are held out for validation. Raises `ArgumentError` where none would be left."""
         if "val" in spec.counts:
             return 0
         try:
@@ -88,20 +88,20 @@ class DataSettings:
         return str(self.validation.get("from", "random"))
 
     def train_count(self, spec: DataSpec) -> int:
-        """How many pictures train. Raises `ArgumentError` where that leaves no whole batch."""
+        """How many images train. Raises `ArgumentError` where that leaves no whole batch."""
         carved = self.carved_count(spec)
         available = spec.counts["train"] - carved
         if self.limit is not None and self.limit > available:
             raise ArgumentError(
                 "limit",
-                f"expected at most {available} ({spec.counts['train']} training pictures − "
+                f"expected at most {available} ({spec.counts['train']} training images − "
                 f"{carved} for validation), received {self.limit}",
             )
         count = available if self.limit is None else self.limit
         if self.drop_last and self.batch_size > count:
             raise ArgumentError(
                 "batch_size",
-                f"expected at most the {count} training pictures, received {self.batch_size}; "
+                f"expected at most the {count} training images, received {self.batch_size}; "
                 f"with drop_last=true an epoch would have no step",
             )
         return count

@@ -7,23 +7,23 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.drawing import Size, arc, edge, stroke, towards
-from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.runtime.checks import int_or_pair, integer, number
 from cnnlab.runtime.counter import uniforms
 from cnnlab.runtime.randomness import derive
 
 SMALLEST = 8  # pixels: in less, a corner and a curve are the same blot
-CHUNK = 1024  # pictures drawn at a time: a bound on memory
+CHUNK = 1024  # images drawn at a time: a bound on memory
 TILT = math.radians(10)  # how far a line may be off its direction
 
 
 class Shapes(Source):
-    """`train_count` + `test_count` grey pictures of `size` pixels, each of one shape, in equal numbers.
+    """`train_count` + `test_count` grey images of `size` pixels, each of one shape, in equal numbers.
 
     Edges between a dark and a bright half, lines in four directions, corners and curves, at any place and contrast.
     `thickness` of a line is between two numbers of pixels; `noise` is the standard deviation of what is added to each
-    pixel, as a share of white. A picture is a pure function of `drawing_seed`, its split and its position there: more
-    pictures leave the others as they are. Raises `ArgumentError`.
+    pixel, as a share of white. An image is a pure function of `drawing_seed`, its split and its position there: more
+    images leave the others as they are. Raises `ArgumentError`.
     """
 
     def __init__(
@@ -48,14 +48,12 @@ class Shapes(Source):
     def describe(self) -> DataSpec:
         return DataSpec((1, *self.size), self.counts, tuple(SHAPES))
 
-    def read(self, split: str) -> Pictures:
+    def read(self, split: str) -> Images:
         index_N = torch.arange(self.counts[split])
         key = derive(self.drawing_seed, "shapes", split)
-        return Pictures.of(
-            torch.cat([self._pictures(chunk_N, key) for chunk_N in index_N.split(CHUNK)]), _labels(index_N)
-        )
+        return Images.of(torch.cat([self._images(chunk_N, key) for chunk_N in index_N.split(CHUNK)]), _labels(index_N))
 
-    def _pictures(self, index_N: Tensor, key: int) -> Tensor:
+    def _images(self, index_N: Tensor, key: int) -> Tensor:
         """(N, 1, height, width) uint8."""
         height, width = self.size
         draws_ND = uniforms(key, index_N, DRAWS + height * width)
@@ -73,7 +71,7 @@ DRAWS = 7  # of a shape: its contrast, and six for its place and form
 
 
 class _Draws:
-    """The random numbers of N shapes of a kind, as lengths and places in a picture of `size`."""
+    """The random numbers of N shapes of a kind, as lengths and places in an image of `size`."""
 
     def __init__(self, draws_ND: Tensor, size: Size, thickness: tuple[float, float]) -> None:
         _, self.x_N, self.y_N, self.angle_N, self.length_N, self.form_N, thick_N = draws_ND.unbind(1)
@@ -82,7 +80,7 @@ class _Draws:
         self.thickness_N = _between(thick_N, *thickness)
 
     def middle(self, spread: float) -> Tensor:
-        """(N, 2) places within `spread` of the picture's middle, a share of its height and width."""
+        """(N, 2) places within `spread` of the image's middle, a share of its height and width."""
         height, width = self.size
         x_N = width * _between(self.x_N, 0.5 - spread, 0.5 + spread)
         return torch.stack((x_N, height * _between(self.y_N, 0.5 - spread, 0.5 + spread)), 1)

@@ -10,16 +10,16 @@ from mmap import mmap
 import torch
 from torch import Tensor
 
-from cnnlab.data.image_files import PictureReader
+from cnnlab.data.image_files import ImageReader
 
-CHUNK = 1 << 24  # bytes of pictures in memory at once, where all are gone through
+CHUNK = 1 << 24  # bytes of images in memory at once, where all are gone through
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What can be said of a data set without reading a picture.
+    """What can be said of a data set without reading an image.
 
-    `input_shape` is (C, H, W); `counts` are pictures by split, `train` before any validation split is carved. `val`
+    `input_shape` is (C, H, W); `counts` are images by split, `train` before any validation split is carved. `val`
     is among them where the data set brings a validation split of its own, and `test` where there is a test split.
     `origins` says in a few words where a split comes from, where that is worth a word.
     """
@@ -35,10 +35,10 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """One split: uint8 pictures, `y_N` int64 class indices, `index_N` positions in their split's file.
+class Images:
+    """One split: uint8 images, `y_N` int64 class indices, `index_N` positions in their split's file.
 
-    Picture i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. What is stored lies in memory, or
+    Image i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. What is stored lies in memory, or
     in a file behind `mapping`, of which only what is touched is read. A selection copies no pixel.
     """
 
@@ -53,34 +53,34 @@ class Pictures:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of a picture."""
+        """(C, H, W) of an image."""
         return tuple(self.stored_NCHW.shape[1:])
 
     @property
     def x_NCHW(self) -> Tensor:  # noqa: N802 — its shape is part of the name
-        """The pictures in one tensor; of a selection that is a copy, in memory."""
+        """The images in one tensor; of a selection that is a copy, in memory."""
         return self.stored_NCHW if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N)
 
     def chunks(self) -> Iterator[Tensor]:
-        """The pictures in their order, (n, C, H, W) at a time: no more than `CHUNK` bytes, or one picture."""
+        """The images in their order, (n, C, H, W) at a time: no more than `CHUNK` bytes, or one image."""
         count = max(1, CHUNK // self.stored_NCHW[0].numel())
         for start in range(0, len(self), count):
             rows = slice(start, start + count)
             yield self.stored_NCHW[rows] if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N[rows])
 
-    def select(self, rows: Tensor) -> "Pictures":
+    def select(self, rows: Tensor) -> "Images":
         stored_rows = rows if self.rows_N is None else self.rows_N[rows]
         return replace(self, y_N=self.y_N[rows], index_N=self.index_N[rows], rows_N=stored_rows)
 
     @classmethod
-    def of(cls, x_NCHW: Tensor, y_N: Tensor, mapping: mmap | None = None) -> "Pictures":
-        """Pictures in the order of their file. Raises `ValueError` unless each has one label."""
+    def of(cls, x_NCHW: Tensor, y_N: Tensor, mapping: mmap | None = None) -> "Images":
+        """Images in the order of their file. Raises `ValueError` unless each has one label."""
         if len(x_NCHW) != len(y_N):
-            raise ValueError(f"{len(x_NCHW):,} pictures and {len(y_N):,} labels")
+            raise ValueError(f"{len(x_NCHW):,} images and {len(y_N):,} labels")
         return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)), mapping=mapping)
 
     def digest(self) -> str:
-        """SHA-256 over pictures and labels, computed once."""
+        """SHA-256 over images and labels, computed once."""
         return self._digest
 
     @cached_property
@@ -96,27 +96,27 @@ class Source(ABC):
 
     @abstractmethod
     def describe(self) -> DataSpec:
-        """Sizes and class names; reads no pictures."""
+        """Sizes and class names; reads no images."""
 
     def check(self) -> None:  # noqa: B027 — a source without files has nothing to check
-        """Makes sure that the pictures are there. Raises `ConfigError` that says how to get them."""
+        """Makes sure that the images are there. Raises `ConfigError` that says how to get them."""
 
     @abstractmethod
-    def read(self, split: str) -> Pictures:
-        """All pictures of one of the splits that `describe` counts."""
+    def read(self, split: str) -> Images:
+        """All images of one of the splits that `describe` counts."""
 
     def paths(self, split: str) -> list[str] | None:
-        """The files of a split, relative to the data's root, where each picture is a file; None elsewhere.
+        """The files of a split, relative to the data's root, where each image is a file; None elsewhere.
 
-        `paths(split)[i]` is the picture whose `index_N` in `read(split)` is i. A validation split that was carved out
-        of the training pictures keeps their indices: its files are among `paths("train")`.
+        `paths(split)[i]` is the image whose `index_N` in `read(split)` is i. A validation split that was carved out
+        of the training images keeps their indices: its files are among `paths("train")`.
         """
         return None
 
-    def reader(self) -> PictureReader:
-        """What turns any picture file into a picture of this source's input shape, as a prediction needs it."""
+    def reader(self) -> ImageReader:
+        """What turns any image file into an image of this source's input shape, as a prediction needs it."""
         channels, height, width = self.describe().input_shape
-        return PictureReader((height, width), channels)
+        return ImageReader((height, width), channels)
 
     def notes(self) -> list[str]:
         """Sentences about what was found and left out, told when a run starts."""

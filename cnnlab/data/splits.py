@@ -13,20 +13,20 @@ def check_validation(count: float, where: str) -> None:
     is_number = isinstance(count, int | float) and not isinstance(count, bool)
     if not is_number or count < 0 or (isinstance(count, float) and not 0 < count < 1):
         raise ArgumentError(
-            "count", f"expected a whole number ≥ 0 or a share of the pictures in (0, 1), received {count!r}"
+            "count", f"expected a whole number ≥ 0 or a share of the images in (0, 1), received {count!r}"
         )
     one_of("from", where, ("random", "end"))
 
 
 def part_of(count: float, available: int) -> int:
-    """How many of `available` pictures a count or a share means; a share is at least one picture.
+    """How many of `available` images a count or a share means; a share is at least one image.
 
     Raises `ArgumentError` where none would be left.
     """
-    pictures = max(1, round(count * available)) if isinstance(count, float) else count
-    if pictures >= available:
-        raise ArgumentError("count", f"expected fewer than the {available} training pictures, received {count}")
-    return pictures
+    images = max(1, round(count * available)) if isinstance(count, float) else count
+    if images >= available:
+        raise ArgumentError("count", f"expected fewer than the {available} training images, received {count}")
+    return images
 
 
 def carve(y_N: Tensor, count: int, where: str, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The streaming loader: pictures stay where they are stored, and worker processes gather them ahead of training."""
+"""The streaming loader: images stay where they are stored, and worker processes gather them ahead of training."""
 
 import contextlib
 import mmap
@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnlab.data.loader import PictureLoader
+from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.runtime.errors import TrainingError
 
 ASKED_TO_END = -signal.SIGTERM
 
 
-class StreamingLoader(PictureLoader):
-    """Gathers from pictures in a mapped file, or in main memory where the device's is too small.
+class StreamingLoader(ImageLoader):
+    """Gathers from images in a mapped file, or in main memory where the device's is too small.
 
-    A worker answers a block of rows with its uint8 pictures; all else happens on the device, as in any loader. The
+    A worker answers a block of rows with its uint8 images; all else happens on the device, as in any loader. The
     workers live until `close`; with `workers=0` this process gathers. Raises `TrainingError` where a worker dies.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         normalization: Normalization,
         batch_size: int,
         *,
@@ -40,12 +40,12 @@ class StreamingLoader(PictureLoader):
         workers: int,
         **options: Any,
     ) -> None:
-        super().__init__(pictures, normalization, batch_size, device=device, **options)
-        self.stored = _Stored(pictures.stored_NCHW)
-        self.rows_N = pictures.rows_N
-        if pictures.mapping is not None:
-            # pictures are read here and there: reading on behind each would take a hundred times as long
-            pictures.mapping.madvise(mmap.MADV_RANDOM)
+        super().__init__(images, normalization, batch_size, device=device, **options)
+        self.stored = _Stored(images.stored_NCHW)
+        self.rows_N = images.rows_N
+        if images.mapping is not None:
+            # images are read here and there: reading on behind each would take a hundred times as long
+            images.mapping.madvise(mmap.MADV_RANDOM)
         self.workers = workers
         self._asked: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
         self._reader: DataLoader[Tensor] | None = None
@@ -88,7 +88,7 @@ class StreamingLoader(PictureLoader):
             collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
             persistent_workers=True,
-            multiprocessing_context="fork",  # the workers share the pictures that this process sees
+            multiprocessing_context="fork",  # the workers share the images that this process sees
             worker_init_fn=_leave_interrupts_to_the_run,
             generator=torch.Generator(),  # it draws a seed for its workers: not from the run's own generator
         )
@@ -111,14 +111,14 @@ class StreamingLoader(PictureLoader):
         if killed:
             named = ", ".join(f"process {process.pid}, {_ending(process.exitcode or 0)}" for process in killed)
             raise TrainingError(
-                f"a worker that reads pictures died ({named}): the system ends processes so where memory is short. "
+                f"a worker that reads images died ({named}): the system ends processes so where memory is short. "
                 f"What was saved is whole, and a run can be resumed; data.workers=0 reads without workers"
             ) from error
         return bool(dead)
 
 
 class _Stored(Dataset[Tensor]):
-    """What a worker knows: where the pictures are stored."""
+    """What a worker knows: where the images are stored."""
 
     def __init__(self, stored_NCHW: Tensor) -> None:
         self.stored_NCHW = stored_NCHW

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.runtime.errors import ConfigError, first_line
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
@@ -74,9 +74,9 @@ class TorchvisionSet(Source):
                 f"and set data.root (or the environment variable CNNLAB_DATA) to that folder"
             ) from error
 
-    def read(self, split: str) -> Pictures:
+    def read(self, split: str) -> Images:
         try:
-            return self._pictures(self._open(split))
+            return self._images(self._open(split))
         except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
             raise ConfigError(
                 f"data.root: the {split} files in {self._tried()} are damaged ({first_line(error)}): delete them, and "
@@ -99,7 +99,7 @@ class TorchvisionSet(Source):
         return f"import torchvision; torchvision.datasets.{type(self).__name__}('data', download=True)"
 
     @abstractmethod
-    def _pictures(self, dataset: Any) -> Pictures:
+    def _images(self, dataset: Any) -> Images:
         """From what torchvision's class holds once it has read its files."""
 
 
@@ -115,12 +115,12 @@ class MNIST(TorchvisionSet):
         "t10k-labels-idx1-ubyte",
     )
 
-    def _pictures(self, dataset: Any) -> Pictures:
-        return Pictures.of(dataset.data[:, None], dataset.targets)
+    def _images(self, dataset: Any) -> Images:
+        return Images.of(dataset.data[:, None], dataset.targets)
 
 
 class FashionMNIST(MNIST):
-    """60,000 + 10,000 grey 28×28 pictures of clothes (arXiv 1708.07747), under `root/FashionMNIST/raw`."""
+    """60,000 + 10,000 grey 28×28 images of clothes (arXiv 1708.07747), under `root/FashionMNIST/raw`."""
 
     spec = DataSpec((1, 28, 28), {"train": 60_000, "test": 10_000}, FASHION_NAMES)
     folder = "FashionMNIST/raw"
@@ -146,9 +146,9 @@ class CIFAR10(TorchvisionSet):
     folder = "cifar-10-batches-py"
     files = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 
-    def _pictures(self, dataset: Any) -> Pictures:
+    def _images(self, dataset: Any) -> Images:
         x_NCHW = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-        return Pictures.of(x_NCHW, torch.tensor(dataset.targets))
+        return Images.of(x_NCHW, torch.tensor(dataset.targets))
 
 
 class CIFAR100(CIFAR10):
@@ -169,8 +169,8 @@ class SVHN(TorchvisionSet):
     files = ("train_32x32.mat", "test_32x32.mat")
     arguments: ClassVar = {"train": {"split": "train"}, "test": {"split": "test"}}
 
-    def _pictures(self, dataset: Any) -> Pictures:
-        return Pictures.of(torch.from_numpy(dataset.data).contiguous(), torch.from_numpy(dataset.labels))
+    def _images(self, dataset: Any) -> Images:
+        return Images.of(torch.from_numpy(dataset.data).contiguous(), torch.from_numpy(dataset.labels))
 
     def _download_by_hand(self) -> str:
         return f"import torchvision; [torchvision.datasets.SVHN('data', s, download=True) for s in {[*self.arguments]}]"

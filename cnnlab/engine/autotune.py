@@ -63,7 +63,7 @@ def choose(
     is what takes the time. Compilation takes long: only the fastest precision and layout are compiled.
     """
     first = {"precision": precisions[0], "layout": layouts[0], "compile": compiled[0], "cuda_graph": captured[0]}
-    usual = wanted.settle(first)
+    usual = wanted.resolve(first)
     trials: list[Trial] = []
     best = replace(usual, compile="none")
     if wanted.cuda_graph == AUTO and usual.allows_cuda_graph:

@@ -48,7 +48,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network said of each picture, on the CPU: `output_NK` float32, `target_N`, `index_N` as in `Batch`."""
+    """What a network said of each image, on the CPU: `output_NK` float32, `target_N`, `index_N` as in `Batch`."""
 
     output_NK: Tensor
     target_N: Tensor
@@ -59,7 +59,7 @@ class Outputs:
 def collect(network: nn.Module, batches: Iterable[Batch], execution: Execution, views: Sequence[View] = ()) -> Outputs:
     """One pass in evaluation mode. With `views` (test-time augmentation) the output is the mean over them.
 
-    The batches need pictures.
+    The batches need images.
     """
     parts = []
     with in_evaluation_mode(network):
@@ -82,7 +82,7 @@ def _mirrored(x_NCHW: Tensor) -> Tensor:
 
 
 def _shifted(rows: int, columns: int) -> View:
-    """Moves the picture by whole pixels; what comes in repeats the edge."""
+    """Moves the image by whole pixels; what comes in repeats the edge."""
 
     def shift(x_NCHW: Tensor) -> Tensor:
         height, width = x_NCHW.shape[2:]
@@ -93,7 +93,7 @@ def _shifted(rows: int, columns: int) -> View:
 
 
 _SHIFTS = (_identity, *(_shifted(rows, columns) for rows, columns in ((-1, 0), (1, 0), (0, -1), (0, 1))))
-# what test-time augmentation shows the network of each picture, the picture itself among it
+# what test-time augmentation shows the network of each image, the image itself among it
 VIEWS: Mapping[str, tuple[View, ...]] = {
     "none": (),
     "flip": (_identity, _mirrored),

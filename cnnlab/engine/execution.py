@@ -73,10 +73,10 @@ class Execution:
         return self.precision != "fp16" and self.compile in ("none", AUTO) and self.cuda_graph is not True
 
     @property
-    def settled(self) -> bool:
+    def resolved(self) -> bool:
         return AUTO not in asdict(self).values()
 
-    def settle(self, chosen: Mapping[str, Any]) -> "Execution":
+    def resolve(self, chosen: Mapping[str, Any]) -> "Execution":
         """With the `chosen` values where there is an `auto`, as far as it has them. Raises `ArgumentError`."""
         return Execution(
             **{name: chosen.get(name, value) if value == AUTO else value for name, value in asdict(self).items()}

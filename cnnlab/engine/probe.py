@@ -92,7 +92,7 @@ class Probe:
         return Descent(
             step=step,
             epoch=epoch,
-            pictures=len(batch),
+            images=len(batch),
             cost=float(result.loss),
             cost_change=float(cost_after - result.loss),
             predicted_change=float(torch.dot(gradient_V.double(), change_V.double())),
@@ -105,7 +105,7 @@ class Probe:
         )
 
     def _again(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cost and right answers with the new weights, through the old masks; see the class."""
+        """Cost and correct predictions with the new weights, through the old masks; see the class."""
         generators, buffers = capture_generators(), [buffer.clone() for buffer in self.network.buffers()]
         restore_generators(self._generators)
         self._put(self._buffers)
@@ -156,7 +156,7 @@ class Activity:
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
         self._zero: dict[str, list[Tensor]] = {}  # () per call
-        self._silent: dict[str, list[Tensor]] = {}  # (units,) per call: zero for every picture and place
+        self._silent: dict[str, list[Tensor]] = {}  # (units,) per call: zero for every image and place
         self._flat: dict[str, list[Tensor]] = {}  # () per call
 
     def watch(self, network: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:

@@ -54,19 +54,19 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Descent:
-    """One update of the weights v, watched: the batch's mean cost C of so many `pictures`, before and after it.
+    """One update of the weights v, watched: the batch's mean cost C of so many `images`, before and after it.
 
-    `predicted_change` is ∇C·Δv, `cost_change` the ΔC that came of it; `correct` are right answers before, and
+    `predicted_change` is ∇C·Δv, `cost_change` the ΔC that came of it; `correct` are correct predictions before, and
     `correct_change` how many more after. By layer, weight and bias together: `gradient_norm` ‖∇C‖, before clipping;
     `update_ratio` ‖Δv‖/‖v‖, without layers whose weights are all zero. By activation, shares over the batch:
-    `zero` outputs of a ReLU (z ≤ 0), `dead` units of it, zero for every picture and place, and `saturated` outputs of
+    `zero` outputs of a ReLU (z ≤ 0), `dead` units of it, zero for every image and place, and `saturated` outputs of
     a sigmoid or tanh, where the slope is less than a tenth of its steepest. `contributions` are the weights with the
     largest |w·∂C/∂w|, the largest first.
     """
 
     step: int
     epoch: int
-    pictures: int
+    images: int
     cost: float
     cost_change: float
     predicted_change: float

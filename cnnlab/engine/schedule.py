@@ -81,7 +81,7 @@ SCHEDULES: dict[str, Callable[..., Factor]] = {
 }
 
 
-class Stepper(Protocol):
+class LRScheduler(Protocol):
     """What the trainer needs of a schedule; torch's own schedulers have it too."""
 
     def step(self) -> None: ...

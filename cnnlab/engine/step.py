@@ -15,7 +15,7 @@ from cnnlab.runtime.batch import Batch
 
 @dataclass(frozen=True)
 class StepResult:
-    """Left on the device: `loss` () mean over the batch, `correct` () right answers, the norm if measured."""
+    """Left on the device: `loss` () mean over the batch, `correct` () correct predictions, the norm if measured."""
 
     loss: Tensor
     correct: Tensor
@@ -41,7 +41,7 @@ class Step(Protocol):
 
 
 class Passes(Protocol):
-    """What takes a part of a batch through the network and back: `both_passes`, or the same traced."""
+    """What takes a part of a batch through the network and back: `forward_backward`, or the same traced."""
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class Passes(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def both_passes(
+def forward_backward(
     network: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
     part: Batch,
@@ -64,7 +64,7 @@ def both_passes(
     execution: Execution,
     scaler: torch.amp.GradScaler,
 ) -> tuple[Tensor, Tensor]:
-    """Adds the gradient of `share` times the part's loss to the parameters; returns that cost and the right answers."""
+    """Adds the gradient of `share` times the loss to the parameters; returns that loss and the correct predictions."""
     with execution.autocast(part.x_NCHW.device):
         output_NK = network(execution.arrange(part.x_NCHW))  # 1. forward pass
         cost = loss(output_NK, part.target)  # 2. loss
@@ -85,11 +85,11 @@ def train_step(
     accumulate: int = 1,
     clip_norm: float | None = None,
     measure_norm: bool = False,
-    passes: Passes = both_passes,
+    passes: Passes = forward_backward,
 ) -> StepResult:
     """Updates the parameters once. Nothing in here waits for the device.
 
-    The batch is worked off in `accumulate` parts, each weighted by its share of the pictures, so that the gradient is
+    The batch is worked off in `accumulate` parts, each weighted by its share of the images, so that the gradient is
     that of the whole batch's mean loss. `clip_norm` bounds the gradient's L2 norm, after unscaling.
     """
     optimizer.zero_grad(set_to_none=True)

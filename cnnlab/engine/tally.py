@@ -1,4 +1,4 @@
-"""Sums over the pictures seen: loss and right answers. Read at the record cadence, so nothing waits for the device."""
+"""Sums over the images seen: loss and correct predictions, read at the record cadence without waiting before."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Tally:
         self._sent: list[_Sent] = []
 
     def add(self, loss: Tensor, correct: Tensor, index_N: Tensor) -> None:
-        """One batch: `loss` () mean over its pictures, `correct` () int, and which pictures they are."""
+        """One batch: `loss` () mean over its images, `correct` () int, and which images they are."""
         self._pending.append((loss, correct, index_N))
 
     def send(self) -> None:
@@ -45,13 +45,13 @@ class Tally:
         losses_B, correct_B = (torch.stack(values).to("cpu", non_blocking=True) for values in (losses, correct))
         self._sent.append(_Sent(losses_B, correct_B, indices, _arrival(losses[0].device)))
 
-    def settle(self) -> tuple[int, list[int]] | None:
+    def synchronize(self) -> tuple[int, list[int]] | None:
         """Adds up what is pending: this waits for the device.
 
-        Returns how many batches ago the first non-finite loss was (0 is the last) and its pictures, if there is one.
+        Returns how many batches ago the first non-finite loss was (0 is the last) and its images, if there is one.
         """
         self.send()
-        bad: list[Tensor] = []  # the pictures of the first bad batch and of those behind it
+        bad: list[Tensor] = []  # the images of the first bad batch and of those behind it
         for sent in self._sent:
             if sent.arrived:
                 sent.arrived.synchronize()
@@ -65,8 +65,8 @@ class Tally:
         return (len(bad) - 1, bad[0].tolist()) if bad else None
 
     def read(self) -> dict[str, float]:
-        """`{"loss", "accuracy"}`, means over the pictures."""
-        self.settle()
+        """`{"loss", "accuracy"}`, means over the images."""
+        self.synchronize()
         assert self.count > 0
         return {"loss": self.loss_sum / self.count, "accuracy": self.correct / self.count}
 
@@ -76,7 +76,7 @@ class Tally:
         self._sent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        self.settle()
+        self.synchronize()
         return {"loss_sum": self.loss_sum, "correct": self.correct, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

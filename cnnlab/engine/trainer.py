@@ -17,7 +17,7 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Metrics, Notice, Record
-from cnnlab.engine.schedule import Stepper
+from cnnlab.engine.schedule import LRScheduler
 from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
@@ -118,12 +118,12 @@ class TrainerSettings:
 class Progress:
     """Where a run stands. All of it is in every checkpoint.
 
-    `seconds` are of training and its records, `pictures` those seen in them. `best` is the monitored value at
+    `seconds` are of training and its records, `images` those seen in them. `best` is the monitored value at
     `best_step`, `best_values` all that was measured there; without a monitor the latest measurement stands in.
     """
 
     step: int = 0
-    pictures: int = 0
+    images: int = 0
     seconds: float = 0.0
     best: float | None = None
     best_step: int | None = None
@@ -133,13 +133,13 @@ class Progress:
 
 
 @dataclass
-class Learner:
+class TrainState:
     """What learns, and what makes it learn."""
 
     network: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
-    schedule: Stepper
+    schedule: LRScheduler
     execution: Execution
     scaler: torch.amp.GradScaler
     ema: EMA | None = None
@@ -176,7 +176,7 @@ class Trainer:
 
     def __init__(
         self,
-        learner: Learner,
+        train_state: TrainState,
         train: Loader,
         held_out: Mapping[str, Loader],
         settings: TrainerSettings,
@@ -188,7 +188,7 @@ class Trainer:
         profiler: torch.profiler.profile | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.learner = learner
+        self.train_state = train_state
         self.train = train
         self.held_out = held_out
         self.settings = settings
@@ -201,14 +201,14 @@ class Trainer:
         self.progress = Progress()
         self.tally = Tally()
         self.total_steps = settings.total_steps(len(train))
-        self.on_cuda = any(parameter.device.type == "cuda" for parameter in learner.network.parameters())
+        self.on_cuda = any(parameter.device.type == "cuda" for parameter in train_state.network.parameters())
         # a GPU computes the next step while the record of this one is read; only fp16's scale has to be asked for
-        self.reads_later = self.on_cuda and not learner.scaler.is_enabled()
+        self.reads_later = self.on_cuda and not train_state.scaler.is_enabled()
         self._unread: tuple[int, float, Tensor | None] | None = None
 
     def fit(self) -> str:
         """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
-        self._recorded = (self.progress.pictures, self.progress.seconds)
+        self._recorded = (self.progress.images, self.progress.seconds)
         with self.profiler or nullcontext():
             return self._fit()
 
@@ -236,32 +236,32 @@ class Trainer:
         return status
 
     def _step(self, batch: Batch) -> None:
-        learner, progress = self.learner, self.progress
+        train_state, progress = self.train_state, self.progress
         record = due(progress.step + 1, self.settings.log_every)
-        lr = learner.optimizer.param_groups[0]["lr"]
+        lr = train_state.optimizer.param_groups[0]["lr"]
         probe = self._probe() if due(progress.step + 1, self.settings.watch_every) else None
-        take_step = train_step if probe else learner.step  # a probe sees nothing of a step that is traced
+        take_step = train_step if probe else train_state.step  # a probe sees nothing of a step that is traced
         with probe or nullcontext():
             result = take_step(
-                learner.network,
-                learner.loss,
-                learner.optimizer,
+                train_state.network,
+                train_state.loss,
+                train_state.optimizer,
                 batch,
-                execution=learner.execution,
-                scaler=learner.scaler,
+                execution=train_state.execution,
+                scaler=train_state.scaler,
                 accumulate=self.settings.accumulate,
                 clip_norm=self.settings.clip_norm,
                 measure_norm=record,
             )
-        learner.schedule.step()
-        if learner.ema:
-            learner.ema.update(learner.network)
+        train_state.schedule.step()
+        if train_state.ema:
+            train_state.ema.update(train_state.network)
         self._read_record()  # of the step before
         progress.step += 1
-        progress.pictures += len(batch)
+        progress.images += len(batch)
         self.tally.add(result.loss, result.correct, batch.index_N)
         if batch.x_NCHW.device.type == "cpu" and not math.isfinite(result.loss):
-            self._settle()  # on CPU the loss costs nothing to read, so the step is named at once
+            self._check_losses()  # on CPU the loss costs nothing to read, so the step is named at once
         self._count_time()
         if record:
             self._record(lr, result.gradient_norm)
@@ -272,12 +272,12 @@ class Trainer:
             self.log(descent)
 
     def _probe(self) -> Probe:
-        learner, settings = self.learner, self.settings
+        train_state, settings = self.train_state, self.settings
         return Probe(
-            learner.network,
-            learner.loss,
-            learner.optimizer,
-            learner.execution,
+            train_state.network,
+            train_state.loss,
+            train_state.optimizer,
+            train_state.execution,
             accumulate=settings.accumulate,
             clip_norm=settings.clip_norm,
         )
@@ -306,7 +306,7 @@ class Trainer:
         """Waits for a GPU: what it still has to do of the steps is training, too."""
         self._read_record()
         if self.on_cuda:
-            self._settle()
+            self._check_losses()
             self._count_time()
 
     def _count_time(self) -> None:
@@ -344,21 +344,21 @@ class Trainer:
         if self._unread is None:
             return
         (epoch, lr, gradient_norm), self._unread = self._unread, None
-        self._settle()
+        self._check_losses()
         values = self._window() | {"lr": lr}
         if gradient_norm is not None:
             values["gradient_norm"] = float(gradient_norm)
-        if self.learner.scaler.is_enabled():
-            values["loss_scale"] = self.learner.scaler.get_scale()
+        if self.train_state.scaler.is_enabled():
+            values["loss_scale"] = self.train_state.scaler.get_scale()
         self.tally.reset()
-        self._recorded = (self.progress.pictures, self.progress.seconds)
+        self._recorded = (self.progress.images, self.progress.seconds)
         self.log(Metrics(self.progress.step, epoch, "train", values))
 
     def _window(self) -> dict[str, float]:
         """What was measured since the last training record."""
-        pictures, seconds = self._recorded
+        images, seconds = self._recorded
         spent = max(self.progress.seconds - seconds, 1e-9)
-        rate = (self.progress.pictures - pictures) / spent
+        rate = (self.progress.images - images) / spent
         return {**self.tally.read(), "images_per_second": rate, "seconds": self.progress.seconds}
 
     def _validate(self) -> None:
@@ -367,8 +367,8 @@ class Trainer:
         values: dict[str, float] = {}
         for split, loader in self.held_out.items():
             loader.set_epoch(0)
-            learner = self.learner
-            measured = evaluate(learner.evaluated, learner.loss, loader, learner.execution, self.meter)
+            train_state = self.train_state
+            measured = evaluate(train_state.evaluated, train_state.loss, loader, train_state.execution, self.meter)
             self._log(split, measured)
             values.update({f"{metric}/{split}": value for metric, value in measured.items()})
         if self.settings.monitor is None:
@@ -396,22 +396,22 @@ class Trainer:
     def _log(self, split: str, values: dict[str, float], *, final: bool = False) -> None:
         self.log(Metrics(self.progress.step, self.epoch, split, values, final))
 
-    def _settle(self) -> None:
+    def _check_losses(self) -> None:
         """Waits for the device. Raises `TrainingError` for a loss that is no finite number."""
-        bad = self.tally.settle()
-        if bad is None or self.learner.scaler.is_enabled():  # fp16's scaler skips such a step and halves its scale
+        bad = self.tally.synchronize()
+        if bad is None or self.train_state.scaler.is_enabled():  # fp16's scaler skips such a step and halves its scale
             return
-        ago, pictures = bad
-        shown = f"{listing(pictures[:8])}{', …' if len(pictures) > 8 else ''}"
+        ago, images = bad
+        shown = f"{listing(images[:8])}{', …' if len(images) > 8 else ''}"
         raise TrainingError(
-            f"the loss of step {self.progress.step - ago} is not a finite number; its training pictures are {shown}. "
+            f"the loss of step {self.progress.step - ago} is not a finite number; its training images are {shown}. "
             f"No checkpoint holds weights that it touched. Try a smaller optimizer.lr or trainer.clip_norm=1"
         )
 
     def _save(self) -> None:
-        self._settle()
-        learner = self.learner
-        norms = torch._foreach_norm([p.detach() for p in learner.network.parameters()])
+        self._check_losses()
+        train_state = self.train_state
+        norms = torch._foreach_norm([p.detach() for p in train_state.network.parameters()])
         if norms and not bool(torch.stack(norms).isfinite().all()):
             raise TrainingError(
                 f"the weights after step {self.progress.step} are not finite: no checkpoint is written. "
@@ -419,17 +419,17 @@ class Trainer:
             )
         self.checkpoints.save(
             self.progress.step,
-            learner.network.state_dict(),
+            train_state.network.state_dict(),
             self.state_dict(),
             self.meta,
-            ema=learner.ema.network.state_dict() if learner.ema else None,
+            ema=train_state.ema.network.state_dict() if train_state.ema else None,
             best_step=self.progress.best_step,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, but the weights."""
         return {
-            "learner": self.learner.state_dict(),
+            "train_state": self.train_state.state_dict(),
             "progress": asdict(self.progress),
             "train": self.train.state_dict(),
             "tally": self.tally.state_dict(),
@@ -437,7 +437,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state["learner"])
+        self.train_state.load_state_dict(state["train_state"])
         self.progress = Progress(**state["progress"])
         self.train.load_state_dict(state["train"])
         self.tally.load_state_dict(state["tally"])

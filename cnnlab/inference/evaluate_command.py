@@ -11,9 +11,9 @@ from PIL import Image
 
 from cnnlab.components import Trust
 from cnnlab.config.programs import command, trusting
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import resolved, trusted_names
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.engine.evaluation import VIEWS, Outputs, collect
 from cnnlab.engine.execution import allow_tf32, make_deterministic
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
@@ -23,19 +23,19 @@ from cnnlab.inference.reporting import Predictions, print_report, write_confusio
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.metrics import confusion_matrix, report
-from cnnlab.observers.tensorboard import write_pictures
+from cnnlab.observers.tensorboard import write_images
 from cnnlab.run.loaders import held_out_loader, read_split, read_training_data
 from cnnlab.run.resuming import check_classes, check_data
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, no_such_key
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
-KEYS = ("run", "split", "layers", "picture", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
+KEYS = ("run", "split", "layers", "index", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
 SPLITS = ("train", "val", "test")
 
 
 def run_evaluation(config: DictConfig) -> None:
-    """Prints the report and writes it, every prediction and a picture beside the run's config. Raises `ConfigError`."""
+    """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`."""
     if config._get_node("run")._is_missing():  # type: ignore[union-attr]
         raise ConfigError("run: expected a run's directory, as in run=runs/digits/…, received none")
     request = resolved(config)
@@ -50,9 +50,9 @@ def run_evaluation(config: DictConfig) -> None:
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust, _moved(request["data"]))
     if not os.access(path, os.W_OK):
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
-    top_k = _top_k(request["top_k"], run.blueprint.spec.classes)
-    make_deterministic(run.blueprint.deterministic)
-    allow_tf32(run.blueprint.execution.precision == "tf32")
+    top_k = _top_k(request["top_k"], run.plan.spec.classes)
+    make_deterministic(run.plan.deterministic)
+    allow_tf32(run.plan.execution.precision == "tf32")
     if request["images"] is not None:
         predict_images(run, Path(str(request["images"])), request["tta"])
     else:
@@ -60,7 +60,7 @@ def run_evaluation(config: DictConfig) -> None:
 
 
 def _moved(data: Any) -> dict[str, str]:
-    """Where the run's pictures lie now, if that was said. Raises `ConfigError` for any other key of the data."""
+    """Where the run's images lie now, if that was said. Raises `ConfigError` for any other key of the data."""
     others = [name for name in data if name != "root"] if isinstance(data, Mapping) else []
     if others or not isinstance(data, Mapping):
         key = f"data.{others[0]}" if others else "data"
@@ -76,24 +76,24 @@ def _top_k(given: Any, classes: int) -> int:
 
 
 def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted) -> None:
-    blueprint = run.blueprint
+    plan = run.plan
     predictor = Predictor.of(run)
-    check_layers(predictor.network, [row.path for row in blueprint.network.rows], wanted)
-    pictures = _read(run, split)
-    study = Study.of(run, predictor, wanted, pictures, split)
-    with closing(held_out_loader(blueprint, pictures, run.normalization)) as loader:
-        outputs = collect(predictor.network, loader, blueprint.execution, VIEWS[tta])
-    predictions = _predictions(blueprint, outputs)
-    class_names = blueprint.spec.class_names
+    check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
+    images = _read(run, split)
+    study = Study.of(run, predictor, wanted, images, split)
+    with closing(held_out_loader(plan, images, run.normalization)) as loader:
+        outputs = collect(predictor.network, loader, plan.execution, VIEWS[tta])
+    predictions = _predictions(plan, outputs)
+    class_names = plan.spec.class_names
     confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
     result = {
         "split": split,
         "checkpoint": run.checkpoint.folder.name,
-        "pictures": len(pictures),
+        "images": len(images),
         "tta": tta,
         "loss": predictions.loss,
         "accuracy": predictions.accuracy,
-        "metrics": _named_metrics(blueprint, outputs),
+        "metrics": _named_metrics(plan, outputs),
         **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
     }
     suffix = "" if tta == "none" else f"-{tta}"
@@ -111,34 +111,34 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     print("written to " + "\n           ".join(map(str, written)))
 
 
-def _read(run: SavedRun, split: str) -> Pictures:
-    """The split's pictures. Raises `ConfigError` where they are not those of the run."""
-    blueprint = run.blueprint
-    if split == "val" and not blueprint.data.has_validation(blueprint.spec):
+def _read(run: SavedRun, split: str) -> Images:
+    """The split's images. Raises `ConfigError` where they are not those of the run."""
+    plan = run.plan
+    if split == "val" and not plan.data.has_validation(plan.spec):
         raise ConfigError("split: the run has no validation split: expected train or test, received 'val'")
-    if split == "test" and "test" not in blueprint.spec.counts:
+    if split == "test" and "test" not in plan.spec.counts:
         raise ConfigError("split: the run's data have no test split: expected train or val, received 'test'")
-    check_classes(run.checkpoint, blueprint.source.describe().class_names)
-    blueprint.source.check()
+    check_classes(run.checkpoint, plan.source.describe().class_names)
+    plan.source.check()
     if split != "test":
-        data = read_training_data(blueprint)
+        data = read_training_data(plan)
         check_data(run.checkpoint, data.digest)
         return data.train if split == "train" else data.val
-    pictures = read_split(blueprint, "test")
+    images = read_split(plan, "test")
     then = run.directory.read_json("environment.json").get("test_digest")
-    if then is not None and then != pictures.digest():
-        raise ConfigError("data: the test pictures or labels are not those that the run measured: expected the same")
-    return pictures
+    if then is not None and then != images.digest():
+        raise ConfigError("data: the test images or labels are not those that the run measured: expected the same")
+    return images
 
 
 def _paths(run: SavedRun, split: str) -> list[str] | None:
-    """The split's files, where its pictures are files; carved validation pictures count among those that train."""
-    carved = split == "val" and "val" not in run.blueprint.spec.counts
-    return run.blueprint.source.paths("train" if carved else split)
+    """The split's files, where its images are files; carved validation images count among those that train."""
+    carved = split == "val" and "val" not in run.plan.spec.counts
+    return run.plan.source.paths("train" if carved else split)
 
 
-def _predictions(blueprint: Blueprint, outputs: Outputs) -> Predictions:
-    loss = blueprint.loss.cpu()
+def _predictions(plan: RunPlan, outputs: Outputs) -> Predictions:
+    loss = plan.loss.cpu()
     return Predictions(
         outputs.index_N,
         outputs.target_N,
@@ -148,12 +148,12 @@ def _predictions(blueprint: Blueprint, outputs: Outputs) -> Predictions:
     )
 
 
-def _named_metrics(blueprint: Blueprint, outputs: Outputs) -> dict[str, float]:
+def _named_metrics(plan: RunPlan, outputs: Outputs) -> dict[str, float]:
     """What the run's config names beside loss and accuracy."""
-    meter = blueprint.meter()
+    meter = plan.meter()
     if meter is None:
         return {}
-    meter.update(outputs.output_NK.to(blueprint.device), outputs.target_N.to(blueprint.device))
+    meter.update(outputs.output_NK.to(plan.device), outputs.target_N.to(plan.device))
     return meter.read()
 
 
@@ -161,9 +161,9 @@ def _save(run: SavedRun, drawings: Sequence[Drawing]) -> list[Path]:
     """Into the run's figures and its TensorBoard."""
     folder = run.directory.path / "figures"
     folder.mkdir(exist_ok=True)
-    pictures = {drawing.tag: pixels(drawing.figure) for drawing in drawings}
+    images = {drawing.tag: pixels(drawing.figure) for drawing in drawings}
     paths = [folder / drawing.file for drawing in drawings]
-    for path, picture_HWC in zip(paths, pictures.values(), strict=True):
-        Image.fromarray(picture_HWC).save(path)
-    write_pictures(run.directory.path, pictures, run.checkpoint.step)
+    for path, image_HWC in zip(paths, images.values(), strict=True):
+        Image.fromarray(image_HWC).save(path)
+    write_images(run.directory.path, images, run.checkpoint.step)
     return paths

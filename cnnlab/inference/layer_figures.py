@@ -1,4 +1,4 @@
-"""`python evaluate.py run=RUN layers=[conv1]`: a layer's filters, its answer to a picture, what it answers to most."""
+"""`python evaluate.py run=RUN layers=[conv1]`: a layer's filters, its answer to an image, what it answers to most."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.inference.predictor import Predictor
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError, ConfigError, did_you_mean, listing
 from cnnlab.visualization.responses import grey_noise, maximise, response, unit_means
-from cnnlab.visualization.tiles import filters_figure, maps_figure, pictures_figure
+from cnnlab.visualization.tiles import filters_figure, images_figure, maps_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,51 +34,51 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command asks for: layers by their names, and the picture's number in its split."""
+    """What a command asks for: layers by their names, and the image's number in its split."""
 
     layers: tuple[str, ...]
-    picture: int
+    index: int
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> "Wanted":
-        """From the keys `layers` and `picture`. Raises `ConfigError`."""
+        """From the keys `layers` and `index`. Raises `ConfigError`."""
         names = _names(request["layers"])
-        picture = integer("picture", request["picture"], 0)
+        index = integer("index", request["index"], 0)
         if names and request["images"] is not None:
             raise ConfigError(
-                f"layers: they are shown a picture of a split: expected layers without images, received "
+                f"layers: they are shown an image of a split: expected layers without images, received "
                 f"images={request['images']}"
             )
-        if picture and not names:
-            raise ConfigError(f"picture: layers are shown it: expected layers=[…] beside it, received {picture} alone")
-        return cls(names, picture)
+        if index and not names:
+            raise ConfigError(f"index: the layers' input: expected layers=[…] beside it, received {index} alone")
+        return cls(names, index)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Layers of a run's network, a picture of a split, and what they answer to it."""
+    """Layers of a run's network, an image of a split, and what they answer to it."""
 
     run: SavedRun
     predictor: Predictor
     answers: dict[str, Tensor]  # by the layer's name, (1, C, H, W) or (1, F)
     x_1CHW: Tensor
-    words: str  # what to call the picture
+    words: str  # what to call the image
     file: str  # the same in a file's name
 
     @classmethod
-    def of(cls, run: SavedRun, predictor: Predictor, wanted: Wanted, pictures: Pictures, split: str) -> "Study":
-        """Raises `ConfigError` for a layer or a picture that is not there, and for a layer that cannot be drawn."""
-        if wanted.layers and wanted.picture >= len(pictures):
+    def of(cls, run: SavedRun, predictor: Predictor, wanted: Wanted, images: Images, split: str) -> "Study":
+        """Raises `ConfigError` for a layer or an image that is not there, and for a layer that cannot be drawn."""
+        if wanted.layers and wanted.index >= len(images):
             raise ConfigError(
-                f"picture: expected a whole number from 0 to {len(pictures) - 1}, the pictures of the {split} split, "
-                f"received {wanted.picture}"
+                f"index: expected a whole number from 0 to {len(images) - 1}, the images of the {split} split, "
+                f"received {wanted.index}"
             )
-        chosen = pictures.select(torch.tensor([wanted.picture]))
-        label = run.blueprint.spec.class_names[int(chosen.y_N)]
+        chosen = images.select(torch.tensor([wanted.index]))
+        label = run.plan.spec.class_names[int(chosen.y_N)]
         x_1CHW = chosen.x_NCHW.to(predictor.shift_C11.device)
         answers = {name: _answer(predictor, name, x_1CHW) for name in wanted.layers}
-        words = f"picture {wanted.picture} of the {split} split, labelled {label!r}"
-        return cls(run, predictor, answers, x_1CHW, words, f"{split}-{wanted.picture}")
+        words = f"image {wanted.index} of the {split} split, labelled {label!r}"
+        return cls(run, predictor, answers, x_1CHW, words, f"{split}-{wanted.index}")
 
     def draw(self) -> Iterator[Drawing]:
         """Every figure of every layer."""
@@ -112,14 +112,14 @@ class Study:
         title = (
             f"{name}{_cut(answer)}: what makes each {kind} largest\nunder each, that value (and that of {self.words})"
         )
-        return pictures_figure(found.x_UCHW, title, captions)
+        return images_figure(found.x_UCHW, title, captions)
 
     def _units(self, layer: nn.Module, count: int) -> list[str]:
         """What to call a layer's units: by their classes where they are the network's outputs."""
-        names = self.run.blueprint.spec.class_names
+        names = self.run.plan.spec.class_names
         *_, last = self.predictor.network.children()
         numbers = range(count)
-        if layer is not last or self.run.blueprint.network.output_shape != (len(names),):
+        if layer is not last or self.run.plan.network.output_shape != (len(names),):
             return [str(number) for number in numbers]
         return [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names[:count]]
 

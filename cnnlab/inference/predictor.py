@@ -1,4 +1,4 @@
-"""A trained network with everything that its pictures need before it: what `cnnlab.load` returns."""
+"""A trained network with everything that its images need before it: what `cnnlab.load` returns."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from cnnlab.components import Trust
 from cnnlab.config.saved_config import trusted_names
-from cnnlab.data.image_files import PictureReader
+from cnnlab.data.image_files import ImageReader
 from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.engine.execution import Execution
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import probabilities
 
-BATCH = 256  # pictures that `predict` shows the network at once
+BATCH = 256  # images that `predict` shows the network at once
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one picture: the most probable class, and `probabilities` of all by their names."""
+    """What a network says of one image: the most probable class, and `probabilities` of all by their names."""
 
     label: str
     probability: float
@@ -33,8 +33,8 @@ class Prediction:
 class Predictor(nn.Module):
     """A network in evaluation mode behind its own preprocessing.
 
-    Called with pictures (N, C, H, W) of 0…255, uint8 or float, it normalises them as in training and returns the
-    network's outputs (N, K); `predict` takes files, PIL pictures and tensors of any size. Moves with `.to(device)`.
+    Called with images (N, C, H, W) of 0…255, uint8 or float, it normalises them as in training and returns the
+    network's outputs (N, K); `predict` takes files, PIL images and tensors of any size. Moves with `.to(device)`.
     """
 
     shift_C11: Tensor
@@ -45,7 +45,7 @@ class Predictor(nn.Module):
         network: nn.Module,
         loss: nn.Module,
         normalization: Normalization,
-        reader: PictureReader,
+        reader: ImageReader,
         class_names: Sequence[str],
         execution: Execution,
     ) -> None:
@@ -63,22 +63,22 @@ class Predictor(nn.Module):
     @classmethod
     def of(cls, run: SavedRun) -> "Predictor":
         """The network of a run that was opened, on the run's device."""
-        blueprint = run.blueprint
+        plan = run.plan
         predictor = cls(
             run.network(),
-            blueprint.loss,
+            plan.loss,
             run.normalization,
-            blueprint.source.reader(),
-            blueprint.spec.class_names,
-            blueprint.execution,
+            plan.source.reader(),
+            plan.spec.class_names,
+            plan.execution,
         )
-        return predictor.to(blueprint.device)
+        return predictor.to(plan.device)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         expected = (self.reader.channels, *self.reader.size)
         if x_NCHW.dim() != 4 or tuple(x_NCHW.shape[1:]) != expected:
             raise ValueError(
-                f"expected pictures (N, {', '.join(map(str, expected))}) of 0…255, received {tuple(x_NCHW.shape)}; "
+                f"expected images (N, {', '.join(map(str, expected))}) of 0…255, received {tuple(x_NCHW.shape)}; "
                 f"predict() takes other sizes"
             )
         device = self.shift_C11.device
@@ -88,32 +88,32 @@ class Predictor(nn.Module):
         return output_NK.float()
 
     @torch.no_grad()
-    def predict(self, pictures: Any) -> list[Prediction]:
-        """One `Prediction` for each picture, in their order.
+    def predict(self, images: Any) -> list[Prediction]:
+        """One `Prediction` for each image, in their order.
 
-        `pictures` is a path, a PIL picture, a uint8 tensor (C, H, W) or a uint8 array (H, W, C), or several of them.
+        `images` is a path, a PIL image, a uint8 tensor (C, H, W) or a uint8 array (H, W, C), or several of them.
         What has another size is brought to the network's as files are. Raises `ConfigError` for a file that is no
-        picture, `ValueError` for one that is not uint8.
+        image, `ValueError` for one that is not uint8.
         """
-        rows = list(_each(pictures))
+        rows = list(_each(images))
         found = []
         for start in range(0, len(rows), BATCH):
-            x_NCHW = torch.stack([self._read(picture) for picture in rows[start : start + BATCH]])
+            x_NCHW = torch.stack([self._read(image) for image in rows[start : start + BATCH]])
             found.extend(probabilities(self.loss, self(x_NCHW)).tolist())
         return [self._prediction(probability_K) for probability_K in found]
 
-    def _read(self, picture: Any) -> Tensor:
-        if isinstance(picture, str | Path):
-            return self.reader.read(Path(picture))
-        if isinstance(picture, Tensor):
-            _check_uint8(picture.dtype, torch.uint8)
-            if tuple(picture.shape) == (self.reader.channels, *self.reader.size):
-                return picture
-            picture = picture.permute(1, 2, 0).squeeze(2).cpu().numpy()
-        if isinstance(picture, np.ndarray):
-            _check_uint8(picture.dtype, np.dtype(np.uint8))
-            picture = Image.fromarray(picture)
-        return self.reader.convert(picture)
+    def _read(self, image: Any) -> Tensor:
+        if isinstance(image, str | Path):
+            return self.reader.read(Path(image))
+        if isinstance(image, Tensor):
+            _check_uint8(image.dtype, torch.uint8)
+            if tuple(image.shape) == (self.reader.channels, *self.reader.size):
+                return image
+            image = image.permute(1, 2, 0).squeeze(2).cpu().numpy()
+        if isinstance(image, np.ndarray):
+            _check_uint8(image.dtype, np.dtype(np.uint8))
+            image = Image.fromarray(image)
+        return self.reader.convert(image)
 
     def _prediction(self, probability_K: Sequence[float]) -> Prediction:
         named = dict(zip(self.class_names, probability_K, strict=True))
@@ -121,14 +121,14 @@ class Predictor(nn.Module):
         return Prediction(label, named[label], named)
 
 
-def _each(pictures: Any) -> Iterable[Any]:
-    array = isinstance(pictures, Tensor | np.ndarray) and pictures.ndim < 4
-    return [pictures] if array or isinstance(pictures, str | Path | Image.Image) else pictures
+def _each(images: Any) -> Iterable[Any]:
+    array = isinstance(images, Tensor | np.ndarray) and images.ndim < 4
+    return [images] if array or isinstance(images, str | Path | Image.Image) else images
 
 
 def _check_uint8(received: object, expected: object) -> None:
     if received != expected:
-        raise ValueError(f"expected pictures of uint8, 0…255, received {received}")
+        raise ValueError(f"expected images of uint8, 0…255, received {received}")
 
 
 def load(

@@ -16,13 +16,13 @@ from cnnlab.metrics import rank_of_label
 from cnnlab.run.run_directory import RunDirectory
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
-MOST_PICTURES = 10  # of an unlabelled folder, in the terminal
+MOST_IMAGES = 10  # of an unlabelled folder, in the terminal
 MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of each picture: its outputs, what they mean as `probability_NK`, and the loss of each."""
+    """What a network said of each image: its outputs, what they mean as `probability_NK`, and the loss of each."""
 
     index_N: Tensor
     target_N: Tensor
@@ -51,7 +51,7 @@ def write_predictions(
     class_names: Sequence[str],
     paths: Sequence[str] | None = None,
 ) -> Path:
-    """One line a picture: index, path where it has one, label, prediction, its probability, loss, the label's rank.
+    """One line an image: index, path where it has one, label, prediction, its probability, loss, the label's rank.
 
     `rank` is 1 where the label is the prediction, so `rank ≤ k` is a top-k hit. Up to 100 classes, each class's
     probability follows. Numbers are written so that they read back as the same float32.
@@ -82,7 +82,7 @@ def write_predictions(
 def write_image_predictions(
     directory: RunDirectory, name: str, paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
 ) -> Path:
-    """One line a picture without a label: path, prediction, its probability; up to 100 classes, those of all."""
+    """One line an image without a label: path, prediction, its probability; up to 100 classes, those of all."""
     every = class_names if len(class_names) <= MOST_PROBABILITIES else ()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -97,18 +97,18 @@ def write_image_predictions(
 def print_predictions(
     counts: Mapping[str, int], paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
 ) -> None:
-    """How many pictures each class was given, and the first of them one by one."""
+    """How many images each class was given, and the first of them one by one."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("picture")
+    table.add_column("image")
     table.add_column("prediction")
     table.add_column("probability", justify="right")
-    for path, probability_K in list(zip(paths, probability_NK, strict=True))[:MOST_PICTURES]:
+    for path, probability_K in list(zip(paths, probability_NK, strict=True))[:MOST_IMAGES]:
         best = int(probability_K.argmax())
         table.add_row(path, class_names[best], f"{float(probability_K[best]):.4f}")
     console.print(table)
-    if len(paths) > MOST_PICTURES:
-        print(f"and {len(paths) - MOST_PICTURES:,} more")
+    if len(paths) > MOST_IMAGES:
+        print(f"and {len(paths) - MOST_IMAGES:,} more")
     given = sorted(counts.items(), key=lambda item: -item[1])
     print("predicted: " + ", ".join(f"{name} {count:,}" for name, count in given[:MOST_CLASSES]))
 
@@ -129,7 +129,7 @@ def print_report(result: Mapping[str, Any], step: int) -> None:
     views = "" if result["tta"] == "none" else f", test-time augmentation {result['tta']}"
     print(
         f"{result['split']}: accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f} on "
-        f"{result['pictures']:,} pictures (step {step}{views})"
+        f"{result['images']:,} images (step {step}{views})"
     )
     [(k, share)] = result["top_k"].items()
     print(f"top-{k} accuracy {share:.4f}, expected calibration error {result['calibration_error']:.4f}")
@@ -148,12 +148,12 @@ def _class_table(result: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, title=title, title_justify="left")
     macro = result["macro"]
     table.add_column("class", footer="mean")
-    table.add_column("pictures", footer=f"{result['pictures']:,}", justify="right")
+    table.add_column("images", footer=f"{result['images']:,}", justify="right")
     for heading, name in (("precision", "precision"), ("recall", "recall"), ("F1", "f1")):
         table.add_column(heading, footer=f"{macro[name]:.4f}", justify="right")
     for row in shown:
         table.add_row(
-            row["class"], f"{row['pictures']:,}", *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+            row["class"], f"{row['images']:,}", *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
         )
     return table
 
@@ -161,10 +161,8 @@ def _class_table(result: Mapping[str, Any]) -> Table:
 def _confused_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("most confused: label → prediction")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     table.add_column("of the label's", justify="right")
     for pair in pairs:
-        table.add_row(
-            f"{pair['label']} → {pair['prediction']}", f"{pair['pictures']:,}", f"{100 * pair['share']:.1f} %"
-        )
+        table.add_row(f"{pair['label']} → {pair['prediction']}", f"{pair['images']:,}", f"{100 * pair['share']:.1f} %")
     return table

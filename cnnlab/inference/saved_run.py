@@ -12,7 +12,7 @@ from torch import nn
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import load_saved_config, resolved
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.settings import AUTO
@@ -29,7 +29,7 @@ class SavedRun:
     """A run's config and one of its checkpoints."""
 
     directory: RunDirectory
-    blueprint: Blueprint
+    plan: RunPlan
     checkpoint: Checkpoint
 
     @classmethod
@@ -41,25 +41,25 @@ class SavedRun:
             saved["data"] = {**saved["data"], "workers": AUTO, **data}  # theirs were for the machine that trained
         found = Checkpoints(path / "checkpoints").resolve(checkpoint)
         spec, class_counts = _known_data(found)
-        blueprint = check_config({**saved, "device": device}, trust, spec)
-        fit_loss(blueprint, class_counts)
-        return cls(directory, replace(blueprint, execution=_execution(blueprint, found)), found)
+        plan = check_config({**saved, "device": device}, trust, spec)
+        fit_loss(plan, class_counts)
+        return cls(directory, replace(plan, execution=_execution(plan, found)), found)
 
     @property
     def normalization(self) -> Normalization:
-        """What was measured of the run's training pictures."""
+        """What was measured of the run's training images."""
         measured = self.checkpoint.meta["normalization"]
         return Normalization(tuple(measured["mean_C"]), tuple(measured["sd_C"]))
 
     def network(self) -> nn.Module:
         """As validation saw it at the checkpoint, on the device."""
-        return load_network(self.blueprint, self.checkpoint)
+        return load_network(self.plan, self.checkpoint)
 
 
-def _execution(blueprint: Blueprint, checkpoint: Checkpoint) -> Execution:
+def _execution(plan: RunPlan, checkpoint: Checkpoint) -> Execution:
     """As the run's steps were computed. Raises `ConfigError` where the checkpoint says what does not exist."""
     try:
-        return blueprint.execution.settle(checkpoint.meta["environment"])
+        return plan.execution.resolve(checkpoint.meta["environment"])
     except (KeyError, TypeError, ArgumentError) as error:
         raise ConfigError(
             f"checkpoint: {checkpoint.folder} does not say how its steps were computed ({first_line(error)}): "
@@ -77,6 +77,6 @@ def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:
         return DataSpec((channels, height, width), counts, class_names), list(map(int, meta["class_counts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"checkpoint: {checkpoint.folder} does not say what its pictures and classes were ({first_line(error)}): "
+            f"checkpoint: {checkpoint.folder} does not say what its images and classes were ({first_line(error)}): "
             f"expected one that this version of cnnlab wrote"
         ) from error

@@ -16,13 +16,13 @@ from torch import nn
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.initialization import Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
-from cnnlab.blocks.sequential import Residual, Sequence
+from cnnlab.blocks.sequential import Residual, Sequential
 from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
 from cnnlab.network.freeze import check_freeze, freeze_matching
 from cnnlab.network.read import INFERRED, Layer, Reader
 from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
-from cnnlab.network.shape_inference import Fit, Shape, check_fit, check_picture, format_shape, measure
+from cnnlab.network.shape_inference import Fit, Shape, check_fit, check_image, format_shape, measure
 from cnnlab.network.table import LayerRow, make_row
 from cnnlab.runtime.errors import Complaints, ConfigError
 
@@ -52,7 +52,7 @@ class NetworkPlan:
     def output_type(self) -> type[nn.Module]:
         """The class of the last layer, that of a sequence being its last block's: what the loss has to go with."""
         layer = self.layers[-1]
-        while layer.component.factory is Sequence:
+        while layer.component.factory is Sequential:
             layer = layer.parts["blocks"][-1]
         factory = layer.component.factory
         return factory if isinstance(factory, type) else nn.Module
@@ -131,7 +131,7 @@ def _fit_one(layer: Layer, shape: Shape, initialize: Initializer) -> tuple[nn.Mo
                 f"{component.key}: the blocks give {format_shape(part_shapes['blocks'])} and the projection "
                 f"{format_shape(skip)} from an input of {format_shape(shape)}: expected one shape, to add them"
             )
-    check_picture(component.factory, component.key, shape)
+    check_image(component.factory, component.key, shape)
     layer.inferred = _infer(component, shape)
     module = component.build(**layer.inferred, **parts)
     assert isinstance(module, nn.Module)
@@ -139,7 +139,7 @@ def _fit_one(layer: Layer, shape: Shape, initialize: Initializer) -> tuple[nn.Mo
     check_fit(module, component.key, shape)
     _initialize(module, parts, initialize)  # on the meta device: only to hear of weights that do not fit
     layer.skeleton = module
-    if isinstance(module, Sequence | Residual):
+    if isinstance(module, Sequential | Residual):
         layer.fit = Fit(shape, part_shapes["blocks"], 0)  # its parts count their own MACs
     else:
         layer.fit = measure(module, component.key, shape)
@@ -243,7 +243,7 @@ def _named_layers(layers: list[Layer], prefix: str = "") -> Iterator[tuple[str, 
 
 def _inner_prefix(layer: Layer, path: str, parameter: str) -> str:
     """What stands before the names of a container's layers: a sequence holds them as its own."""
-    return f"{path}." if isinstance(layer.skeleton, Sequence) else f"{path}.{parameter}."
+    return f"{path}." if isinstance(layer.skeleton, Sequential) else f"{path}.{parameter}."
 
 
 def _block_name(layer: Layer) -> str:

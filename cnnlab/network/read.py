@@ -11,13 +11,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from cnnlab.blocks import BLOCKS
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer
-from cnnlab.blocks.sequential import Sequence
-from cnnlab.components import Component, Factory, Kind, Trust, bind, find_factory, split_spec
+from cnnlab.blocks.sequential import Sequential
+from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec
 from cnnlab.network.shape_inference import Fit
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
-BLOCK = Kind("block", BLOCKS, nn.Module, ("torch.nn",))
-INITIALIZER = Kind("initialization", INITIALIZERS)
+BLOCK = Registry("block", BLOCKS, nn.Module, ("torch.nn",))
+INITIALIZER = Registry("initialization", INITIALIZERS)
 INFERRED = (
     "in_channels",
     "in_features",
@@ -132,7 +132,7 @@ class Reader:
             return None
         arguments.pop("after", None)
         initialize = self.initializer(arguments.pop("init", None), f"{key}.init")
-        repeat = self._repeat(arguments.pop("repeat"), key) if factory is Sequence and "repeat" in arguments else None
+        repeat = self._repeat(arguments.pop("repeat"), key) if factory is Sequential and "repeat" in arguments else None
         modules = module_parameters(factory)
         nested = {
             argument: arguments.pop(argument)
@@ -154,7 +154,7 @@ class Reader:
         if repeat is not None and "blocks" in parts:
             copies = [parts["blocks"], *(self.read(nested["blocks"], f"{key}.blocks") for _ in range(1, repeat))]
             parts["blocks"] = [
-                Layer(f"r{index}", Component(key, "sequence", Sequence), parts={"blocks": layers})
+                Layer(f"r{index}", Component(key, "sequential", Sequential), parts={"blocks": layers})
                 for index, layers in enumerate(copies)
             ]
         if not modules:

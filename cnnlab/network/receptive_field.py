@@ -1,4 +1,4 @@
-"""How many pixels of the picture one unit sees, by rules for the leaf layers.
+"""How many pixels of the image one unit sees, by rules for the leaf layers.
 
 r grows by (k − 1)·d·j at a window with kernel k and dilation d, and the jump j by its stride s; see Araujo,
 Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
@@ -11,7 +11,7 @@ from torch import nn
 from cnnlab.blocks.activation import Step, TwoClasses
 from cnnlab.blocks.pooling import GlobalAvgPool, GlobalMaxPool
 from cnnlab.blocks.recurrent import Recurrent
-from cnnlab.blocks.sequential import Residual, Sequence
+from cnnlab.blocks.sequential import Residual, Sequential
 from cnnlab.network.shape_inference import WINDOWED, window
 
 LOCAL = (
@@ -47,7 +47,7 @@ WHOLE = (
     nn.AdaptiveMaxPool2d,
     nn.RNNBase,
     Recurrent,
-    nn.GroupNorm,  # one picture's statistics: every pixel reaches every unit
+    nn.GroupNorm,  # one image's statistics: every pixel reaches every unit
     nn.LayerNorm,
 )
 
@@ -71,7 +71,7 @@ def receptive_field(module: nn.Module, field: ReceptiveField | None) -> Receptiv
     """The field of a unit behind `module`, given that of the units before it; None is unknown."""
     if isinstance(module, WHOLE):
         return ReceptiveField((0, 0), (0, 0), whole=True)
-    if isinstance(module, Sequence | nn.Sequential):
+    if isinstance(module, Sequential | nn.Sequential):
         for child in module.children():
             field = receptive_field(child, field)
         return field

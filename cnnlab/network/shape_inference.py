@@ -20,7 +20,7 @@ from cnnlab.runtime.errors import ConfigError, first_line
 
 Shape = tuple[int, ...]
 WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, ZeroPadShortcut)
-PICTURES = (
+IMAGES = (
     *WINDOWED,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
@@ -48,7 +48,7 @@ SAME_SHAPE = (
 
 @dataclass(frozen=True)
 class Fit:
-    """What a layer does with the shape that reaches it; `macs` are multiply-accumulates for one picture."""
+    """What a layer does with the shape that reaches it; `macs` are multiply-accumulates for one image."""
 
     input_shape: Shape
     output_shape: Shape
@@ -56,7 +56,7 @@ class Fit:
 
 
 def format_shape(shape: Shape) -> str:
-    """`20×24×24` for a picture, `100` for features."""
+    """`20×24×24` for an image, `100` for features."""
     return "×".join(str(size) for size in shape)
 
 
@@ -79,12 +79,12 @@ def window(module: nn.Module) -> tuple[tuple[int, int], ...]:
     return kernel, stride, both, dilation
 
 
-def check_picture(factory: object, key: str, shape: Shape) -> None:
-    """Raises `ConfigError` where features reach a block of pictures, before its constructor reads their sizes."""
-    if isinstance(factory, type) and issubclass(factory, PICTURES) and len(shape) != 3:
+def check_image(factory: object, key: str, shape: Shape) -> None:
+    """Raises `ConfigError` where features reach a block of images, before its constructor reads their sizes."""
+    if isinstance(factory, type) and issubclass(factory, IMAGES) and len(shape) != 3:
         layers = "; layers are stacked with num_layers" if issubclass(factory, Recurrent) else ""
         raise ConfigError(
-            f"{key}: expected a picture (channels × height × width), received {format_shape(shape)} "
+            f"{key}: expected an image (channels × height × width), received {format_shape(shape)} "
             f"features; put it before 'flatten'{layers}"
         )
 
@@ -122,7 +122,7 @@ def _check_dimension(dim: int, key: str, shape: Shape) -> None:
 def _check_linear(module: nn.Linear, key: str, shape: Shape) -> None:
     if len(shape) == 3:
         raise ConfigError(
-            f"{key}: expected features, received a picture of {format_shape(shape)}; put 'flatten' "
+            f"{key}: expected features, received an image of {format_shape(shape)}; put 'flatten' "
             f"({shape[0] * shape[1] * shape[2]} features) or 'global_avg_pool' ({shape[0]}) before it"
         )
     if module.in_features != shape[-1]:
@@ -159,7 +159,7 @@ def _smallest(module: nn.Module, span: int, stride: int, padding: int) -> int:
 
 
 def dropped(module: nn.Module, shape: Shape) -> tuple[int, int]:
-    """How many of the picture's rows and columns, at the bottom and right, lie behind the last window."""
+    """How many of the image's rows and columns, at the bottom and right, lie behind the last window."""
     if not isinstance(module, WINDOWED) or getattr(module, "ceil_mode", False):
         return 0, 0
     kernel, stride, padding, dilation = window(module)
@@ -171,7 +171,7 @@ def dropped(module: nn.Module, shape: Shape) -> tuple[int, int]:
 
 
 def measure(module: nn.Module, key: str, shape: Shape) -> Fit:
-    """What a layer on the meta device gives for one picture of the shape. Raises `ConfigError`.
+    """What a layer on the meta device gives for one image of the shape. Raises `ConfigError`.
 
     The usual layers go by rule: tracing one convolution on the meta device imports a second's worth of torch.
     """
@@ -227,18 +227,18 @@ def _traced(module: nn.Module, key: str, shape: Shape) -> tuple[Shape, int]:
     """MACs are half of `torch.utils.flop_counter`'s FLOPs, which leave out biases."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    pictures = 2
+    images = 2
     counter = FlopCounterMode(display=False)
     try:
         with counter:
-            output = module(torch.empty(pictures, *shape))
+            output = module(torch.empty(images, *shape))
     except Exception as error:
         raise ConfigError(
             f"{key}: {type(module).__name__} does not fit its input {format_shape(shape)}: {first_line(error)}"
         ) from error
-    if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != pictures:
+    if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != images:
         raise ConfigError(
             f"{key}: expected one tensor with the batch in front from {type(module).__name__}, received "
             f"{format_shape(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__}"
         )
-    return tuple(output.shape[1:]), counter.get_total_flops() // (2 * pictures)
+    return tuple(output.shape[1:]), counter.get_total_flops() // (2 * images)

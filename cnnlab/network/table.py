@@ -14,7 +14,7 @@ from cnnlab.network.shape_inference import Fit, Shape, dropped, format_shape, wi
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: `macs` are multiply-accumulates for one picture, bias excluded; containers count nothing."""
+    """One layer: `macs` are multiply-accumulates for one image, bias excluded; containers count nothing."""
 
     path: str
     block: str

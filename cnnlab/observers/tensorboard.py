@@ -25,7 +25,7 @@ WATCHED = {
             "Multiline",
             ["descent/predicted_change", "descent/cost_change"],
         ],
-        "more right answers after the update": ["Multiline", ["descent/correct_change"]],
+        "more correct predictions after the update": ["Multiline", ["descent/correct_change"]],
         "‖∇C‖ by layer": ["Multiline", ["gradients/.*"]],
         "‖Δv‖ / ‖v‖ by layer": ["Multiline", ["updates/.*"]],
         "shares of activations": ["Multiline", ["activations/.*"]],
@@ -116,14 +116,14 @@ def _wait_for_a_later_name(directory: Path) -> None:
         time.sleep(0.05)
 
 
-def write_pictures(directory: Path, pictures: Mapping[str, np.ndarray], step: int) -> None:
-    """Adds uint8 pictures (H, W, 3), by their tags, to a run's curves, in one event file beside the others."""
+def write_images(directory: Path, images: Mapping[str, np.ndarray], step: int) -> None:
+    """Adds uint8 images (H, W, 3), by their tags, to a run's curves, in one event file beside the others."""
     from torch.utils.tensorboard import SummaryWriter
 
     _wait_for_a_later_name(directory)
     writer = SummaryWriter(str(directory))
-    for tag, picture_HWC in pictures.items():
-        writer.add_image(tag, picture_HWC, step, dataformats="HWC")
+    for tag, image_HWC in images.items():
+        writer.add_image(tag, image_HWC, step, dataformats="HWC")
     writer.close()
 
 

@@ -13,7 +13,7 @@ from cnnlab.components import Trust
 from cnnlab.config.check import check_config, schedule_depends_on_length
 from cnnlab.config.compose import apply_overrides, as_given, value_overrides
 from cnnlab.config.programs import command, trusting
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import load_saved_config, resolved
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.run.run_directory import RunDirectory
@@ -49,7 +49,7 @@ class Resumption:
     directory: RunDirectory
     config: DictConfig
     overrides: list[str]
-    blueprint: Blueprint
+    plan: RunPlan
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint; says what was set aside, or that there is none yet."""
@@ -59,7 +59,7 @@ class Resumption:
         return checkpoint
 
 
-def take_up(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> Resumption:
+def prepare_resume(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> Resumption:
     """Reads and checks the run at `path` with the changes of this command. Raises `ConfigError`."""
     directory = RunDirectory.open(path, "resume")
     config = load_saved_config(path / "config.yaml")
@@ -68,10 +68,10 @@ def take_up(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> R
     _check_changes(changes, before)
     apply_overrides(config, changes)
     after = resolved(config)
-    blueprint = check_config(after, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
-    _check_length(blueprint, before, after)
+    plan = check_config(after, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
+    _check_length(plan, before, after)
     given: Any = OmegaConf.load(path / "overrides.yaml") if (path / "overrides.yaml").is_file() else []
-    return Resumption(directory, config, [*map(str, given), *(as_given(str(c.input_line)) for c in changes)], blueprint)
+    return Resumption(directory, config, [*map(str, given), *(as_given(str(c.input_line)) for c in changes)], plan)
 
 
 def _check_changes(changes: Sequence[Override], saved: Mapping[str, Any]) -> None:
@@ -90,22 +90,22 @@ def _check_changes(changes: Sequence[Override], saved: Mapping[str, Any]) -> Non
         )
 
 
-def _check_length(blueprint: Blueprint, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def _check_length(plan: RunPlan, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Another length is refused where it would change the learning rate of steps that are already done."""
     # its classes were checked above; where its data lies and who reads it is this machine's affair
     old = check_config({**before, "data": after["data"], "device": "cpu"}, Trust(True)).schedule_steps
-    if old == blueprint.schedule_steps:
+    if old == plan.schedule_steps:
         return
     if schedule_depends_on_length(after["schedule"]):
         raise ConfigError(
-            f"trainer: the run's schedule {blueprint.schedule.type!r} was made for {old} steps and depends on their "
+            f"trainer: the run's schedule {plan.schedule.type!r} was made for {old} steps and depends on their "
             f"number: expected the same length, or schedule.total_steps={old} to go on behind its end, received a "
-            f"length of {blueprint.total_steps} steps"
+            f"length of {plan.total_steps} steps"
         )
-    if isinstance(blueprint.schedule.factory, type):
+    if isinstance(plan.schedule.factory, type):
         raise ConfigError(
-            f"schedule.total_steps: {blueprint.schedule.type} keeps its length in its state: expected {old}, received "
-            f"{blueprint.schedule_steps}"
+            f"schedule.total_steps: {plan.schedule.type} keeps its length in its state: expected {old}, received "
+            f"{plan.schedule_steps}"
         )
 
 
@@ -114,7 +114,7 @@ def check_data(checkpoint: Checkpoint | None, digest: str) -> None:
     then = checkpoint.meta["environment"]["data_digest"] if checkpoint else digest
     if then != digest:
         raise ConfigError(
-            f"data: the pictures or labels are not those that the run was trained with (SHA-256 {then[:12]}… then, "
+            f"data: the images or labels are not those that the run was trained with (SHA-256 {then[:12]}… then, "
             f"{digest[:12]}… now): expected the same data"
         )
 

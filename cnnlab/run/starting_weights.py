@@ -48,7 +48,7 @@ def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normali
     return weights | (_from_elsewhere(init_from, wanted) if init_from else {})
 
 
-def put_in(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def apply_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copies starting weights over the fresh ones of the same names."""
     if weights:
         state = network.state_dict()  # whole, and with the versions of its modules
@@ -243,11 +243,11 @@ def _weights_file(url: str, key: str) -> Path:
 
 
 def _note_normalization(key: str, entry: Any, normalize: str) -> None:
-    """One line where the pictures are not normalised as those were that the weights were trained on."""
+    """One line where the images are not normalised as those were that the weights were trained on."""
     expects = entry.transforms()
     mean, sd = tuple(expects.mean), tuple(expects.std)
     if (mean, sd) == (IMAGENET_MEAN, IMAGENET_SD):
         if normalize != "imagenet":
-            print(f"{key}: trained on pictures normalised by data.normalize=imagenet; this run has {normalize}")
+            print(f"{key}: trained on images normalised by data.normalize=imagenet; this run has {normalize}")
     else:
-        print(f"{key}: trained on pictures with mean {mean} and sd {sd} of 1 taken out; this run has {normalize}")
+        print(f"{key}: trained on images with mean {mean} and sd {sd} of 1 taken out; this run has {normalize}")

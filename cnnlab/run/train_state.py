@@ -1,4 +1,4 @@
-"""What learns, built from a blueprint, and how its steps are computed: chosen where the config leaves it open."""
+"""What learns, built from a plan, and how its steps are computed: chosen where the config leaves it open."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.engine.autotune import TakeStep, Trial, choose
 from cnnlab.engine.backends.compilation import build_step, forget_compiled, missing_compiler, reason_against_step
@@ -15,9 +15,9 @@ from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import AUTO, Execution, allow_tf32, has_tf32
-from cnnlab.engine.trainer import Learner
+from cnnlab.engine.trainer import TrainState
 from cnnlab.run.loaders import load_weights
-from cnnlab.run.starting_weights import put_in
+from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 from cnnlab.runtime.randomness import derive
@@ -25,9 +25,9 @@ from cnnlab.runtime.randomness import derive
 KNOWN = ("cnnlab", "torch", "torchvision")  # packages whose modules leave no decision of a step to Python
 
 
-def check_machine(blueprint: Blueprint) -> None:
+def check_machine(plan: RunPlan) -> None:
     """Raises `ConfigError` for a precision, a compilation or a CUDA graph that this machine cannot do."""
-    execution, device = blueprint.execution, blueprint.device
+    execution, device = plan.execution, plan.device
     try:
         execution.check(device)
     except ArgumentError as error:
@@ -39,32 +39,32 @@ def check_machine(blueprint: Blueprint) -> None:
         )
 
 
-def settle_execution(
-    blueprint: Blueprint, normalization: Normalization, recorded: Mapping[str, Any]
-) -> tuple[Blueprint, list[Trial]]:
-    """The blueprint with nothing left `auto`, and what was timed for that; what is `recorded` is not timed again.
+def resolve_execution(
+    plan: RunPlan, normalization: Normalization, recorded: Mapping[str, Any]
+) -> tuple[RunPlan, list[Trial]]:
+    """The plan with nothing left `auto`, and what was timed for that; what is `recorded` is not timed again.
 
     Raises `ConfigError`.
     """
-    by_rule = {"trace"} if blueprint.device.type == "cuda" else {"trace", "cuda_graph"}
+    by_rule = {"trace"} if plan.device.type == "cuda" else {"trace", "cuda_graph"}
     recorded = {name: value for name, value in recorded.items() if name not in by_rule}
-    blueprint = replace(blueprint, execution=blueprint.execution.settle(recorded))
-    check_machine(blueprint)
-    if blueprint.execution.compile != "none":
+    plan = replace(plan, execution=plan.execution.resolve(recorded))
+    check_machine(plan)
+    if plan.execution.compile != "none":
         forget_compiled()
-    chosen = replace(blueprint.execution, trace=False)
+    chosen = replace(plan.execution, trace=False)
     trials: list[Trial] = []
-    if not chosen.settled:
+    if not chosen.resolved:
         chosen, trials = choose(
             chosen,
-            _precisions(blueprint.device),
-            _layouts(blueprint),
-            _compiled(blueprint),
-            lambda execution: _prepare(blueprint, execution, normalization),
-            _captured(blueprint),
+            _precisions(plan.device),
+            _layouts(plan),
+            _compiled(plan),
+            lambda execution: _prepare(plan, execution, normalization),
+            _captured(plan),
         )
     allow_tf32(chosen.precision == "tf32")
-    return replace(blueprint, execution=replace(chosen, trace=_traced(blueprint, chosen))), trials
+    return replace(plan, execution=replace(chosen, trace=_traced(plan, chosen))), trials
 
 
 def _precisions(device: torch.device) -> list[str]:
@@ -73,64 +73,64 @@ def _precisions(device: torch.device) -> list[str]:
     return ["fp32", *(["tf32"] if has_tf32(device) else []), "bf16" if torch.cuda.is_bf16_supported() else "fp16"]
 
 
-def _layouts(blueprint: Blueprint) -> list[str]:
-    """channels_last first; without 4-D weights there is nothing to gain, and pictures would be copied."""
+def _layouts(plan: RunPlan) -> list[str]:
+    """channels_last first; without 4-D weights there is nothing to gain, and images would be copied."""
     with torch.device("meta"):
-        pictures = any(parameter.dim() == 4 for parameter in blueprint.network.build().parameters())
-    return ["channels_last", "contiguous"] if pictures else ["contiguous"]
+        images = any(parameter.dim() == 4 for parameter in plan.network.build().parameters())
+    return ["channels_last", "contiguous"] if images else ["contiguous"]
 
 
-def _compiled(blueprint: Blueprint) -> list[str]:
-    if missing_compiler(blueprint.device) or blueprint.settings.watch_every is not None:
+def _compiled(plan: RunPlan) -> list[str]:
+    if missing_compiler(plan.device) or plan.settings.watch_every is not None:
         return ["none"]
-    return ["none", "network", *([] if reason_against_step(blueprint.optimizer, blueprint.schedule) else ["step"])]
+    return ["none", "network", *([] if reason_against_step(plan.optimizer, plan.schedule) else ["step"])]
 
 
-def _captured(blueprint: Blueprint) -> list[bool]:
+def _captured(plan: RunPlan) -> list[bool]:
     if (
-        blueprint.device.type != "cuda"
-        or blueprint.settings.watch_every is not None
-        or reason_against_cuda_graph(blueprint.optimizer, blueprint.schedule)
+        plan.device.type != "cuda"
+        or plan.settings.watch_every is not None
+        or reason_against_cuda_graph(plan.optimizer, plan.schedule)
     ):
         return [False]
-    return [False, True] if _leaves_nothing_to_python(blueprint) else [False]
+    return [False, True] if _leaves_nothing_to_python(plan) else [False]
 
 
-def _traced(blueprint: Blueprint, execution: Execution) -> bool:
+def _traced(plan: RunPlan, execution: Execution) -> bool:
     """Not timed here: a run's first steps find out whether they are faster for it, since it moves no bit."""
-    wanted = blueprint.execution.trace
+    wanted = plan.execution.trace
     if wanted == AUTO:
-        wanted = blueprint.device.type == "cpu" and _leaves_nothing_to_python(blueprint)
+        wanted = plan.device.type == "cpu" and _leaves_nothing_to_python(plan)
     return wanted is True and execution.allows_trace
 
 
-def _leaves_nothing_to_python(blueprint: Blueprint) -> bool:
+def _leaves_nothing_to_python(plan: RunPlan) -> bool:
     """Not what somebody else wrote: what its Python decides in each step, a graph or a trace would decide once."""
     with torch.device("meta"):
-        parts = [*blueprint.network.build().modules(), *blueprint.loss.modules()]
+        parts = [*plan.network.build().modules(), *plan.loss.modules()]
     return all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
 
 
-def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normalization) -> TakeStep:
-    """The run's own step on weights of its own and on noise: a batch of uint8 pictures, normalised."""
+def _prepare(plan: RunPlan, execution: Execution, normalization: Normalization) -> TakeStep:
+    """The run's own step on weights of its own and on noise: a batch of uint8 images, normalised."""
     allow_tf32(execution.precision == "tf32")
-    device, settings = blueprint.device, blueprint.settings
-    learner = build_learner(replace(blueprint, execution=execution, loss=copy.deepcopy(blueprint.loss)), None)
-    batch = _noise(blueprint, normalization)
+    device, settings = plan.device, plan.settings
+    train_state = build_train_state(replace(plan, execution=execution, loss=copy.deepcopy(plan.loss)), None)
+    batch = _noise(plan, normalization)
 
     def take_step() -> float:
         allow_tf32(execution.precision == "tf32")
-        result = learner.step(
-            learner.network,
-            learner.loss,
-            learner.optimizer,
+        result = train_state.step(
+            train_state.network,
+            train_state.loss,
+            train_state.optimizer,
             batch,
             execution=execution,
-            scaler=learner.scaler,
+            scaler=train_state.scaler,
             accumulate=settings.accumulate,
             clip_norm=settings.clip_norm,
         )
-        learner.schedule.step()
+        train_state.schedule.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the loss alone does not wait for the update
         return float(result.loss)
@@ -140,40 +140,40 @@ def _prepare(blueprint: Blueprint, execution: Execution, normalization: Normaliz
     return take_step
 
 
-def _noise(blueprint: Blueprint, normalization: Normalization) -> Batch:
-    generator = torch.Generator().manual_seed(derive(blueprint.seed, "timing"))
-    count, spec = blueprint.data.batch_size, blueprint.spec
+def _noise(plan: RunPlan, normalization: Normalization) -> Batch:
+    generator = torch.Generator().manual_seed(derive(plan.seed, "timing"))
+    count, spec = plan.data.batch_size, plan.spec
     x_NCHW = torch.randint(0, 256, (count, *spec.input_shape), generator=generator).float()
     target_N = torch.randint(0, spec.classes, (count,), generator=generator)
     return Batch(
-        normalized(x_NCHW.to(blueprint.device), *normalization.tensors(blueprint.device)),
-        target_N.to(blueprint.device),
-        torch.arange(count, device=blueprint.device),
+        normalized(x_NCHW.to(plan.device), *normalization.tensors(plan.device)),
+        target_N.to(plan.device),
+        torch.arange(count, device=plan.device),
     )
 
 
-def build_learner(
-    blueprint: Blueprint, checkpoint: Checkpoint | None, say: Callable[[str], None] | None = None
-) -> Learner:
-    """The learner as the run begins, or with a checkpoint's weights; `say` is told if its steps cannot be traced."""
-    torch.manual_seed(derive(blueprint.seed, "weights"))
-    network = blueprint.network.build()
+def build_train_state(
+    plan: RunPlan, checkpoint: Checkpoint | None, say: Callable[[str], None] | None = None
+) -> TrainState:
+    """The state as the run begins, or with a checkpoint's weights; `say` gets the reason if steps cannot be traced."""
+    torch.manual_seed(derive(plan.seed, "weights"))
+    network = plan.network.build()
     if checkpoint:
         load_weights(network, checkpoint, trained=True)
     else:
-        put_in(network, blueprint.starting_weights)
-    network_on_device = blueprint.execution.place(network, blueprint.device)
-    ema = EMA(network_on_device, blueprint.settings.ema) if blueprint.settings.ema is not None else None
+        apply_weights(network, plan.starting_weights)
+    network_on_device = plan.execution.place(network, plan.device)
+    ema = EMA(network_on_device, plan.settings.ema) if plan.settings.ema is not None else None
     if ema and checkpoint:
         load_weights(ema.network, checkpoint)
-    optimizer = blueprint.build_optimizer(network_on_device)
-    return Learner(
+    optimizer = plan.build_optimizer(network_on_device)
+    return TrainState(
         network_on_device,
-        blueprint.loss.to(blueprint.device),
+        plan.loss.to(plan.device),
         optimizer,
-        blueprint.build_schedule(optimizer),
-        blueprint.execution,
-        blueprint.execution.scaler(blueprint.device),
+        plan.build_schedule(optimizer),
+        plan.execution,
+        plan.execution.scaler(plan.device),
         ema,
-        build_step(blueprint.execution, blueprint.data.batch_size, blueprint.settings.accumulate, say),
+        build_step(plan.execution, plan.data.batch_size, plan.settings.accumulate, say),
     )

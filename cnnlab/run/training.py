@@ -18,7 +18,7 @@ from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.compose import as_given
 from cnnlab.config.programs import command, program
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import resolved, trusted_names
 from cnnlab.engine.autotune import Trial, table
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
@@ -44,11 +44,11 @@ from cnnlab.run.resuming import (
     changes_of_environment,
     check_classes,
     check_data,
-    take_up,
+    prepare_resume,
 )
 from cnnlab.run.run_directory import RunDirectory
 from cnnlab.run.starting_weights import read_starting_weights
-from cnnlab.run.train_state import build_learner, check_machine, settle_execution
+from cnnlab.run.train_state import build_train_state, check_machine, resolve_execution
 from cnnlab.runtime.device import describe_environment
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
@@ -67,55 +67,55 @@ def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
     trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
     trusted = trusted_names(trust)
     if config.resume is not None:
-        return _resume(take_up(Path(str(config.resume)), overrides, trusted))
-    blueprint = check_config(resolved(config), Trust())
-    _print_plan(blueprint)
-    if blueprint.settings.max_steps == 0:
+        return _resume(prepare_resume(Path(str(config.resume)), overrides, trusted))
+    plan = check_config(resolved(config), Trust())
+    _print_plan(plan)
+    if plan.settings.max_steps == 0:
         return None
-    check_machine(blueprint)
-    blueprint.source.check()
-    blueprint = _with_starting_weights(blueprint)
-    print(describe_placement(blueprint), end="\n\n")
-    directory = RunDirectory.create(blueprint.name, blueprint.run_dir)
+    check_machine(plan)
+    plan.source.check()
+    plan = _with_starting_weights(plan)
+    print(describe_placement(plan), end="\n\n")
+    directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
-        data = read_training_data(blueprint)
-        if "test" in blueprint.spec.counts:
-            read_split(blueprint, "test")  # a damaged test picture is told now, not after the training
+        data = read_training_data(plan)
+        if "test" in plan.spec.counts:
+            read_split(plan, "test")  # a damaged test image is told now, not after the training
     except BaseException:
         directory.discard()
         raise
     with _failures_in_summary(directory):
         _write_config(directory, config, overrides)
-        _run(blueprint, directory, resolved(config), data, None)
+        _run(plan, directory, resolved(config), data, None)
     return directory.path
 
 
 def _resume(run: Resumption) -> Path:
-    blueprint = run.blueprint
-    _print_plan(blueprint)
-    check_machine(blueprint)
-    blueprint.source.check()
+    plan = run.plan
+    _print_plan(plan)
+    check_machine(plan)
+    plan.source.check()
     run.directory.lock()
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
-        check_classes(checkpoint, blueprint.spec.class_names)
+        check_classes(checkpoint, plan.spec.class_names)
         if checkpoint is None:
-            blueprint = _with_starting_weights(blueprint)
-        print(describe_placement(blueprint), end="\n\n")
-        data = read_training_data(blueprint)
+            plan = _with_starting_weights(plan)
+        print(describe_placement(plan), end="\n\n")
+        data = read_training_data(plan)
         check_data(checkpoint, data.digest)
     except ConfigError:
         run.directory.release()
         raise
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config, run.overrides)
-        _run(blueprint, run.directory, resolved(run.config), data, checkpoint)
+        _run(plan, run.directory, resolved(run.config), data, checkpoint)
     return run.directory.path
 
 
-def _with_starting_weights(blueprint: Blueprint) -> Blueprint:
-    weights = read_starting_weights(blueprint.network, blueprint.init_from, blueprint.data.normalize)
-    return replace(blueprint, starting_weights=weights)
+def _with_starting_weights(plan: RunPlan) -> RunPlan:
+    weights = read_starting_weights(plan.network, plan.init_from, plan.data.normalize)
+    return replace(plan, starting_weights=weights)
 
 
 def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -127,18 +127,18 @@ def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequen
     directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([as_given(one) for one in overrides])))
 
 
-def _print_plan(blueprint: Blueprint) -> None:
+def _print_plan(plan: RunPlan) -> None:
     """The network and the data that a run is going to use."""
-    print(_table_text(blueprint))
-    print(describe_splits(blueprint))
-    for note in blueprint.source.notes():
+    print(_table_text(plan))
+    print(describe_splits(plan))
+    for note in plan.source.notes():
         print(note)
 
 
-def _table_text(blueprint: Blueprint) -> str:
+def _table_text(plan: RunPlan) -> str:
     """The layer table at its own width, whatever the terminal's: a remark is never cut."""
     text = io.StringIO()
-    Console(file=text, width=240).print(render_table(blueprint.network.rows, blueprint.network.input_shape))
+    Console(file=text, width=240).print(render_table(plan.network.rows, plan.network.input_shape))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
 
 
@@ -158,33 +158,33 @@ def _failures_in_summary(directory: RunDirectory) -> Iterator[None]:
 
 
 def _run(
-    blueprint: Blueprint,
+    plan: RunPlan,
     directory: RunDirectory,
     config: Mapping[str, Any],
     data: TrainingData,
     checkpoint: Checkpoint | None,
 ) -> None:
-    """Builds what the blueprint says, trains, and measures the test split once."""
-    table = _table_text(blueprint)
+    """Builds what the plan says, trains, and measures the test split once."""
+    table = _table_text(plan)
     directory.write_text("model.txt", table)
-    make_deterministic(blueprint.deterministic)
-    if blueprint.device.type == "cpu":
+    make_deterministic(plan.deterministic)
+    if plan.device.type == "cpu":
         keep_freed_memory()
     with _stop_signals() as stopped_by:
-        asked_to_trace = blueprint.execution.trace is True
-        blueprint, trials = settle_execution(blueprint, data.normalization, directory.read_json("environment.json"))
-        environment = _environment(blueprint, data)
+        asked_to_trace = plan.execution.trace is True
+        plan, trials = resolve_execution(plan, data.normalization, directory.read_json("environment.json"))
+        environment = _environment(plan, data)
         directory.write_json("environment.json", environment)
-        observers = Observers(blueprint.observers)
+        observers = Observers(plan.observers)
         trainer = _build_trainer(
-            blueprint,
+            plan,
             directory,
             data,
             environment,
             checkpoint,
             observers,
             stopped_by,
-            tell_of_trace=asked_to_trace,
+            notify_trace=asked_to_trace,
         )
         try:
             observers.log(
@@ -195,38 +195,38 @@ def _run(
                     epochs=trainer.total_epochs,
                     hyperparameters=_flatten({k: v for k, v in config.items() if k not in NO_HYPERPARAMETERS}),
                     model_table=table,
-                    watched=blueprint.settings.watch_every is not None,
+                    watched=plan.settings.watch_every is not None,
                 )
             )
-            for notice in [*changes_of_environment(checkpoint, environment), *_costs(blueprint, trials)]:
+            for notice in [*changes_of_environment(checkpoint, environment), *_costs(plan, trials)]:
                 observers.log(Notice(notice))
-            status = _fit(trainer, blueprint)
+            status = _fit(trainer, plan)
             summary = _summary(status, trainer)
             directory.write_json("summary.json", summary)
-            if status == "completed" and "test" in blueprint.spec.counts:
-                summary["test"] = _measure_test(blueprint, directory, data, trainer, observers)
+            if status == "completed" and "test" in plan.spec.counts:
+                summary["test"] = _measure_test(plan, directory, data, trainer, observers)
                 directory.write_json("summary.json", summary)
             observers.log(Finished(_final_metrics(summary)))
         finally:
             observers.close()
             trainer.close()
-    _say_goodbye(summary, directory, blueprint)
+    _print_summary(summary, directory, plan)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
 
 
-def _costs(blueprint: Blueprint, trials: Sequence[Trial]) -> list[str]:
+def _costs(plan: RunPlan, trials: Sequence[Trial]) -> list[str]:
     """What the choices that a run begins with cost, in words."""
     costs = [table(trials)] if trials else []
-    if blueprint.deterministic and blueprint.device.type == "cuda":
+    if plan.deterministic and plan.device.type == "cuda":
         costs.append("trainer.deterministic=true: the same bits each time, with slower kernels")
-    if blueprint.execution.compile != "none":
-        costs.append(f"compiling the {blueprint.execution.compile}: the first steps take longer, seconds to minutes")
+    if plan.execution.compile != "none":
+        costs.append(f"compiling the {plan.execution.compile}: the first steps take longer, seconds to minutes")
     return costs
 
 
 def _build_trainer(
-    blueprint: Blueprint,
+    plan: RunPlan,
     directory: RunDirectory,
     data: TrainingData,
     environment: Mapping[str, Any],
@@ -234,7 +234,7 @@ def _build_trainer(
     observers: Observers,
     stopped_by: list[int],
     *,
-    tell_of_trace: bool,
+    notify_trace: bool,
 ) -> Trainer:
     """The trainer at the beginning of the run, or where the checkpoint left it."""
 
@@ -242,52 +242,52 @@ def _build_trainer(
         observers.log(Notice(text))
 
     trainer = Trainer(
-        build_learner(blueprint, checkpoint, notify if tell_of_trace else None),
-        train_loader(blueprint, data.train, data.normalization),
-        _held_out(blueprint, data),
-        blueprint.settings,
+        build_train_state(plan, checkpoint, notify if notify_trace else None),
+        train_loader(plan, data.train, data.normalization),
+        _held_out(plan, data),
+        plan.settings,
         Checkpoints(directory.path / "checkpoints"),
         observers.log,
         meta={
             "environment": environment,
             "normalization": {"mean_C": data.normalization.mean_C, "sd_C": data.normalization.sd_C},
-            "input_shape": blueprint.spec.input_shape,
-            "class_names": blueprint.spec.class_names,
+            "input_shape": plan.spec.input_shape,
+            "class_names": plan.spec.class_names,
             "class_counts": data.class_counts,
-            "counts": blueprint.spec.counts,
+            "counts": plan.spec.counts,
         },
-        meter=blueprint.meter(),
-        profiler=make_profiler(directory.path, notify) if blueprint.settings.profile else None,
+        meter=plan.meter(),
+        profiler=make_profiler(directory.path, notify) if plan.settings.profile else None,
         interrupted=lambda: bool(stopped_by),
     )
-    seed_generators(blueprint.seed)
+    seed_generators(plan.seed)
     if checkpoint:
         trainer.load_state_dict(checkpoint.state())
     return trainer
 
 
-def _environment(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
+def _environment(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
     return {
         "cnnlab": __version__,
-        **describe_environment(blueprint.device),
-        "precision": blueprint.execution.precision,
-        "layout": blueprint.execution.layout,
-        "compile": blueprint.execution.compile,
-        "cuda_graph": blueprint.execution.cuda_graph,
-        "trace": blueprint.execution.trace,
-        "deterministic": blueprint.deterministic,
-        "seed": blueprint.seed,
+        **describe_environment(plan.device),
+        "precision": plan.execution.precision,
+        "layout": plan.execution.layout,
+        "compile": plan.execution.compile,
+        "cuda_graph": plan.execution.cuda_graph,
+        "trace": plan.execution.trace,
+        "deterministic": plan.deterministic,
+        "seed": plan.seed,
         "data_digest": data.digest,
     }
 
 
-def _held_out(blueprint: Blueprint, data: TrainingData) -> dict[str, Any]:
+def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
     """The splits that validation measures: the test split is among them only where `monitor_test` says so."""
     splits = {}
     if len(data.val):
-        splits["val"] = held_out_loader(blueprint, data.val, data.normalization)
-    if blueprint.settings.monitor_test:
-        splits["test"] = held_out_loader(blueprint, read_split(blueprint, "test"), data.normalization)
+        splits["val"] = held_out_loader(plan, data.val, data.normalization)
+    if plan.settings.monitor_test:
+        splits["test"] = held_out_loader(plan, read_split(plan, "test"), data.normalization)
     return splits
 
 
@@ -311,32 +311,32 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _fit(trainer: Trainer, blueprint: Blueprint) -> str:
+def _fit(trainer: Trainer, plan: RunPlan) -> str:
     gc.collect()
     gc.freeze()  # what is left stays: looking for garbage in all of torch was 5 % of a small MLP's run
     try:
         return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"out of memory at data.batch_size={blueprint.data.batch_size}: {first_line(error)} "
-            f"Try trainer.accumulate={2 * blueprint.settings.accumulate} or a smaller batch"
+            f"out of memory at data.batch_size={plan.data.batch_size}: {first_line(error)} "
+            f"Try trainer.accumulate={2 * plan.settings.accumulate} or a smaller batch"
         ) from error
     finally:
         gc.unfreeze()
 
 
 def _measure_test(
-    blueprint: Blueprint, directory: RunDirectory, data: TrainingData, trainer: Trainer, observers: Observers
+    plan: RunPlan, directory: RunDirectory, data: TrainingData, trainer: Trainer, observers: Observers
 ) -> dict[str, float]:
     """Loss and accuracy of the best checkpoint on the test split, read here for the first and only time."""
     best = Checkpoints(directory.path / "checkpoints").resolve("best")
-    pictures = read_split(blueprint, "test")
+    images = read_split(plan, "test")
     directory.write_json(
-        "environment.json", {**directory.read_json("environment.json"), "test_digest": pictures.digest()}
+        "environment.json", {**directory.read_json("environment.json"), "test_digest": images.digest()}
     )
-    network = load_network(blueprint, best)
-    with closing(held_out_loader(blueprint, pictures, data.normalization)) as loader:
-        values = evaluate(network, blueprint.loss, loader, blueprint.execution, blueprint.meter())
+    network = load_network(plan, best)
+    with closing(held_out_loader(plan, images, data.normalization)) as loader:
+        values = evaluate(network, plan.loss, loader, plan.execution, plan.meter())
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
     return values
 
@@ -357,10 +357,10 @@ def _summary(status: str, trainer: Trainer) -> dict[str, Any]:
         "monitor_test": settings.monitor_test,
         "train": {
             "seconds": progress.seconds,
-            "pictures": progress.pictures,
-            "images_per_second": progress.pictures / max(progress.seconds, 1e-9),
+            "images": progress.images,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
         },
-        "parameters": sum(parameter.numel() for parameter in trainer.learner.network.parameters()),
+        "parameters": sum(parameter.numel() for parameter in trainer.train_state.network.parameters()),
     }
 
 
@@ -380,19 +380,19 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _say_goodbye(summary: Mapping[str, Any], directory: RunDirectory, blueprint: Blueprint) -> None:
-    path, has_test = directory.path, "test" in blueprint.spec.counts
+def _print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: RunPlan) -> None:
+    path, has_test = directory.path, "test" in plan.spec.counts
     best, test = summary["best"], summary.get("test")
     if test:
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
     elif not has_test:
-        print("\nthe data have no test split: no accuracy was measured on pictures that chose nothing")
-    compared = blueprint.published.compare(_final_metrics(summary)) if blueprint.published else None
+        print("\nthe data have no test split: no accuracy was measured on images that chose nothing")
+    compared = plan.published.compare(_final_metrics(summary)) if plan.published else None
     if compared:
         print(compared)
     print(f"{summary['status']}: {path}")
     if summary["status"] == "interrupted":
         print(f"  go on      {command('train')} resume={path}")
     print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
-    if best["step"] is not None and (has_test or blueprint.data.has_validation(blueprint.spec)):
+    if best["step"] is not None and (has_test or plan.data.has_validation(plan.spec)):
         print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")

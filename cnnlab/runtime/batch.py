@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some pictures, what they show, and which they are.
+    """Some images, what they show, and which they are.
 
-    `x_NCHW` float pictures; `target` class indices (N,) int64 or class probabilities (N, K) float; `index_N`
-    positions in the data set, so that a non-finite loss or a mistake can name its pictures.
+    `x_NCHW` float images; `target` class indices (N,) int64 or class probabilities (N, K) float; `index_N`
+    positions in the data set, so that a non-finite loss or a mistake can name its images.
     """
 
     x_NCHW: Tensor
@@ -21,7 +21,7 @@ class Batch:
         return self.x_NCHW.shape[0]
 
     def __getitem__(self, places: slice) -> "Batch":
-        """Some of its pictures; no pixel is copied."""
+        """Some of its images; no pixel is copied."""
         return Batch(self.x_NCHW[places], self.target[places], self.index_N[places])
 
     def chunks(self, count: int) -> "list[Batch]":

@@ -1,7 +1,7 @@
 """Random numbers without a state: each is a hash of what it is for.
 
 splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) over a key, a
-picture's index and the number of the draw. So what happens to a picture depends on nothing but these: neither on the
+image's index and the number of the draw. So what happens to an image depends on nothing but these: neither on the
 batch that it comes in, nor on workers, nor on what was drawn before.
 """
 
@@ -18,9 +18,9 @@ def uniforms(key: int, index_N: Tensor, draws: int) -> Tensor:
 
     `key` is a whole number in [0, 2⁶³), as `derive(seed, "augment", epoch)` gives.
     """
-    picture_N1 = _mix(index_N.to(torch.int64)[:, None] * _signed(_GOLDEN) + _signed(key))
+    image_N1 = _mix(index_N.to(torch.int64)[:, None] * _signed(_GOLDEN) + _signed(key))
     steps_D = torch.arange(1, draws + 1, device=index_N.device) * _signed(_GOLDEN)
-    return _shifted(_mix(picture_N1 + steps_D), 64 - _MANTISSA).float() * 2.0**-_MANTISSA
+    return _shifted(_mix(image_N1 + steps_D), 64 - _MANTISSA).float() * 2.0**-_MANTISSA
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-LARGE = 64 << 20  # bytes; pictures of a whole split are larger, activations of a batch seldom
+LARGE = 64 << 20  # bytes; images of a whole split are larger, activations of a batch seldom
 _ALL = (1 << 31) - 1  # the largest that it takes
 
 

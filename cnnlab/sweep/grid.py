@@ -40,7 +40,7 @@ from cnnlab.sweep.results import (
     list_failures,
     read_result,
     render_results,
-    told_error,
+    reported_error,
     write_csv,
 )
 
@@ -198,7 +198,7 @@ def _ended(job: Job, folder: Path, how: Ended) -> Result:
     directory, log = folder / job.name, _log(job, folder)
     error = how.remark
     if how.status == "failed":
-        error = told_error(log) or f"{how.remark}, see {log}"
+        error = reported_error(log) or f"{how.remark}, see {log}"
     elif how.status == "interrupted" and directory.is_dir():
         error = f"{how.remark}; resume={directory} goes on with it"
     return read_result(job, how.status, directory, how.seconds, error)
@@ -284,11 +284,11 @@ def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) 
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         content = resolved(compose_job(task, overrides))
     trusted_names(content["trust"])
-    blueprint = check_config(content, Trust())
-    if blueprint.settings.max_steps != 0:
-        check_machine(blueprint)
-    if blueprint.settings.max_steps != 0 and repr(content["data"]) not in sources:
-        blueprint.source.check()  # here, once: where pictures have to be downloaded, the jobs would all do it
+    plan = check_config(content, Trust())
+    if plan.settings.max_steps != 0:
+        check_machine(plan)
+    if plan.settings.max_steps != 0 and repr(content["data"]) not in sources:
+        plan.source.check()  # here, once: where images have to be downloaded, the jobs would all do it
         sources.add(repr(content["data"]))
 
 

@@ -104,7 +104,7 @@ def _header(results: Sequence[Result], tags: Sequence[str]) -> list[str]:
     return ["job", *results[0].job.values, "status", *tags, "seconds", "directory"]
 
 
-def told_error(log: Path) -> str:
+def reported_error(log: Path) -> str:
     """The last `error: …` of a log with the lines that belong to it, or nothing."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LAST_BYTES))

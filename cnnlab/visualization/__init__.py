@@ -1,1 +1,1 @@
-"""Pictures of what was measured and learned: pure functions, module or numbers → picture."""
+"""Images of what was measured and learned: pure functions, module or numbers → image."""

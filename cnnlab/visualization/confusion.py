@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture."""
+"""The confusion matrix as an image."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ def confusion_figure(confusion_KK: Tensor, class_names: Sequence[str], title: st
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares_KK, cmap="Blues", norm=PowerNorm(0.4, 0, 1))
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the label's pictures", ticks=[0, 0.01, 0.1, 0.3, 1])
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the label's images", ticks=[0, 0.01, 0.1, 0.3, 1])
     axes.set(title=title, xlabel="prediction", ylabel="label")
     if classes <= MOST_NAMES:
         plain: dict[str, Any] = {"parse_math": False}  # dollar signs in a name make no formula

@@ -1,4 +1,4 @@
-"""What a layer answers to a picture, and the picture to which each of its units answers most."""
+"""What a layer answers to an image, and the image to which each of its units answers most."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,13 +15,13 @@ from cnnlab.runtime.eval_mode import in_evaluation_mode
 STEPS = 128
 RATE = 4.0  # grey levels that a pixel moves in a step, at most: 64 steps from black to white
 GREY = 127.5
-NOISE = 8.0  # standard deviation of the first picture around grey
+NOISE = 8.0  # standard deviation of the first image around grey
 LEAK = 0.01  # a silent ReLU's slope, for gradients only
 
 
 @torch.no_grad()
 def response(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
-    """What `layer`, a module within `network`, gives for the pictures in evaluation mode, float32.
+    """What `layer`, a module within `network`, gives for the images in evaluation mode, float32.
 
     (N, C, H, W) maps or (N, F) features; of a layer that is called several times, the first answer. Raises
     `ArgumentError` for a layer that is not called or gives anything else.
@@ -32,7 +32,7 @@ def response(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Maximised:
-    """`x_UCHW`, pictures of 0…255, one for each unit; `value_U`, the mean activation that each of them reaches."""
+    """`x_UCHW`, images of 0…255, one for each unit; `value_U`, the mean activation that each of them reaches."""
 
     x_UCHW: Tensor
     value_U: Tensor
@@ -47,12 +47,12 @@ def maximise(
     steps: int = STEPS,
     rate: float = RATE,
 ) -> Maximised:
-    """For each of the layer's first `units` channels or features, the picture that makes its mean largest.
+    """For each of the layer's first `units` channels or features, the image that makes its mean largest.
 
-    `network` takes pictures of 0…255. By gradient ascent on the pixels from `start_CHW`, which stay in that range
+    `network` takes images of 0…255. By gradient ascent on the pixels from `start_CHW`, which stay in that range
     (Erhan et al. 2009, *Visualizing Higher-Layer Features of a Deep Network*), without regularisation. Gradients pass
     silent ReLUs, too (as in Olah et al. 2017, *Feature Visualization*): a unit that is silent at the start would stay
-    so. Each unit's best picture of all steps is kept. The network is in evaluation mode meanwhile; its weights receive
+    so. Each unit's best image of all steps is kept. The network is in evaluation mode meanwhile; its weights receive
     no gradient.
     """
     x_UCHW = start_CHW.detach().float().expand(units, *start_CHW.shape).clone().requires_grad_()
@@ -73,7 +73,7 @@ def maximise(
 
 
 def grey_noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """A picture of the shape around the middle of 0…255, the same on each machine."""
+    """An image of the shape around the middle of 0…255, the same on each machine."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return (GREY + NOISE * noise).clamp(0, 255)
 
@@ -107,14 +107,14 @@ def _output(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
     except _ReachedError as reached:
         output = reached.output
     else:
-        raise ArgumentError("layer", "the network does not call it: expected a layer that pictures go through")
+        raise ArgumentError("layer", "the network does not call it: expected a layer that images go through")
     finally:
         hook.remove()
     if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != len(x_NCHW):
         given = f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ArgumentError(
             "layer",
-            f"expected a layer that gives maps (pictures, channels, height, width) or features (pictures, features), "
+            f"expected a layer that gives maps (images, channels, height, width) or features (images, features), "
             f"received {given} for {tuple(x_NCHW.shape)}",
         )
     return output.float()

@@ -1,4 +1,4 @@
-"""Filters, feature maps and pictures as tiles side by side."""
+"""Filters, feature maps and images as tiles side by side."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ MOST_COLUMNS = 10
 def tiles_figure(
     tiles_THW: Tensor, title: str, captions: Sequence[str] = (), *, signed: bool = False, columns: int = MOST_COLUMNS
 ) -> "Figure":
-    """T small pictures on one scale, each under its caption.
+    """T small images on one scale, each under its caption.
 
     Grey from the least to the greatest value; `signed` ones are blue below 0, white at 0, red above. NaN is left blank.
     """
@@ -39,28 +39,28 @@ def filters_figure(weight_OIHW: Tensor, title: str, *, colour: bool = False) -> 
     if not colour:
         return tiles_figure(weight_OIHW.mean(1), title, captions, signed=True)
     most = weight_OIHW.abs().amax().clamp(min=1e-30)
-    return pictures_figure(127.5 * (1 + weight_OIHW / most), title, captions)
+    return images_figure(127.5 * (1 + weight_OIHW / most), title, captions)
 
 
-def maps_figure(picture_CHW: Tensor, maps_CHW: Tensor, title: str) -> "Figure":
-    """A picture of 0…255 and what each channel of a layer answers to it, (C, H, W), on one scale.
+def maps_figure(image_CHW: Tensor, maps_CHW: Tensor, title: str) -> "Figure":
+    """An image of 0…255 and what each channel of a layer answers to it, (C, H, W), on one scale.
 
     Grey where no value is below 0; else blue below 0, white at 0 and red above. Under each channel's number stand its
     largest value and the place of it, (row, column).
     """
     values_CHW = _numbers(maps_CHW)
     captions = [_peak(channel, values_HW) for channel, values_HW in enumerate(values_CHW)]
-    figure, axes = _grid(1 + len(values_CHW), title, ["picture\n", *captions])
-    _draw_picture(axes[0], _numbers(picture_CHW))
+    figure, axes = _grid(1 + len(values_CHW), title, ["image\n", *captions])
+    _draw_image(axes[0], _numbers(image_CHW))
     _draw_on_one_scale(figure, axes[1:], values_CHW, bool((values_CHW < 0).any()))
     return figure
 
 
-def pictures_figure(x_NCHW: Tensor, title: str, captions: Sequence[str] = ()) -> "Figure":
-    """Pictures of 0…255, each under its caption: in colour where they have three channels, else grey."""
+def images_figure(x_NCHW: Tensor, title: str, captions: Sequence[str] = ()) -> "Figure":
+    """Images of 0…255, each under its caption: in colour where they have three channels, else grey."""
     figure, axes = _grid(len(x_NCHW), title, captions)
-    for axis, picture_CHW in zip(axes, _numbers(x_NCHW), strict=True):
-        _draw_picture(axis, picture_CHW)
+    for axis, image_CHW in zip(axes, _numbers(x_NCHW), strict=True):
+        _draw_image(axis, image_CHW)
     return figure
 
 
@@ -95,7 +95,7 @@ def _grid(count: int, title: str, captions: Sequence[str], columns: int = MOST_C
     axes = list(grid.subplots(squeeze=False).flat)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_color("0.7")  # a white picture ends somewhere, too
+        axis.spines[:].set_color("0.7")  # a white image ends somewhere, too
     for axis in axes[count:]:
         axis.set_axis_off()
     for axis, caption in zip(axes, captions, strict=False):
@@ -116,11 +116,11 @@ def _draw_on_one_scale(figure: "Figure", axes: "Sequence[Axes]", values_THW: np.
     figure.colorbar(images[0], cax=bar)
 
 
-def _draw_picture(axis: "Axes", picture_CHW: np.ndarray) -> None:
-    if len(picture_CHW) == 3:
-        axis.imshow(picture_CHW.transpose(1, 2, 0).clip(0, 255) / 255, interpolation="nearest")
+def _draw_image(axis: "Axes", image_CHW: np.ndarray) -> None:
+    if len(image_CHW) == 3:
+        axis.imshow(image_CHW.transpose(1, 2, 0).clip(0, 255) / 255, interpolation="nearest")
     else:
-        axis.imshow(picture_CHW.mean(0), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+        axis.imshow(image_CHW.mean(0), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
 
 
 def _peak(channel: int, values_HW: np.ndarray) -> str:

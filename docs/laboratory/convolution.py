@@ -60,18 +60,18 @@ def planted_filter() -> Shown:
     shown.claim("its height, 3 rows of 1 − 0", 3.0, response_HW.max().item())
     across = network(planted(14.5, angle=torch.pi / 2)).abs().max().item()
     shown.claim("the strongest answer to an edge across", "< 1e-5", f"{across:.1g}", across < 1e-5)
-    pictures = Shapes(28, 400, 8, (1, 3), 0.0, 0).read("train")
-    response_NHW = network(pictures.x_NCHW / 255)[:, 0]
+    images = Shapes(28, 400, 8, (1, 3), 0.0, 0).read("train")
+    response_NHW = network(images.x_NCHW / 255)[:, 0]
     strongest_N = response_NHW.abs().amax((1, 2))
-    means = {name: strongest_N[pictures.y_N == label].mean().item() for label, name in enumerate(SHAPES)}
+    means = {name: strongest_N[images.y_N == label].mean().item() for label, name in enumerate(SHAPES)}
     ratio = means["vertical_edge"] / means["horizontal_edge"]
     shown.claim("drawn vertical edges against horizontal ones, strongest answer", "> 2 ×", f"{ratio:.1f} ×", ratio > 2)
-    first = [int((pictures.y_N == label).nonzero()[0]) for label in range(len(SHAPES))]
-    drawn_THW = torch.cat((pictures.x_NCHW[first, 0] / 255, planted(14.5)[0]))
+    first = [int((images.y_N == label).nonzero()[0]) for label in range(len(SHAPES))]
+    drawn_THW = torch.cat((images.x_NCHW[first, 0] / 255, planted(14.5)[0]))
     answers_THW = torch.cat((response_NHW[first], network(planted(14.5))[0]))
     names = [*(name.replace("_", " ") for name in SHAPES), "column 14"]
-    shown.pictures["shapes"] = tiles_figure(drawn_THW, "drawn shapes, and an edge planted in column 14", names)
-    shown.pictures["answers"] = tiles_figure(
+    shown.images["shapes"] = tiles_figure(drawn_THW, "drawn shapes, and an edge planted in column 14", names)
+    shown.images["answers"] = tiles_figure(
         answers_THW, "what a filter for vertical edges answers to each", names, signed=True
     )
     return shown
@@ -93,16 +93,16 @@ def frozen_filter() -> Shown:
     conv = cnnlab.load(path).network.conv1
     kept = conv.weight[0, 0].tolist()
     shown.claim("the filter's weights behind the training", VERTICAL, kept)
-    pictures = Shapes(28, 4000, 1000, (1, 3), 0.0, 0).read("test")
-    x_NHW = pictures.x_NCHW[:, 0].float()
+    images = Shapes(28, 4000, 1000, (1, 3), 0.0, 0).read("test")
+    x_NHW = images.x_NCHW[:, 0].float()
     brighter_N = x_NHW[:, :, -4:].mean((1, 2)) - x_NHW[:, :, :4].mean((1, 2))
-    vertical_N = pictures.y_N == list(SHAPES).index("vertical_edge")
+    vertical_N = images.y_N == list(SHAPES).index("vertical_edge")
     number = int((vertical_N * brighter_N).argmax())  # dark on the left
     steepest = (x_NHW[number, 14, 2:] - x_NHW[number, 14, :-2]).argmax().item() + 1
-    peak = conv(pictures.x_NCHW[number : number + 1].float())[0, 0, 14].argmax().item()
-    shown.claim(f"picture {number}: where its middle row rises most, and the map's peak there", steepest, peak)
-    shown.evaluate(path, "layers=[conv1]", f"picture={number}")
-    shown.pictures["maps"] = newest(path, "maps-conv1-*.png")
+    peak = conv(images.x_NCHW[number : number + 1].float())[0, 0, 14].argmax().item()
+    shown.claim(f"image {number}: where its middle row rises most, and the map's peak there", steepest, peak)
+    shown.evaluate(path, "layers=[conv1]", f"image={number}")
+    shown.images["maps"] = newest(path, "maps-conv1-*.png")
     return shown
 
 
@@ -113,12 +113,12 @@ def learned_filters() -> Shown:
     found = accuracy(path)
     shown.claim("accuracy on 1,000 new drawings, 8 classes", "> 97 %", f"{100 * found:.1f} %", found > 0.97)
     for kind in ("filters-conv1", "maps-conv1", "maximised-relu2"):
-        shown.pictures[kind] = newest(path, f"{kind}-*.png")
+        shown.images[kind] = newest(path, f"{kind}-*.png")
     return shown
 
 
 def newest(path: Path, pattern: str) -> Path:
-    """A picture that an evaluation drew."""
+    """An image that an evaluation drew."""
     return max((path / "figures").glob(pattern), key=lambda file: file.stat().st_mtime)
 
 
@@ -140,8 +140,8 @@ def weight_sharing() -> Shown:
 @torch.no_grad()
 def stride() -> Shown:
     shown = Shown(["make notes ARGS=stride"])
-    pictures = Shapes(28, 8, 8, (2, 2), 0.0, 0).read("train")
-    curve = pictures.x_NCHW[pictures.y_N == list(SHAPES).index("curve")][:1] / 255
+    images = Shapes(28, 8, 8, (2, 2), 0.0, 0).read("train")
+    curve = images.x_NCHW[images.y_N == list(SHAPES).index("curve")][:1] / 255
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplots(1, 4)
     axes[0].imshow(curve[0, 0].numpy(), cmap="gray")
@@ -155,19 +155,19 @@ def stride() -> Shown:
         map_HW = filtering(VERTICAL, (1, 28, 28), stride=step)(curve)[0, 0].numpy()
         axes[step].imshow(map_HW, cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, map_HW.shape[1], map_HW.shape[0], 0))
         axes[step].set(title=f"stride {step}: {map_HW.shape[0]}×{map_HW.shape[1]}", xlim=(0, 28), ylim=(28, 0))
-    shown.pictures["maps"] = figure
+    shown.images["maps"] = figure
     return shown
 
 
 @torch.no_grad()
 def padding() -> Shown:
     shown = Shown(["make notes ARGS=padding"])
-    picture = digits(1)[0].float()
-    bordered, names = [picture[0, 0]], ["picture"]
+    image = digits(1)[0].float()
+    bordered, names = [image[0, 0]], ["image"]
     for mode, value in (("zeros", None), ("constant", 1.0), ("reflect", None), ("replicate", None), ("circular", None)):
         border = {"padding": 3, "padding_mode": mode} | ({} if value is None else {"padding_value": value})
-        copy = filtering(1, tuple(picture.shape[1:]), kernel_size=1, **border)  # type: ignore[arg-type]
-        bordered.append(copy(picture)[0, 0])
+        copy = filtering(1, tuple(image.shape[1:]), kernel_size=1, **border)  # type: ignore[arg-type]
+        bordered.append(copy(image)[0, 0])
         names.append(mode if value is None else f"{mode} {value:g}")
     same = filtering(LAPLACE, (1, 6, 6), padding="same")(torch.rand(1, 1, 6, 6)).shape[2:]
     shown.claim("6×6 under a 3×3 kernel with padding 1", "6×6", "×".join(map(str, same)))
@@ -177,7 +177,7 @@ def padding() -> Shown:
         rim = torch.cat((response_HW[0], response_HW[-1], response_HW[1:-1, 0], response_HW[1:-1, -1]))
         inner = response_HW[1:-1, 1:-1].count_nonzero().item()
         shown.claim(
-            f"a picture that is 0.75 throughout, padded with {value:g}: places where a filter of sum 0 answers",
+            f"an image that is 0.75 throughout, padded with {value:g}: places where a filter of sum 0 answers",
             "0 within, " + ("0 at the rim" if zero else "20 at the rim"),
             f"{inner} within, {rim.count_nonzero().item()} at the rim",
         )
@@ -186,7 +186,7 @@ def padding() -> Shown:
     for place, map_HW in enumerate(bordered):
         start = (side - map_HW.shape[0]) // 2
         framed[place, start : start + map_HW.shape[0], start : start + map_HW.shape[1]] = map_HW
-    shown.pictures["borders"] = tiles_figure(framed, "three pixels of padding, by padding_mode", names)
+    shown.images["borders"] = tiles_figure(framed, "three pixels of padding, by padding_mode", names)
     return shown
 
 
@@ -207,5 +207,5 @@ def receptive_field() -> Shown:
         shown.claim("pixels that the gradient of one of its units reaches", f"{field}×{field}", f"{height}×{width}")
         reached.append(x_NCHW.grad[0, 0] / x_NCHW.grad.max())
         names.append(f"{row.path}: {field}×{field}")
-    shown.pictures["reach"] = tiles_figure(torch.stack(reached), "∂(one unit)/∂(picture), of 28×28", names)
+    shown.images["reach"] = tiles_figure(torch.stack(reached), "∂(one unit)/∂(image), of 28×28", names)
     return shown

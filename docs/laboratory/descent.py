@@ -43,7 +43,7 @@ def four_steps() -> Shown:
     shown.claim("with λ = 5, n = 50,000, η = 0.5: the factor 1 − ηλ/n", f"{1 - eta * share:.6f}", f"{factor:.6f}")
     now, grad_OIHW = parameters["conv.weight"]
     change = -0.5 * grad_OIHW
-    shown.pictures["update"] = tiles_figure(
+    shown.images["update"] = tiles_figure(
         torch.cat((before["conv.weight"], change * 20, now))[:, 0],
         "four filters: before the update, 20 × its change, and behind it",
         [f"{kind} {k}" for kind in ("before", "20·Δw", "after") for k in range(4)],
@@ -108,7 +108,7 @@ def backward_pass() -> Shown:
     right.tick_params(axis="y", labelsize=7)
     right.locator_params(axis="x", nbins=5)
     right.set(xlabel="w·∂C/∂w", title=f"step {watched[-1]['step']}: the weights that contribute most")
-    shown.pictures["backward"] = figure
+    shown.images["backward"] = figure
     return shown
 
 
@@ -150,5 +150,5 @@ def gradient_descent() -> Shown:
     right.axhline(0, color="gray", lw=0.5)
     right.set(xlabel="step", ylabel="change of the batch's cost", title="a CNN on digits, SGD with momentum")
     right.legend()
-    shown.pictures["descent"] = figure
+    shown.images["descent"] = figure
     return shown

@@ -15,7 +15,7 @@ from laboratory.shown import Shown, lines_of
 POOL = {"type": "max_pool", "kernel_size": 2}
 
 
-def pictures(count: int, size: int = 28) -> Tensor:
+def images(count: int, size: int = 28) -> Tensor:
     """(count, 1, size, size) of noise in [0, 1]."""
     return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -30,7 +30,7 @@ def relu() -> Shown:
     shown = Shown()
     path = shown.train("watched", "trainer.watch_every=20", "trainer.epochs=6")
     network = built(conv=CONV, relu="relu")
-    z_NCHW = network.conv(pictures(50)).detach().requires_grad_()
+    z_NCHW = network.conv(images(50)).detach().requires_grad_()
     a_NCHW = network.relu(z_NCHW)
     a_NCHW.sum().backward()
     assert z_NCHW.grad is not None
@@ -50,7 +50,7 @@ def relu() -> Shown:
         right.plot([line["step"] for line in watched], [100 * line["zero"][layer] for line in watched], label=layer)
     right.set(xlabel="step", ylabel="outputs that are 0 (%)", ylim=(0, 100), title="digits: silent ReLUs in training")
     right.legend()
-    shown.pictures["relu"] = figure
+    shown.images["relu"] = figure
     return shown
 
 
@@ -78,10 +78,10 @@ def pooling() -> Shown:
     same = torch.equal(smaller, windows.max(4).values)
     shown.claim("each output is the largest of its window, to the bit", True, same)
     bigger = smaller.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    shown.pictures["pooled"] = tiles_figure(
+    shown.images["pooled"] = tiles_figure(
         torch.cat((x_NCHW[0], filtered[0], bigger[0])),
         "max pooling: 28×28 to 14×14",
-        ["picture", "filtered, 28×28", "pooled, 14×14"],
+        ["image", "filtered, 28×28", "pooled, 14×14"],
     )
     return shown
 
@@ -91,7 +91,7 @@ def dropout(p: float = 0.5, masks: int = 10_000) -> Shown:
     """Each output is Σ w·x·m/(1 − p), of variance Σ (w·x)²·p/(1 − p) over the masks."""
     shown = Shown(["make notes ARGS=dropout"])
     network = built(flatten="flatten", dropout={"type": "dropout", "p": p}, dense={"type": "linear", "out_features": 5})
-    x_NCHW = pictures(1)
+    x_NCHW = images(1)
     evaluated_K = network.eval()(x_NCHW)[0]
     masked_MK = network.train()(x_NCHW.expand(masks, -1, -1, -1))
     sd_K = ((network.dense.weight * x_NCHW.flatten()) ** 2).sum(1).mul(p / (1 - p) / masks).sqrt()
@@ -104,7 +104,7 @@ def dropout(p: float = 0.5, masks: int = 10_000) -> Shown:
     axes = figure.add_subplot()
     axes.hist(masked_MK[:, 0], 60, alpha=0.5, label=f"{masks:,} masks")
     axes.axvline(evaluated_K[0].item(), color="black", label="evaluation")
-    axes.set(xlabel="the first output", ylabel="passes", title=f"one picture through dropout with p = {p:g}")
+    axes.set(xlabel="the first output", ylabel="passes", title=f"one image through dropout with p = {p:g}")
     axes.legend()
-    shown.pictures["masks"] = figure
+    shown.images["masks"] = figure
     return shown

@@ -41,7 +41,7 @@ def rnn_or_cnn() -> Shown:
     )
     axes.set_xticks([1, 2, 3])
     axes.legend(fontsize=8)
-    shown.pictures["curves"] = figure
+    shown.images["curves"] = figure
     head = "| | parameters | test (%) | pixels permuted (%) | change | s/epoch |\n|---|---|---|---|---|---|\n"
     shown.text = head + "\n".join(rows)
     shown.claim("permuting costs the CNN, in points", "> 1", f"{lost['cnn']:.2f}", lost["cnn"] > 1)
@@ -55,7 +55,7 @@ def _parameters(path: Path) -> str:
 
 
 def overfitting() -> Shown:
-    """Nielsen, chapter 3: 1,000 training pictures, with and without L2 regularisation."""
+    """Nielsen, chapter 3: 1,000 training images, with and without L2 regularisation."""
     shown = Shown()
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     gaps = {}
@@ -76,7 +76,7 @@ def overfitting() -> Shown:
                     f"{ends['test']:.2f} %", abs(ends["test"] - published) < 1.5)  # fmt: skip
     axis.figure.supylabel("accuracy (%)", fontsize=9)
     least, most = sorted(gaps.values())
-    shown.claim("the gap between training and test pictures, λ = 0 and λ = 0.1", "smaller with λ",
+    shown.claim("the gap between training and test images, λ = 0 and λ = 0.1", "smaller with λ",
                 " and ".join(f"{gap:.1f}" for gap in gaps.values()), gaps["λ = 0.1"] == least < most)  # fmt: skip
-    shown.pictures["curves"] = figure
+    shown.images["curves"] = figure
     return shown

@@ -20,7 +20,7 @@ from laboratory.shown import Shown, accuracy
 from laboratory.updates import gradients, update
 
 QUADRATIC, CROSS_ENTROPY = LOSSES["quadratic"](), LOSSES["bce"](sum_classes=True)
-PICTURE, WANTED = torch.ones(1, 1, 1, 1), torch.zeros(1, 1)  # Nielsen, chapter 3: input 1, desired output 0
+IMAGE, WANTED = torch.ones(1, 1, 1, 1), torch.zeros(1, 1)  # Nielsen, chapter 3: input 1, desired output 0
 
 
 def rows_of(gate: str) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def perceptron() -> Shown:
         for (a, b), wanted in zip(inputs.flatten(1).tolist(), outputs.tolist(), strict=True):
             axis.plot(a, b, "o", color="black", mfc="black" if wanted else "white", ms=9)
         axis.set(title=title, xlabel="first input", ylabel="second input", xticks=[0, 1], yticks=[0, 1])
-    shown.pictures["lines"] = figure
+    shown.images["lines"] = figure
     return shown
 
 
@@ -109,7 +109,7 @@ def sigmoid() -> Shown:
         axes.plot(z, smooth(c * z), label=f"σ({c}·z)" if c > 1 else "σ(z)")
     axes.set(xlabel="z = w·x + b", ylabel="output")
     axes.legend()
-    shown.pictures["curves"] = figure
+    shown.images["curves"] = figure
     return shown
 
 
@@ -125,10 +125,10 @@ def outputs(weight: float, bias: float, *, cross_entropy: bool = False) -> list[
     network, loss = neuron(weight, bias, sigmoid=not cross_entropy), CROSS_ENTROPY if cross_entropy else QUADRATIC
     found = []
     for update_ in range(301):
-        output = network(PICTURE)
+        output = network(IMAGE)
         found.append((output.sigmoid() if cross_entropy else output).item())
         if update_ < 300:
-            update(network, loss, PICTURE, WANTED, lr=0.15)
+            update(network, loss, IMAGE, WANTED, lr=0.15)
     return found
 
 
@@ -143,9 +143,9 @@ def quadratic_cost() -> Shown:
                     f"{found[0]:.2f} → {found[-1]:.2f}")  # fmt: skip
         if weight == 2.0:
             shown.claim("the first step with an output below 0.5", 232, next(n for n, a in enumerate(found) if a < 0.5))
-        by_quadratic = gradients(neuron(weight, bias), QUADRATIC, PICTURE, WANTED)["z.weight"].item()
+        by_quadratic = gradients(neuron(weight, bias), QUADRATIC, IMAGE, WANTED)["z.weight"].item()
         logits = neuron(weight, bias, sigmoid=False)
-        by_entropy = gradients(logits, CROSS_ENTROPY, PICTURE, WANTED)["z.weight"].item()
+        by_entropy = gradients(logits, CROSS_ENTROPY, IMAGE, WANTED)["z.weight"].item()
         shown.claim("cross-entropy's first gradient, of the quadratic cost's: 1/σ′(z)", ratio,
                     round(by_entropy / by_quadratic, 1))  # fmt: skip
         axis.plot(found, label="quadratic, η = 0.15")
@@ -153,7 +153,7 @@ def quadratic_cost() -> Shown:
         axis.set(title=f"w = {weight}, b = {bias}", xlabel="step", ylim=(0, 1))
     axes[0].set_ylabel("output; 0 is wanted")
     axes[0].legend()
-    shown.pictures["learning"] = figure
+    shown.images["learning"] = figure
     return shown
 
 
@@ -178,7 +178,7 @@ def sigmoid_network() -> nn.Sequential:
 
 @torch.no_grad()
 def nudged(by: float, trials: int = 200) -> tuple[int, int]:
-    """In how many trials a nudge to one weight moves the cost of 500 digits, and the number of right answers."""
+    """In how many trials a nudge to one weight moves the cost of 500 digits, and the number of correct predictions."""
     network, (x_NCHW, y_N) = sigmoid_network(), digits(500)
     weights = [p for p in network.parameters() if p.dim() == 2]
     output_NK = network(x_NCHW)
@@ -188,7 +188,7 @@ def nudged(by: float, trials: int = 200) -> tuple[int, int]:
     for trial in range(trials):
         weight = weights[trial % 2].view(-1)
         place = int(torch.randint(len(weight), (), generator=generator))
-        while trial % 2 == 0 and not x_NCHW.flatten(1)[:, place % 64].any():  # a pixel that is black in every picture
+        while trial % 2 == 0 and not x_NCHW.flatten(1)[:, place % 64].any():  # a pixel that is black in every image
             place = int(torch.randint(len(weight), (), generator=generator))
         before = weight[place].item()
         weight[place] += by
@@ -204,7 +204,7 @@ def why_a_cost() -> Shown:
     shown = Shown(["make notes ARGS=why_a_cost"])
     costs_moved, counts_moved = nudged(1e-6)
     shown.claim("nudges of 1e-6 to one weight that move the cost, of 200", 200, costs_moved)
-    shown.claim("and the number of right answers", "under 1 %", counts_moved, counts_moved < 2)
+    shown.claim("and the number of correct predictions", "under 1 %", counts_moved, counts_moved < 2)
     network, (x_NCHW, y_N) = sigmoid_network(), digits(500)
     with torch.enable_grad():
         for _ in range(300):
@@ -222,17 +222,18 @@ def why_a_cost() -> Shown:
     shown.claim(
         "of 200 steps along one weight, those that change the cost", 200, sum(a != b for a, b in pairwise(costs))
     )
-    shown.claim("those that leave the number of right answers as it is", "> 100", flat, flat > 100)
+    shown.claim("those that leave the number of correct predictions as it is", "> 100", flat, flat > 100)
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
     left.plot(nudges, costs, color="tab:blue")
     right.step(nudges, counts, color="tab:orange", where="mid")
     left.set(
-        xlabel="nudge to one weight of the output layer", title="the cost slopes; the number of right answers jumps"
+        xlabel="nudge to one weight of the output layer",
+        title="the cost slopes; the number of right ones jumps",
     )
     left.set_ylabel("quadratic cost", color="tab:blue")
     right.yaxis.get_major_locator().set_params(integer=True)
-    right.set_ylabel("right answers of 500", color="tab:orange")
-    shown.pictures["nudges"] = figure
+    right.set_ylabel("correct predictions of 500", color="tab:orange")
+    shown.images["nudges"] = figure
     return shown

@@ -1,4 +1,4 @@
-"""What a concept of the notes shows: claims with their numbers, pictures, and the commands behind them."""
+"""What a concept of the notes shows: claims with their numbers, images, and the commands behind them."""
 
 import json
 import os
@@ -27,10 +27,10 @@ class Claim:
 
 @dataclass
 class Shown:
-    """A concept: its commands, its pictures by name, its claims, and text beside them such as a table."""
+    """A concept: its commands, its images by name, its claims, and text beside them such as a table."""
 
     commands: list[str] = field(default_factory=list)
-    pictures: dict[str, Figure | Path] = field(default_factory=dict)
+    images: dict[str, Figure | Path] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     text: str = ""
 

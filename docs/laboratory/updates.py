@@ -1,4 +1,4 @@
-"""Updates of a network by the training step itself, on given pictures."""
+"""Updates of a network by the training step itself, on given images."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from cnnlab.runtime.batch import Batch
 def update(
     network: nn.Module, loss: nn.Module, x_NCHW: Tensor, target: Tensor, lr: float, weight_decay: float = 0.0
 ) -> StepResult:
-    """One update of plain SGD on these pictures; the gradients stay in the parameters."""
+    """One update of plain SGD on these images; the gradients stay in the parameters."""
     arguments = {"lr": lr, "weight_decay": weight_decay}
     optimizer = build_optimizer(Component("optimizer", "sgd", OPTIMIZERS["sgd"], arguments), network, {})
     execution = Execution()

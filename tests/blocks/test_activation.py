@@ -43,7 +43,7 @@ def test_softmax_of_features_is_over_the_classes() -> None:
     torch.testing.assert_close(Softmax()(torch.tensor([[0.0, math.log(3)]])), torch.tensor([[0.25, 0.75]]))
 
 
-def test_softmax_of_pictures_is_over_the_channels() -> None:
+def test_softmax_of_images_is_over_the_channels() -> None:
     torch.testing.assert_close(Softmax()(torch.randn(2, 3, 4, 5)).sum(1), torch.ones(2, 4, 5))
 
 

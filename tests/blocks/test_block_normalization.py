@@ -52,7 +52,7 @@ def test_batch_norm_without_momentum_averages_all_batches_alike() -> None:
     assert norm.running_mean.item() == pytest.approx(5.0)  # (2 + 8) / 2
 
 
-def test_batch_norm_takes_no_picture_of_three_dimensions() -> None:
+def test_batch_norm_takes_no_image_of_three_dimensions() -> None:
     with pytest.raises(AssertionError, match="received 5"):
         BatchNorm(3)(torch.zeros(2, 3, 4, 4, 4))
 
@@ -64,13 +64,13 @@ def test_a_norm_that_is_not_affine_has_no_parameters(norm: nn.Module) -> None:
     assert not list(norm.parameters())
 
 
-def test_group_norm_normalizes_each_group_of_one_picture() -> None:
+def test_group_norm_normalizes_each_group_of_one_image() -> None:
     x_NCHW = torch.randn(2, 4, 3, 3) * 5 + 1
     grouped = x_NCHW.view(2, 2, 2, 3, 3)
     torch.testing.assert_close(GroupNorm(2, 4)(x_NCHW), normalized(grouped, (2, 3, 4)).view(2, 4, 3, 3))
 
 
-def test_layer_norm_normalizes_each_picture_by_itself() -> None:
+def test_layer_norm_normalizes_each_image_by_itself() -> None:
     x_NCHW = torch.randn(2, 3, 4, 5) * 2 - 1
     torch.testing.assert_close(LayerNorm((3, 4, 5))(x_NCHW), normalized(x_NCHW, (1, 2, 3)))
 

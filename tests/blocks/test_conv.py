@@ -76,12 +76,12 @@ def test_output_size_formula(size: int, kernel: int, padding: int, stride: int, 
     assert conv(torch.zeros(1, 1, size, size)).shape == (1, 1, expected, expected)
 
 
-def test_a_constant_picture_padded_with_its_own_value_gives_nothing_under_a_zero_sum_kernel() -> None:
+def test_a_constant_image_padded_with_its_own_value_gives_nothing_under_a_zero_sum_kernel() -> None:
     conv = with_kernel(LAPLACE, padding=1, padding_mode="constant", padding_value=3.0)
     assert conv(torch.full((1, 1, 5, 6), 3.0)).eq(0).all()
 
 
-def test_zero_padding_makes_a_border_in_a_constant_picture() -> None:
+def test_zero_padding_makes_a_border_in_a_constant_image() -> None:
     response_HW = with_kernel(LAPLACE, padding=1)(torch.full((1, 1, 5, 6), 3.0))[0, 0]
     assert response_HW[1:-1, 1:-1].eq(0).all()
     assert response_HW[0, 0] == -6.0  # a corner misses two neighbours of 3
@@ -93,7 +93,7 @@ def test_zero_padding_makes_a_border_in_a_constant_picture() -> None:
     ("padding", "borders"),  # borders as F.pad takes them: left, right, top, bottom
     [(1, (1, 1, 1, 1)), ((2, 0), (0, 0, 2, 2)), ("same", (1, 1, 1, 1)), ("valid", (0, 0, 0, 0))],
 )
-def test_constant_padding_surrounds_the_picture_with_the_value(padding: Any, borders: tuple[int, ...]) -> None:
+def test_constant_padding_surrounds_the_image_with_the_value(padding: Any, borders: tuple[int, ...]) -> None:
     conv = Conv(2, 3, 3, padding=padding, padding_mode="constant", padding_value=-0.5)
     x_NCHW = torch.randn(2, 2, 6, 5)
     expected = F.conv2d(F.pad(x_NCHW, borders, value=-0.5), conv.weight, conv.bias)

@@ -8,11 +8,11 @@ from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
 
 
 def numbered() -> torch.Tensor:
-    """Two pictures of two channels; every value is another."""
+    """Two images of two channels; every value is another."""
     return torch.arange(2 * 2 * 4 * 5.0).view(2, 2, 4, 5)
 
 
-def test_every_pixel_is_kept_and_all_pictures_and_channels_go_by_one_order() -> None:
+def test_every_pixel_is_kept_and_all_images_and_channels_go_by_one_order() -> None:
     permuted = PermutePixels((2, 4, 5))(numbered()).flatten(2)
     offsets = permuted - permuted[:, :, :1]
     assert (offsets == offsets[0, 0]).all()
@@ -66,7 +66,7 @@ def test_how_far_a_convolution_behind_it_sees_is_not_guessed() -> None:
 
 
 def test_features_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"expected a picture .* received 64 features; put it before 'flatten'"):
+    with pytest.raises(ConfigError, match=r"expected an image .* received 64 features; put it before 'flatten'"):
         build_network((1, 8, 8), {"flatten": "flatten", "permute": "permute_pixels"})
 
 

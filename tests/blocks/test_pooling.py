@@ -1,4 +1,4 @@
-"""Pooling by hand on small pictures."""
+"""Pooling by hand on small images."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from cnnlab.runtime.errors import ArgumentError
 
 
 def counting(height: int, width: int) -> Tensor:
-    """One picture that counts 0, 1, 2, … row by row."""
+    """One image that counts 0, 1, 2, … row by row."""
     return torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
 
 

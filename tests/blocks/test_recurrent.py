@@ -17,15 +17,14 @@ SHAPE = (2, 3, 5)  # channels, height, width
 KINDS = [(RNN, nn.RNN), (GRU, nn.GRU), (LSTM, nn.LSTM)]
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
 def rows_by_hand(x_NCHW: Tensor) -> Tensor:
     """(H, N, C·W), entry by entry."""
     steps = [
-        [torch.cat([picture[channel, row] for channel in range(2)]) for picture in x_NCHW]
-        for row in range(x_NCHW.shape[2])
+        [torch.cat([image[channel, row] for channel in range(2)]) for image in x_NCHW] for row in range(x_NCHW.shape[2])
     ]
     return torch.stack([torch.stack(step) for step in steps])
 
@@ -61,21 +60,21 @@ def test_it_is_torchs_layer_on_the_sequence(
     block_type: Any, kind: type[nn.RNNBase], order: str, by_hand: Any, layers: int
 ) -> None:
     block = block_type(SHAPE, 6, num_layers=layers, order=order)
-    expected = hidden_of(torchs_own(block, kind)(by_hand(pictures())))[-1]
-    torch.testing.assert_close(block(pictures()), expected)
+    expected = hidden_of(torchs_own(block, kind)(by_hand(images())))[-1]
+    torch.testing.assert_close(block(images()), expected)
 
 
 @pytest.mark.parametrize(("block_type", "kind"), KINDS)
 def test_the_backward_direction_stands_behind_the_forward_one(block_type: Any, kind: type[nn.RNNBase]) -> None:
     block = block_type(SHAPE, 6, num_layers=2, bidirectional=True)
-    last = hidden_of(torchs_own(block, kind, bidirectional=True)(rows_by_hand(pictures())))
-    torch.testing.assert_close(block(pictures()), torch.cat([last[-2], last[-1]], 1))
+    last = hidden_of(torchs_own(block, kind, bidirectional=True)(rows_by_hand(images())))
+    torch.testing.assert_close(block(images()), torch.cat([last[-2], last[-1]], 1))
 
 
 def test_the_relu_of_an_rnn_is_torchs() -> None:
     block = RNN(SHAPE, 6, nonlinearity="relu")
-    expected = hidden_of(torchs_own(block, nn.RNN, nonlinearity="relu")(rows_by_hand(pictures())))[-1]
-    torch.testing.assert_close(block(pictures()), expected)
+    expected = hidden_of(torchs_own(block, nn.RNN, nonlinearity="relu")(rows_by_hand(images())))[-1]
+    torch.testing.assert_close(block(images()), expected)
 
 
 def test_it_can_do_without_biases() -> None:
@@ -86,9 +85,9 @@ def test_it_can_do_without_biases() -> None:
 
 
 @pytest.mark.parametrize("order", ["rows", "pixels"])
-def test_the_layout_of_the_pictures_changes_nothing(order: str) -> None:
+def test_the_layout_of_the_images_changes_nothing(order: str) -> None:
     block = LSTM(SHAPE, 6, order=order)
-    assert torch.equal(block(pictures().contiguous(memory_format=torch.channels_last)), block(pictures()))
+    assert torch.equal(block(images().contiguous(memory_format=torch.channels_last)), block(images()))
 
 
 def test_weights_are_drawn_as_torch_draws_them() -> None:
@@ -104,10 +103,10 @@ def test_dropout_acts_between_the_layers_alone() -> None:
     seen: list[Tensor] = []
     block.layers[1].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     torch.manual_seed(0)
-    output_NF = block(pictures())
+    output_NF = block(images())
     torch.manual_seed(0)
-    assert torch.equal(block(pictures()), output_NF)  # drawn from torch's generator, which a checkpoint holds
-    first, _ = block.layers[0](rows_by_hand(pictures()))
+    assert torch.equal(block(images()), output_NF)  # drawn from torch's generator, which a checkpoint holds
+    first, _ = block.layers[0](rows_by_hand(images()))
     kept = seen[0] != 0
     torch.testing.assert_close(seen[0][kept], 2 * first[kept])
     assert 0.4 < kept.double().mean() < 0.6  # 768 draws: a standard deviation of 0.018
@@ -116,8 +115,8 @@ def test_dropout_acts_between_the_layers_alone() -> None:
 
 def test_evaluation_drops_nothing() -> None:
     block = RNN(SHAPE, 6, num_layers=2, dropout=0.5).eval()
-    expected = hidden_of(torchs_own(block, nn.RNN)(rows_by_hand(pictures())))[-1]
-    torch.testing.assert_close(block(pictures()), expected)
+    expected = hidden_of(torchs_own(block, nn.RNN)(rows_by_hand(images())))[-1]
+    torch.testing.assert_close(block(images()), expected)
 
 
 @pytest.mark.parametrize("block_type", [RNN, GRU, LSTM])
@@ -140,7 +139,7 @@ def test_rows_of_mnist_by_hand(hidden: int, macs: int) -> None:
     assert measure(LSTM((1, 28, 28), hidden), "key", (1, 28, 28)).macs == macs
 
 
-def test_every_unit_sees_the_whole_picture() -> None:
+def test_every_unit_sees_the_whole_image() -> None:
     plan = plan_network((1, 8, 8), {"lstm": {"type": "lstm", "hidden_size": 4}}, Complaints())
     assert plan
     assert plan.rows[0].receptive_field == "whole"
@@ -168,7 +167,7 @@ def test_features_are_refused_with_what_to_change() -> None:
     with pytest.raises(ConfigError) as caught:
         build_network((1, 8, 8), {"flatten": "flatten", "lstm": lstm})
     assert str(caught.value) == (
-        "model.blocks.lstm: expected a picture (channels × height × width), received 64 features; "
+        "model.blocks.lstm: expected an image (channels × height × width), received 64 features; "
         "put it before 'flatten'; layers are stacked with num_layers"
     )
 

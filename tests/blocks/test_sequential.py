@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.sequential import Residual, Sequence
+from cnnlab.blocks.sequential import Residual, Sequential
 
 
 class Affine(nn.Module):
@@ -24,12 +24,12 @@ def column(**blocks: nn.Module) -> nn.Sequential:
 
 
 def test_a_sequence_runs_its_body_in_order() -> None:
-    sequence = Sequence(column(first=Affine(2, 0), second=Affine(1, 3)))
+    sequence = Sequential(column(first=Affine(2, 0), second=Affine(1, 3)))
     assert sequence(torch.tensor([5.0])).item() == 13.0  # 2·5 + 3, not 2·(5 + 3)
 
 
 def test_a_sequence_keeps_the_names_of_its_body() -> None:
-    sequence = Sequence(column(hidden=nn.Linear(2, 2), output=nn.Linear(2, 1, bias=False)))
+    sequence = Sequential(column(hidden=nn.Linear(2, 2), output=nn.Linear(2, 1, bias=False)))
     assert list(sequence.state_dict()) == ["hidden.weight", "hidden.bias", "output.weight"]
 
 

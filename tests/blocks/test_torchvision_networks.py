@@ -19,7 +19,7 @@ def test_it_computes_what_torchvisions_own_does() -> None:
     torch.testing.assert_close(ours(x_NCHW), theirs(x_NCHW), rtol=0, atol=0)
 
 
-def test_a_grey_picture_is_three_equal_channels() -> None:
+def test_a_grey_image_is_three_equal_channels() -> None:
     network = torchvision_network("squeezenet1_1", num_classes=3).eval()
     x_N1HW = torch.randn(2, 1, 40, 40)
     torch.testing.assert_close(network(x_N1HW), network(x_N1HW.repeat(1, 3, 1, 1)))
@@ -27,7 +27,7 @@ def test_a_grey_picture_is_three_equal_channels() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((2, 4, 40, 40), "1 channel \\(grey\\) or 3, received 4 channels"), ((2, 40), "a picture, received features")],
+    [((2, 4, 40, 40), "1 channel \\(grey\\) or 3, received 4 channels"), ((2, 40), "an image, received features")],
 )
 def test_other_inputs_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

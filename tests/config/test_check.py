@@ -7,12 +7,12 @@ from commands import composed
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config, schedule_depends_on_length
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.observers import Console, JSONLines, TensorBoard
 from cnnlab.runtime.errors import ConfigError
 
 
-def check(*overrides: str, **sections: Any) -> Blueprint:
+def check(*overrides: str, **sections: Any) -> RunPlan:
     return check_config({**composed(*overrides), **sections}, Trust())
 
 
@@ -76,7 +76,7 @@ def test_a_component_can_be_given_by_its_name(section: str, name: str) -> None:
 
 
 BATCH = "data.batch_size=64"
-# 1,437 training pictures − 180 for validation = 1,257 = 19 · 64 + 41
+# 1,437 training images − 180 for validation = 1,257 = 19 · 64 + 41
 
 
 def test_an_epoch_has_the_batches_that_are_full() -> None:
@@ -130,9 +130,9 @@ def test_which_schedules_depend_on_the_length(schedule: dict[str, Any], expected
     assert schedule_depends_on_length(schedule) is expected
 
 
-def learning_rates(blueprint: Blueprint, steps: int) -> list[float]:
+def learning_rates(plan: RunPlan, steps: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-    schedule = blueprint.build_schedule(optimizer)
+    schedule = plan.build_schedule(optimizer)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -149,13 +149,13 @@ def test_total_steps_may_be_named_in_a_torch_schedulers_arguments() -> None:
 
 
 def test_a_schedule_knows_the_steps_of_an_epoch() -> None:
-    blueprint = check(BATCH, "data.limit=128", schedule={"type": "step", "step_size": 1, "gamma": 0.5})
-    assert learning_rates(blueprint, 5) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+    plan = check(BATCH, "data.limit=128", schedule={"type": "step", "step_size": 1, "gamma": 0.5})
+    assert learning_rates(plan, 5) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
 def test_a_group_of_parameters_has_its_own_lr() -> None:
-    blueprint = check("+optimizer.groups={conv1*: {lr: 0.5}}")
-    optimizer = blueprint.build_optimizer(blueprint.network.build())
+    plan = check("+optimizer.groups={conv1*: {lr: 0.5}}")
+    optimizer = plan.build_optimizer(plan.network.build())
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
     assert (rates["conv1.weight"], rates["conv2.weight"]) == (0.5, 0.05)
 
@@ -167,7 +167,7 @@ def test_a_network_without_parameters_has_nothing_to_train() -> None:
 
 
 def test_an_activation_within_a_last_sequence_is_noticed() -> None:
-    head = {"type": "sequence", "blocks": {"l": {"type": "linear", "out_features": "classes"}, "s": "softmax"}}
+    head = {"type": "sequential", "blocks": {"l": {"type": "linear", "out_features": "classes"}, "s": "softmax"}}
     with pytest.raises(ConfigError, match="loss: cross_entropy takes logits"):
         check(model={"init": "default", "blocks": {"flatten": "flatten", "head": head}})
 
@@ -189,8 +189,8 @@ def test_a_loss_goes_with_logits_or_with_activations(loss: str, last: str | None
 
 
 def test_one_neuron_may_answer_for_two_classes() -> None:
-    blueprint = check("experiment=perceptron")
-    assert (blueprint.network.output_shape, blueprint.spec.classes) == ((2,), 2)
+    plan = check("experiment=perceptron")
+    assert (plan.network.output_shape, plan.spec.classes) == ((2,), 2)
 
 
 def test_a_single_output_for_two_classes_is_shown_the_way() -> None:
@@ -200,8 +200,8 @@ def test_a_single_output_for_two_classes_is_shown_the_way() -> None:
 
 
 def test_quadratic_cost_goes_with_sigmoid_outputs() -> None:
-    blueprint = check("loss=quadratic", "+model.blocks.activation=sigmoid")
-    assert blueprint.network.output_type is torch.nn.Sigmoid
+    plan = check("loss=quadratic", "+model.blocks.activation=sigmoid")
+    assert plan.network.output_type is torch.nn.Sigmoid
 
 
 def test_observers_come_in_the_order_of_the_yaml() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnlab.cli import programs
+from cnnlab.config import programs
 from cnnlab.config.programs import command, program, trusting
 
 

@@ -41,7 +41,7 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor([values])
 
 
-SINGLE = [name for name in AUGMENTATIONS if name not in ("mixup", "cutmix")]  # those that change picture by picture
+SINGLE = [name for name in AUGMENTATIONS if name not in ("mixup", "cutmix")]  # those that change image by image
 
 
 def with_defaults(name: str) -> Augmentation:
@@ -79,7 +79,7 @@ def test_what_a_shift_brings_in_is_the_padding_value() -> None:
     assert shifted[0, :, 1:].eq(1).all()
 
 
-def test_a_reflecting_shift_is_a_window_of_the_reflected_picture() -> None:
+def test_a_reflecting_shift_is_a_window_of_the_reflected_image() -> None:
     x_NCHW = torch.rand(6, 3, 8, 5)
     u_ND = uniforms(1, torch.arange(6), 2)
     shifted = Shift(pixels=3)(x_NCHW, u_ND, 0)
@@ -166,7 +166,7 @@ def test_contrast_stretches_about_the_mean() -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_a_picture_comes_out_the_same_in_whatever_batch(name: str) -> None:
+def test_a_image_comes_out_the_same_in_whatever_batch(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(6, 3, 10, 10) * 255
     u_ND = uniforms(5, torch.arange(6), augmentation.draws)
@@ -176,7 +176,7 @@ def test_a_picture_comes_out_the_same_in_whatever_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_pictures_that_came_in_stay_as_they_were(name: str) -> None:
+def test_images_that_came_in_stay_as_they_were(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(4, 1, 8, 8) * 255
     before = x_NCHW.clone()
@@ -185,7 +185,7 @@ def test_pictures_that_came_in_stay_as_they_were(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_an_augmentation_really_changes_pictures(name: str) -> None:
+def test_an_augmentation_really_changes_images(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(20, 1, 8, 8) * 255
     changed = augmentation(x_NCHW, uniforms(2, torch.arange(20), augmentation.draws), 0)
@@ -217,7 +217,7 @@ def test_a_value_out_of_range_is_refused_by_its_name(name: str, arguments: dict[
 
 
 @pytest.mark.parametrize(("augmentation", "argument"), [(Shift(pixels=8), "pixels"), (Cutout(size=9), "size")])
-def test_what_does_not_fit_the_picture_is_refused(augmentation: Augmentation, argument: str) -> None:
+def test_what_does_not_fit_the_image_is_refused(augmentation: Augmentation, argument: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         augmentation.check((1, 8, 8))
     assert caught.value.argument == argument
@@ -237,7 +237,7 @@ def test_a_name_gives_an_augmentation_numbers_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}])
-def test_another_seed_or_epoch_gives_other_pictures(changed: dict[str, int]) -> None:
+def test_another_seed_or_epoch_gives_other_images(changed: dict[str, int]) -> None:
     def augmented(seed: int = 0, epoch: int = 0) -> Tensor:
         x_NCHW = torch.arange(30 * 36.0).reshape(30, 1, 6, 6) % 256
         y_N = torch.zeros(30, dtype=torch.int64)

@@ -8,52 +8,52 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from image_folders import noise, write_folders, write_picture
+from image_folders import noise, write_folders, write_image
 
 from cnnlab.data.cache import HEADER, cache_folder, read_files
-from cnnlab.data.image_files import PictureReader
-from cnnlab.data.source import Pictures
+from cnnlab.data.image_files import ImageReader
+from cnnlab.data.source import Images
 from cnnlab.runtime.errors import ConfigError
 
 PATHS = ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png"]
 LABELS = torch.tensor([0, 0, 0, 1, 1])
-READER = PictureReader((6, 8), 3)
+READER = ImageReader((6, 8), 3)
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five pictures; the cache is an empty folder beside them."""
+    """Five images; the cache is an empty folder beside them."""
     monkeypatch.setenv("CNNLAB_CACHE", str(tmp_path / "cache"))
     return write_folders(tmp_path / "data", {"cat": 3, "dog": 2})
 
 
-def read(root: Path, reader: PictureReader = READER, labels: torch.Tensor = LABELS) -> Pictures:
+def read(root: Path, reader: ImageReader = READER, labels: torch.Tensor = LABELS) -> Images:
     return read_files(root, PATHS, labels, reader)
 
 
 def files() -> list[Path]:
-    return sorted(cache_folder().glob("*.pictures"))
+    return sorted(cache_folder().glob("*.images"))
 
 
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are decoded from here on."""
     decoded: list[Path] = []
-    decode = PictureReader._decode
+    decode = ImageReader._decode
 
-    def noted(reader: PictureReader, path: Path) -> torch.Tensor:
+    def noted(reader: ImageReader, path: Path) -> torch.Tensor:
         decoded.append(path)
         return decode(reader, path)
 
-    monkeypatch.setattr(PictureReader, "_decode", noted)
+    monkeypatch.setattr(ImageReader, "_decode", noted)
     return decoded
 
 
-def test_the_pictures_are_those_that_the_reader_gives(root: Path) -> None:
-    pictures = read(root)
-    assert torch.equal(pictures.x_NCHW, READER.read_all([root / path for path in PATHS]))
-    assert torch.equal(pictures.y_N, LABELS)
-    assert pictures.index_N.tolist() == [0, 1, 2, 3, 4]
+def test_the_images_are_those_that_the_reader_gives(root: Path) -> None:
+    images = read(root)
+    assert torch.equal(images.x_NCHW, READER.read_all([root / path for path in PATHS]))
+    assert torch.equal(images.y_N, LABELS)
+    assert images.index_N.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: list[Path]) -> None:
@@ -72,7 +72,7 @@ def test_behind_the_header_the_file_is_the_plain_bytes(root: Path) -> None:
     assert content[HEADER:] == x_NCHW.numpy().tobytes()
     header = json.loads(content[:HEADER])
     assert header["shape"] == [5, 3, 6, 8]
-    assert header["digest"] == Pictures.of(x_NCHW.clone(), LABELS).digest()
+    assert header["digest"] == Images.of(x_NCHW.clone(), LABELS).digest()
 
 
 def test_a_folder_that_moved_is_found_again(root: Path, decoding: list[Path]) -> None:
@@ -82,7 +82,7 @@ def test_a_folder_that_moved_is_found_again(root: Path, decoding: list[Path]) ->
 
 
 def rewritten(root: Path) -> dict[str, Any]:
-    write_picture(root / PATHS[1], noise(9, 9, seed=99))
+    write_image(root / PATHS[1], noise(9, 9, seed=99))
     return {}
 
 
@@ -96,14 +96,14 @@ def touched(root: Path) -> dict[str, Any]:
     [
         rewritten,
         touched,
-        lambda root: {"reader": PictureReader((6, 9), 3)},
-        lambda root: {"reader": PictureReader((6, 8), 1)},
-        lambda root: {"reader": PictureReader((6, 8), 3, "pad")},
+        lambda root: {"reader": ImageReader((6, 9), 3)},
+        lambda root: {"reader": ImageReader((6, 8), 1)},
+        lambda root: {"reader": ImageReader((6, 8), 3, "pad")},
         lambda root: {"labels": 1 - LABELS},
     ],
     ids=["content", "time of change", "size", "channels", "resize", "labels"],
 )
-def test_whatever_the_pictures_follow_from_makes_another_file(
+def test_whatever_the_images_follow_from_makes_another_file(
     root: Path, change: Callable[[Path], dict[str, Any]]
 ) -> None:
     read(root)
@@ -180,9 +180,9 @@ def test_each_bit_of_the_header_that_says_something_is_noticed(root: Path, decod
         assert decoding, f"byte {place} of the header"
 
 
-def test_a_picture_that_cannot_be_decoded_leaves_nothing_in_the_cache(root: Path) -> None:
-    (root / PATHS[2]).write_text("no picture")
-    with pytest.raises(ConfigError, match=r"^data\.root: 1 of 5 pictures cannot be read"):
+def test_a_image_that_cannot_be_decoded_leaves_nothing_in_the_cache(root: Path) -> None:
+    (root / PATHS[2]).write_text("no image")
+    with pytest.raises(ConfigError, match=r"^data\.root: 1 of 5 images cannot be read"):
         read(root)
     assert [path.name for path in cache_folder().iterdir()] == [".lock"]
 
@@ -191,7 +191,7 @@ def test_what_a_killed_process_left_is_cleared_away(root: Path) -> None:
     read(root)
     left = cache_folder() / "0123.part"
     left.write_bytes(b"half")
-    read(root, PictureReader((4, 4), 3))
+    read(root, ImageReader((4, 4), 3))
     assert not left.exists()
 
 
@@ -213,7 +213,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(
 def test_a_cache_that_cannot_be_written_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "file").touch()
     monkeypatch.setenv("CNNLAB_CACHE", str(root.parent / "file" / "cache"))
-    with pytest.raises(ConfigError, match=r"CNNLAB_CACHE: decoded pictures cannot be kept in .*Not a directory"):
+    with pytest.raises(ConfigError, match=r"CNNLAB_CACHE: decoded images cannot be kept in .*Not a directory"):
         read(root)
 
 
@@ -231,22 +231,22 @@ class Answer(NamedTuple):
 
 def read_beside_others(root: Path, begin: Any, answers: Any) -> None:
     decoded = 0
-    decode = PictureReader._decode
+    decode = ImageReader._decode
 
-    def slowly(reader: PictureReader, path: Path) -> torch.Tensor:
+    def slowly(reader: ImageReader, path: Path) -> torch.Tensor:
         nonlocal decoded
         decoded += 1
         begin.wait(0.05)
         return decode(reader, path)
 
-    PictureReader._decode = slowly  # type: ignore[method-assign]
+    ImageReader._decode = slowly  # type: ignore[method-assign]
     begin.wait()
     x_NCHW = read(root).x_NCHW
-    PictureReader._decode = decode  # type: ignore[method-assign]
+    ImageReader._decode = decode  # type: ignore[method-assign]
     answers.put(Answer(torch.equal(x_NCHW, READER.read_all([root / path for path in PATHS])), decoded))
 
 
-def test_of_processes_that_want_the_same_pictures_one_decodes_them(root: Path) -> None:
+def test_of_processes_that_want_the_same_images_one_decodes_them(root: Path) -> None:
     context = multiprocessing.get_context("fork")
     begin, answers = context.Event(), context.Queue()
     processes = [context.Process(target=read_beside_others, args=(root, begin, answers)) for _ in range(3)]

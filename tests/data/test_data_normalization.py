@@ -4,11 +4,11 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
 from cnnlab.data.normalization import NORMALIZATIONS, Normalization, normalized
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.runtime.errors import ArgumentError
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     """(40, 3, 9, 7) bytes; the channels differ in mean and spread."""
     generator = torch.Generator().manual_seed(0)
     x_NCHW = torch.rand(40, 3, 9, 7, generator=generator)
@@ -21,7 +21,7 @@ def apply(normalization: Normalization, x_NCHW: Tensor) -> Tensor:
 
 
 def test_standardize_gives_each_channel_mean_0_and_deviation_1() -> None:
-    x_NCHW = pictures()
+    x_NCHW = images()
     seen_NCHW = apply(Normalization.fit("standardize", x_NCHW), x_NCHW).double()
     assert seen_NCHW.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
     assert seen_NCHW.std((0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
@@ -35,9 +35,9 @@ def test_standardize_of_hand_countable_pixels() -> None:
 
 def test_what_is_measured_chunk_by_chunk_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = torch.tensor([3, 39, 0, 17, 18])
-    expected = Normalization.fit("standardize", pictures()[chosen])
-    monkeypatch.setattr("cnnlab.data.source.CHUNK", 400)  # two pictures
-    selected = Pictures.of(pictures(), torch.zeros(40)).select(chosen)
+    expected = Normalization.fit("standardize", images()[chosen])
+    monkeypatch.setattr("cnnlab.data.source.CHUNK", 400)  # two images
+    selected = Images.of(images(), torch.zeros(40)).select(chosen)
     assert Normalization.fit("standardize", selected) == expected
 
 
@@ -47,51 +47,51 @@ def test_unit_maps_black_to_0_and_white_to_1() -> None:
 
 
 def test_none_leaves_the_bytes_as_they_are() -> None:
-    x_NCHW = pictures()
+    x_NCHW = images()
     assert torch.equal(apply(Normalization.fit("none", x_NCHW), x_NCHW), x_NCHW.float())
 
 
 def test_imagenet_is_what_torchvisions_networks_expect() -> None:
-    x_NCHW = pictures()
+    x_NCHW = images()
     expected = ResNet18_Weights.DEFAULT.transforms()
     mean_C, sd_C = torch.tensor(expected.mean)[:, None, None], torch.tensor(expected.std)[:, None, None]
     seen_NCHW = apply(Normalization.fit("imagenet", x_NCHW), x_NCHW)
     torch.testing.assert_close(seen_NCHW, (x_NCHW / 255 - mean_C) / sd_C)
 
 
-def test_imagenet_takes_the_mean_over_channels_for_grey_pictures() -> None:
+def test_imagenet_takes_the_mean_over_channels_for_grey_images() -> None:
     normalization = Normalization.fit("imagenet", torch.zeros(2, 1, 3, 3, dtype=torch.uint8))
     assert normalization.mean_C == (pytest.approx(255 * (0.485 + 0.456 + 0.406) / 3),)
     assert normalization.sd_C == (pytest.approx(255 * (0.229 + 0.224 + 0.225) / 3),)
 
 
-def test_imagenet_is_for_grey_and_coloured_pictures_only() -> None:
-    with pytest.raises(ArgumentError, match="normalize: imagenet is for pictures of 1 channel or 3, and these have 2"):
+def test_imagenet_is_for_grey_and_coloured_images_only() -> None:
+    with pytest.raises(ArgumentError, match="normalize: imagenet is for images of 1 channel or 3, and these have 2"):
         Normalization.fit("imagenet", torch.zeros(2, 2, 3, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_there_is_one_mean_and_one_deviation_per_channel(kind: str) -> None:
-    normalization = Normalization.fit(kind, pictures())
+    normalization = Normalization.fit(kind, images())
     assert len(normalization.mean_C) == len(normalization.sd_C) == 3
 
 
 def test_a_channel_of_one_value_becomes_zero() -> None:
-    x_NCHW = pictures()
+    x_NCHW = images()
     x_NCHW[:, 1] = 77
     seen_NCHW = apply(Normalization.fit("standardize", x_NCHW), x_NCHW)
     assert seen_NCHW.isfinite().all()
     assert not seen_NCHW[:, 1].any()
 
 
-def test_the_order_of_the_pictures_moves_no_bit() -> None:
-    x_NCHW = pictures()
+def test_the_order_of_the_images_moves_no_bit() -> None:
+    x_NCHW = images()
     mixed = x_NCHW[torch.randperm(len(x_NCHW), generator=torch.Generator().manual_seed(5))]
     assert Normalization.fit("standardize", mixed) == Normalization.fit("standardize", x_NCHW)
 
 
 def test_the_number_of_threads_moves_no_bit() -> None:
-    x_NCHW = pictures().repeat(20, 1, 1, 1)
+    x_NCHW = images().repeat(20, 1, 1, 1)
     threads = torch.get_num_threads()
     try:
         measured = []

@@ -83,12 +83,12 @@ def test_what_the_data_cannot_give_is_refused_by_its_name(changes: dict[str, Any
 
 
 def test_too_high_a_limit_is_answered_with_the_arithmetic() -> None:
-    with pytest.raises(ArgumentError, match=r"at most 90 \(100 training pictures − 10 for validation\), received 91"):
+    with pytest.raises(ArgumentError, match=r"at most 90 \(100 training images − 10 for validation\), received 91"):
         settings(limit=91).train_count(SPEC)
 
 
 def test_a_batch_that_drop_last_would_leave_out_is_told_with_the_count() -> None:
-    with pytest.raises(ArgumentError, match=r"at most the 20 training pictures, received 21.*drop_last"):
+    with pytest.raises(ArgumentError, match=r"at most the 20 training images, received 21.*drop_last"):
         settings(batch_size=21, limit=20).train_count(SPEC)
 
 
@@ -107,7 +107,7 @@ def test_a_batch_larger_than_the_data_is_taken_without_drop_last() -> None:
         ({"validation": {"count": 0.25}}, 75),
     ],
 )
-def test_the_pictures_that_train(changes: dict[str, Any], count: int) -> None:
+def test_the_images_that_train(changes: dict[str, Any], count: int) -> None:
     assert settings(**changes).train_count(SPEC) == count
 
 

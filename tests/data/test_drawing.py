@@ -21,19 +21,19 @@ def place(x: float, y: float) -> Tensor:
 
 
 def test_an_edge_lies_where_it_was_planted() -> None:
-    (picture_HW,) = edge(place(10, 0), number(0), SIZE)
-    assert picture_HW[:, :10].eq(0).all()
-    assert picture_HW[:, 10:].eq(1).all()
+    (image_HW,) = edge(place(10, 0), number(0), SIZE)
+    assert image_HW[:, :10].eq(0).all()
+    assert image_HW[:, 10:].eq(1).all()
 
 
 def test_an_edge_within_a_column_covers_its_share() -> None:
-    (picture_HW,) = edge(place(10.25, 0), number(0), SIZE)
-    assert picture_HW[7, 9:12].tolist() == [0, 0.75, 1]
+    (image_HW,) = edge(place(10.25, 0), number(0), SIZE)
+    assert image_HW[7, 9:12].tolist() == [0, 0.75, 1]
 
 
 def test_a_quarter_turn_of_an_edge_is_bright_below() -> None:
-    (picture_HW,) = edge(place(0, 5), number(math.pi / 2), SIZE)
-    torch.testing.assert_close(picture_HW[:, 0], (torch.arange(40) >= 5).float(), rtol=0, atol=1e-5)
+    (image_HW,) = edge(place(0, 5), number(math.pi / 2), SIZE)
+    torch.testing.assert_close(image_HW[:, 0], (torch.arange(40) >= 5).float(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.3, math.pi / 4, 2.0])
@@ -49,10 +49,10 @@ def test_a_stroke_without_length_is_a_dot() -> None:
 
 
 def test_a_stroke_is_full_within_and_empty_beyond() -> None:
-    (picture_HW,) = stroke(place(10, 20), place(50, 20), number(4), SIZE)
-    assert picture_HW[18:22, 12:48].eq(1).all()
-    assert picture_HW[:17].eq(0).all()
-    assert picture_HW[:, :7].eq(0).all()
+    (image_HW,) = stroke(place(10, 20), place(50, 20), number(4), SIZE)
+    assert image_HW[18:22, 12:48].eq(1).all()
+    assert image_HW[:17].eq(0).all()
+    assert image_HW[:, :7].eq(0).all()
 
 
 @pytest.mark.parametrize("sweep", [1.0, math.pi, 5.0])
@@ -62,9 +62,9 @@ def test_an_arc_covers_its_length_times_its_thickness(sweep: float) -> None:
 
 
 def test_the_middle_of_an_arc_lies_at_its_angle() -> None:
-    (picture_HW,) = arc(place(30, 20), number(15), number(math.pi / 2), number(1), number(2), SIZE)
-    rows, columns = picture_HW.nonzero(as_tuple=True)
-    weights = picture_HW[rows, columns]
+    (image_HW,) = arc(place(30, 20), number(15), number(math.pi / 2), number(1), number(2), SIZE)
+    rows, columns = image_HW.nonzero(as_tuple=True)
+    weights = image_HW[rows, columns]
     middle_x = ((columns + 0.5) * weights).sum() / weights.sum()
     assert middle_x.item() == pytest.approx(30, abs=0.01)
     assert rows.min() >= 30  # below the centre, as y points down

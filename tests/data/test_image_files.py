@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_folders import noise, png_header, write_picture
+from image_folders import noise, png_header, write_image
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cnnlab.data.image_files import MOST_TOLD, Listing, PictureReader, list_pictures, printable, visible
+from cnnlab.data.image_files import MOST_TOLD, ImageReader, Listing, list_images, printable, visible
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 
-def reader(height: int = 8, width: int = 8, channels: int = 3, resize: str = "crop") -> PictureReader:
-    return PictureReader((height, width), channels, resize)
+def reader(height: int = 8, width: int = 8, channels: int = 3, resize: str = "crop") -> ImageReader:
+    return ImageReader((height, width), channels, resize)
 
 
 def hwc(x_CHW: Tensor) -> np.ndarray:
@@ -24,7 +24,7 @@ def hwc(x_CHW: Tensor) -> np.ndarray:
     return pixels
 
 
-def refusal(path: Path, by: PictureReader | None = None) -> str:
+def refusal(path: Path, by: ImageReader | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         (by or reader()).read(path)
     return str(caught.value)
@@ -35,27 +35,27 @@ def refusal(path: Path, by: PictureReader | None = None) -> str:
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "webp", "tif", "ppm"])
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
-def test_a_picture_of_the_size_is_what_pil_decodes(tmp_path: Path, extension: str, resize: str) -> None:
-    path = write_picture(tmp_path / f"x.{extension}", noise(6, 8))
+def test_a_image_of_the_size_is_what_pil_decodes(tmp_path: Path, extension: str, resize: str) -> None:
+    path = write_image(tmp_path / f"x.{extension}", noise(6, 8))
     x_CHW = reader(6, 8, resize=resize).read(path)
     assert x_CHW.dtype == torch.uint8
     assert np.array_equal(hwc(x_CHW), np.asarray(Image.open(path)))
 
 
 def test_the_content_tells_the_format_and_not_the_name(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "x.png", noise(8, 8)).rename(tmp_path / "x.jpg")
+    path = write_image(tmp_path / "x.png", noise(8, 8)).rename(tmp_path / "x.jpg")
     assert np.array_equal(hwc(reader().read(path)), noise(8, 8))
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     pixels = noise(8, 8, channels=1)
-    x_CHW = reader().read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader().read(write_image(tmp_path / "x.png", pixels))
     assert all(np.array_equal(channel.numpy(), pixels) for channel in x_CHW)
 
 
 def test_one_channel_is_the_luma_of_the_colours(tmp_path: Path) -> None:
     pixels = noise(8, 8)
-    x_CHW = reader(channels=1).read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader(channels=1).read(write_image(tmp_path / "x.png", pixels))
     luma = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     assert x_CHW.shape == (1, 8, 8)
     assert np.abs(x_CHW[0].numpy() - luma).max() <= 1
@@ -65,17 +65,17 @@ def test_transparent_pixels_are_laid_over_white(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 4), dtype=np.uint8)
     pixels[..., 0] = 200
     pixels[0, :, 3], pixels[1, :, 3] = 255, 51  # opaque, a fifth; the rest is not seen
-    x_CHW = reader().read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader().read(write_image(tmp_path / "x.png", pixels))
     assert x_CHW[:, 0, 0].tolist() == [200, 0, 0]
     assert x_CHW[:, 1, 0].tolist() == [round(255 * 0.8 + 200 * 0.2), round(255 * 0.8), round(255 * 0.8)]
     assert x_CHW[:, 2, 0].tolist() == [255, 255, 255]
 
 
 def test_a_transparent_colour_of_a_palette_is_laid_over_white(tmp_path: Path) -> None:
-    picture = Image.new("P", (8, 8), 1)
-    picture.putpalette([10, 20, 30, 40, 50, 60])
-    picture.putpixel((0, 0), 0)
-    picture.save(tmp_path / "x.png", transparency=0)
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "x.png", transparency=0)
     x_CHW = reader().read(tmp_path / "x.png")
     assert x_CHW[:, 0, 0].tolist() == [255, 255, 255]
     assert x_CHW[:, 5, 5].tolist() == [40, 50, 60]
@@ -84,13 +84,13 @@ def test_a_transparent_colour_of_a_palette_is_laid_over_white(tmp_path: Path) ->
 @pytest.mark.parametrize("extension", ["png", "tif"])
 def test_of_sixteen_bits_the_upper_eight_count(tmp_path: Path, extension: str) -> None:
     wide = (noise(8, 8, channels=1).astype(np.uint16) << 8) | noise(8, 8, channels=1, seed=1)
-    x_CHW = reader(channels=1).read(write_picture(tmp_path / f"x.{extension}", wide))
+    x_CHW = reader(channels=1).read(write_image(tmp_path / f"x.{extension}", wide))
     assert np.array_equal(x_CHW[0].numpy(), noise(8, 8, channels=1))
 
 
 def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
     bits = noise(8, 8, channels=1) > 127
-    x_CHW = reader(channels=1).read(write_picture(tmp_path / "x.png", bits))
+    x_CHW = reader(channels=1).read(write_image(tmp_path / "x.png", bits))
     assert np.array_equal(x_CHW[0].numpy(), bits * 255)
 
 
@@ -120,7 +120,7 @@ def test_the_orientation_in_the_exif_data_is_applied(tmp_path: Path, orientation
     assert np.array_equal(hwc(reader(4, 4).read(tmp_path / "x.png")), seen)
 
 
-def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
+def test_of_an_animation_the_first_image_counts(tmp_path: Path) -> None:
     frames = [Image.fromarray(noise(8, 8, seed=seed)) for seed in (0, 1)]
     frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
     assert np.array_equal(hwc(reader().read(tmp_path / "x.png")), noise(8, 8))
@@ -131,34 +131,34 @@ def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
 
 def test_crop_keeps_the_centre_at_the_scale_of_the_shorter_side(tmp_path: Path) -> None:
     pixels = noise(16, 40)
-    x_CHW = reader(8, 8).read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader(8, 8).read(write_image(tmp_path / "x.png", pixels))
     halved = Image.fromarray(pixels).resize((20, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(hwc(x_CHW), np.asarray(halved)[:, 6:14])
 
 
 def test_squash_stretches_both_sides(tmp_path: Path) -> None:
     pixels = noise(16, 40)
-    x_CHW = reader(8, 8, resize="squash").read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader(8, 8, resize="squash").read(write_image(tmp_path / "x.png", pixels))
     assert np.array_equal(hwc(x_CHW), np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR)))
 
 
 def test_pad_keeps_everything_between_black_bars(tmp_path: Path) -> None:
     pixels = np.full((16, 32, 3), 200, dtype=np.uint8)
-    x_CHW = reader(8, 8, resize="pad").read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader(8, 8, resize="pad").read(write_image(tmp_path / "x.png", pixels))
     expected = np.zeros((8, 8, 3), dtype=np.uint8)
     expected[2:6] = 200
     assert np.array_equal(hwc(x_CHW), expected)
 
 
 def test_the_sides_of_a_size_are_height_and_width(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "x.png", noise(30, 30))
+    path = write_image(tmp_path / "x.png", noise(30, 30))
     assert [reader(4, 6, resize=resize).read(path).shape for resize in ("crop", "squash", "pad")] == [(3, 4, 6)] * 3
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
 def test_any_shape_is_brought_to_the_size(tmp_path: Path, resize: str, shape: tuple[int, int]) -> None:
-    path = write_picture(tmp_path / "x.png", np.full((*shape, 3), 200, dtype=np.uint8))
+    path = write_image(tmp_path / "x.png", np.full((*shape, 3), 200, dtype=np.uint8))
     x_CHW = reader(8, 8, resize=resize).read(path)
     assert x_CHW.shape == (3, 8, 8)
     assert int(x_CHW.max()) == 200
@@ -166,7 +166,7 @@ def test_any_shape_is_brought_to_the_size(tmp_path: Path, resize: str, shape: tu
 
 def test_a_fine_checkerboard_becomes_grey_and_no_moire(tmp_path: Path) -> None:
     pixels = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    x_CHW = reader(8, 8, channels=1).read(write_picture(tmp_path / "x.png", pixels))
+    x_CHW = reader(8, 8, channels=1).read(write_image(tmp_path / "x.png", pixels))
     assert int(x_CHW.min()) >= 120
     assert int(x_CHW.max()) <= 135
 
@@ -190,7 +190,7 @@ def test_a_large_jpeg_that_is_decoded_small_is_nearly_the_same(tmp_path: Path) -
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str, fragment: str) -> None:
     with pytest.raises(ArgumentError, match=fragment) as caught:
-        PictureReader(**{"size": (8, 8), "channels": 3, **changes})
+        ImageReader(**{"size": (8, 8), "channels": 3, **changes})
     assert caught.value.argument == argument
 
 
@@ -204,13 +204,13 @@ def truncated(path: Path) -> None:
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "ppm"])
-def test_a_truncated_picture_is_refused(tmp_path: Path, extension: str) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path, extension: str) -> None:
     truncated(tmp_path / f"x.{extension}")
     assert str(tmp_path / f"x.{extension}") in refusal(tmp_path / f"x.{extension}")
 
 
-def test_every_truncation_and_many_flips_of_a_picture_are_read_or_refused(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "x.png", noise(8, 8))
+def test_every_truncation_and_many_flips_of_a_image_are_read_or_refused(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.png", noise(8, 8))
     whole = path.read_bytes()
     damaged = [whole[:length] for length in range(0, len(whole), 7)]
     damaged += [whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] for place in range(0, len(whole), 5)]
@@ -237,7 +237,7 @@ def test_every_truncation_and_many_flips_of_a_picture_are_read_or_refused(tmp_pa
     ],
     ids=["empty", "text", "svg", "eps", "gif", "png"],
 )
-def test_what_is_no_picture_whatever_its_name_is_refused(tmp_path: Path, content: bytes, fragment: str) -> None:
+def test_what_is_no_image_whatever_its_name_is_refused(tmp_path: Path, content: bytes, fragment: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
     assert fragment in refusal(tmp_path / "x.png")
 
@@ -250,7 +250,7 @@ def test_what_is_no_picture_whatever_its_name_is_refused(tmp_path: Path, content
         (60_000, 60_000, "at most 64 megapixels, received more than 179 megapixels"),
     ],
 )
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header(
+def test_a_image_of_too_many_pixels_is_refused_by_its_header(
     tmp_path: Path, width: int, height: int, fragment: str
 ) -> None:
     (tmp_path / "x.png").write_bytes(png_header(width, height))
@@ -271,7 +271,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.int32(70_000), np.float32(0.5)])
 def test_more_than_sixteen_bits_are_refused(tmp_path: Path, value: np.generic) -> None:
-    path = write_picture(tmp_path / "x.tif", np.full((8, 8), value))
+    path = write_image(tmp_path / "x.tif", np.full((8, 8), value))
     assert "expected 8 or 16 bits a channel" in refusal(path)
 
 
@@ -279,7 +279,7 @@ def test_more_than_sixteen_bits_are_refused(tmp_path: Path, value: np.generic) -
 
 
 def test_many_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
-    paths = [write_picture(tmp_path / f"{number}.png", noise(8, 8, seed=number)) for number in range(150)]
+    paths = [write_image(tmp_path / f"{number}.png", noise(8, 8, seed=number)) for number in range(150)]
     x_NCHW = reader().read_all(paths)
     assert x_NCHW.shape == (150, 3, 8, 8)
     assert x_NCHW.is_contiguous()
@@ -291,29 +291,29 @@ def test_none_are_read_as_none() -> None:
 
 
 def test_all_that_cannot_be_read_come_in_one_message(tmp_path: Path) -> None:
-    paths = [write_picture(tmp_path / f"{number:02d}.png", noise(8, 8)) for number in range(20)]
+    paths = [write_image(tmp_path / f"{number:02d}.png", noise(8, 8)) for number in range(20)]
     for number in range(3, 12):
-        paths[number].write_text("no picture")
+        paths[number].write_text("no image")
     with pytest.raises(ConfigError) as caught:
         reader().read_all(paths)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "9 of 20 pictures cannot be read:"
+    assert lines[0] == "9 of 20 images cannot be read:"
     assert [line.split(":")[0].strip() for line in lines[1:6]] == [str(path) for path in paths[3:8]]
     assert lines[6:] == ["  and 4 more"]
     assert len(lines) == MOST_TOLD + 2
 
 
 def test_an_interruption_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_picture(tmp_path / "x.png", noise(8, 8))
+    path = write_image(tmp_path / "x.png", noise(8, 8))
     read: list[int] = []
 
     def interrupted(chunks: Any, count: int) -> Any:
         next(iter(chunks))
         raise KeyboardInterrupt
 
-    decode = PictureReader._decode
+    decode = ImageReader._decode
     monkeypatch.setattr("cnnlab.data.image_files._with_progress", interrupted)
-    monkeypatch.setattr(PictureReader, "_decode", lambda self, path: read.append(1) or decode(self, path))
+    monkeypatch.setattr(ImageReader, "_decode", lambda self, path: read.append(1) or decode(self, path))
     with pytest.raises(KeyboardInterrupt):
         reader().read_all([path] * 10_000)
     assert len(read) < 5_000
@@ -323,11 +323,11 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch:
 # what lies in folders
 
 
-def test_pictures_are_listed_by_extension_at_any_depth_and_sorted_by_code_points(tmp_path: Path) -> None:
+def test_images_are_listed_by_extension_at_any_depth_and_sorted_by_code_points(tmp_path: Path) -> None:
     for name in ("b.PNG", "a/z.jpg", "a/B.jpeg", "a/deep/x.WebP", "é.tif", "Z.bmp", "notes.txt", "a/data.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list_pictures(tmp_path, tmp_path) == Listing(
+    assert list_images(tmp_path, tmp_path) == Listing(
         ["Z.bmp", "a/B.jpeg", "a/deep/x.WebP", "a/z.jpg", "b.PNG", "é.tif"], ["a/data.csv", "notes.txt"]
     )
 
@@ -336,7 +336,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     for name in (".x.png", ".git/y.png", "__MACOSX/z.png", "a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list_pictures(tmp_path, tmp_path) == Listing(["a.png"], [])
+    assert list_images(tmp_path, tmp_path) == Listing(["a.png"], [])
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -347,28 +347,28 @@ def test_a_link_out_of_the_root_is_refused_by_its_name(tmp_path: Path, kind: str
     link = tmp_path / "root" / "link.png"
     link.symlink_to(tmp_path / "elsewhere" / ("x.png" if kind == "file" else "deep"))
     with pytest.raises(ConfigError, match=f"{link}: the link leads out of {tmp_path / 'root'} to "):
-        list_pictures(tmp_path / "root", tmp_path / "root")
+        list_images(tmp_path / "root", tmp_path / "root")
 
 
 def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
-    write_picture(tmp_path / "store" / "x.png", noise(8, 8))
+    write_image(tmp_path / "store" / "x.png", noise(8, 8))
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "one.png").symlink_to("../store/x.png")
     (tmp_path / "cats" / "all").symlink_to("../store")
-    assert list_pictures(tmp_path / "cats", tmp_path).pictures == ["all/x.png", "one.png"]
+    assert list_images(tmp_path / "cats", tmp_path).images == ["all/x.png", "one.png"]
 
 
 def test_a_root_that_is_a_link_itself_is_taken(tmp_path: Path) -> None:
-    write_picture(tmp_path / "store" / "x.png", noise(8, 8))
+    write_image(tmp_path / "store" / "x.png", noise(8, 8))
     (tmp_path / "root").symlink_to(tmp_path / "store")
     (tmp_path / "store" / "y.png").symlink_to("x.png")
-    assert list_pictures(tmp_path / "root", tmp_path / "root").pictures == ["x.png", "y.png"]
+    assert list_images(tmp_path / "root", tmp_path / "root").images == ["x.png", "y.png"]
 
 
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.png").symlink_to("nothing.png")
     with pytest.raises(ConfigError, match="where nothing is"):
-        list_pictures(tmp_path, tmp_path)
+        list_images(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("links", [{"a/b/up": "../.."}, {"a/to_b": "../b", "b/to_a": "../a"}, {"one": "a", "two": "a"}])
@@ -378,7 +378,7 @@ def test_links_that_go_in_circles_are_refused(tmp_path: Path, links: dict[str, s
     for link, target in links.items():
         (tmp_path / link).symlink_to(target)
     with pytest.raises(ConfigError, match="that is read already"):
-        list_pictures(tmp_path, tmp_path)
+        list_images(tmp_path, tmp_path)
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:

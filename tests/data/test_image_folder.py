@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_folders import noise, write_folders, write_picture
+from image_folders import noise, write_folders, write_image
 
-from cnnlab.data.image_files import PictureReader
+from cnnlab.data.image_files import ImageReader
 from cnnlab.data.image_folder import ImageFolder
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 
@@ -41,7 +41,7 @@ def test_a_validation_folder_goes_by_several_names(tmp_path: Path, name: str) ->
     assert source(tmp_path, test_share=0).describe().counts == {"train": 4, "val": 2}
 
 
-def test_without_a_test_folder_a_share_of_the_training_pictures_is_carved(tmp_path: Path) -> None:
+def test_without_a_test_folder_a_share_of_the_training_images_is_carved(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train/cat": 30, "train/dog": 10})
     folder = source(tmp_path, test_share=0.2)
     assert folder.describe().counts == {"train": 32, "test": 8}
@@ -78,22 +78,22 @@ def test_the_splits_are_the_same_each_time(tmp_path: Path) -> None:
     ]
 
 
-def test_the_first_and_the_last_training_pictures_are_of_all_classes(tmp_path: Path) -> None:
+def test_the_first_and_the_last_training_images_are_of_all_classes(tmp_path: Path) -> None:
     y_N = source(write_folders(tmp_path, {"a": 40, "b": 40}), test_share=0).read("train").y_N
     assert set(y_N[:10].tolist()) == set(y_N[-10:].tolist()) == {0, 1}
 
 
-# pictures
+# images
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_the_path_of_a_picture_stands_at_its_index(tmp_path: Path, split: str) -> None:
+def test_the_path_of_a_image_stands_at_its_index(tmp_path: Path, split: str) -> None:
     folder = source(write_folders(tmp_path, WHOLE))
-    pictures, paths = folder.read(split), folder.paths(split)
-    assert len(pictures) == len(paths)
-    for x_CHW, label, index in zip(pictures.x_NCHW, pictures.y_N, pictures.index_N, strict=True):
+    images, paths = folder.read(split), folder.paths(split)
+    assert len(images) == len(paths)
+    for x_CHW, label, index in zip(images.x_NCHW, images.y_N, images.index_N, strict=True):
         path = paths[int(index)]
-        assert torch.equal(x_CHW, PictureReader((8, 8), 3).read(tmp_path / path))
+        assert torch.equal(x_CHW, ImageReader((8, 8), 3).read(tmp_path / path))
         assert path.split("/")[:2] == [split, ("cat", "dog")[int(label)]]
 
 
@@ -105,12 +105,12 @@ def test_a_selection_keeps_the_index_of_the_path(tmp_path: Path) -> None:
     ]
 
 
-def test_held_out_pictures_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_held_out_images_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
     paths = source(write_folders(tmp_path, WHOLE)).paths("test")
     assert paths == sorted(paths)
 
 
-def test_pictures_may_lie_in_folders_within_their_class(tmp_path: Path) -> None:
+def test_images_may_lie_in_folders_within_their_class(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train/cat/monday": 2, "train/cat/tuesday": 2, "train/dog": 4})
     assert source(tmp_path, test_share=0).read("train").y_N.bincount().tolist() == [4, 4]
 
@@ -121,7 +121,7 @@ def test_the_size_and_channels_are_those_asked_for(
 ) -> None:
     folder = source(write_folders(tmp_path, {"a": 2, "b": 2}), size=size, channels=1, resize="pad", test_share=0)
     assert folder.describe().input_shape == tuple(folder.read("train").x_NCHW.shape[1:]) == shape
-    assert folder.reader() == PictureReader(shape[1:], 1, "pad")
+    assert folder.reader() == ImageReader(shape[1:], 1, "pad")
 
 
 def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,12 +138,12 @@ def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_not_read_is_told_in_a_sentence_each(tmp_path: Path) -> None:
     write_folders(tmp_path, {**WHOLE, "extras/cat": 1})
-    write_picture(tmp_path / "stray.png", noise(8, 8))
+    write_image(tmp_path / "stray.png", noise(8, 8))
     (tmp_path / "train" / "cat" / "notes.txt").touch()
     (tmp_path / "train" / "cat" / ".hidden").touch()
-    write_picture(tmp_path / "train" / "stray.png", noise(8, 8))
+    write_image(tmp_path / "train" / "stray.png", noise(8, 8))
     assert source(tmp_path).notes() == [
-        "files not read, in no class folder or without the extension of a picture: 3, such as stray.png",
+        "files not read, in no class folder or without the extension of an image: 3, such as stray.png",
         "folders not read, beside those of the splits: 1, such as extras",
     ]
 
@@ -166,13 +166,13 @@ def test_nothing_is_told_where_everything_is_read(tmp_path: Path) -> None:
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
     with pytest.raises(ArgumentError) as caught:
-        source("pictures", **changes)
+        source("images", **changes)
     assert caught.value.argument == argument
 
 
 @pytest.mark.parametrize("root", [None, ""])
 def test_a_missing_root_is_asked_for(root: str | None) -> None:
-    with pytest.raises(ArgumentError, match=r"expected the folder of your pictures, as in data\.root=my_pictures"):
+    with pytest.raises(ArgumentError, match=r"expected the folder of your images, as in data\.root=my_images"):
         source(root)
 
 
@@ -190,7 +190,7 @@ def test_a_root_that_is_no_folder_is_told_with_its_absolute_path(
     [
         ({"train/cat": 2}, "for each class, two or more, in {root}/train; found cat"),
         ({".": 2}, "for each class, two or more, in {root}; found –"),
-        ({"train/cat": 2, "train/dog": 0}, "the class folder {root}/train/dog has no picture (.bmp"),
+        ({"train/cat": 2, "train/dog": 0}, "the class folder {root}/train/dog has no image (.bmp"),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "val/c": 1}, "in {root}/val; it lacks b and has beside them c"),
         ({"train/a": 1, "train/b": 1, "test/a": 1}, "in {root}/test; it lacks b and has beside them –"),
         ({"test/a": 1, "test/b": 1}, "expected a folder 'train' beside test in {root}"),
@@ -211,16 +211,16 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     assert f"data.root: {tmp_path}/mine/train/c: the link leads out of {tmp_path}/mine" in refusal(tmp_path / "mine")
 
 
-def test_a_picture_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
     write_folders(tmp_path, WHOLE)
-    (tmp_path / "train" / "cat" / "003.png").write_text("no picture")
+    (tmp_path / "train" / "cat" / "003.png").write_text("no image")
     folder = source(tmp_path)
     folder.describe()
     folder.check()
     with pytest.raises(ConfigError) as caught:
         folder.read("train")
-    assert str(caught.value).startswith("data.root: 1 of 20 pictures cannot be read:")
-    assert f"{tmp_path}/train/cat/003.png: its content is no picture" in str(caught.value)
+    assert str(caught.value).startswith("data.root: 1 of 20 images cannot be read:")
+    assert f"{tmp_path}/train/cat/003.png: its content is no image" in str(caught.value)
 
 
 def test_classes_are_sorted_by_code_points(tmp_path: Path) -> None:
@@ -232,5 +232,5 @@ def test_classes_are_sorted_by_code_points(tmp_path: Path) -> None:
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folders(tmp_path / "pets", {"a": 2, "b": 2})
-    pictures = source("~/pets", test_share=0).read("train")
-    assert np.array_equal(pictures.y_N.bincount().numpy(), [2, 2])
+    images = source("~/pets", test_share=0).read("train")
+    assert np.array_equal(images.y_N.bincount().numpy(), [2, 2])

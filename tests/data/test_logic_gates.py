@@ -1,4 +1,4 @@
-"""Truth tables as pictures."""
+"""Truth tables as images."""
 
 from operator import and_, or_, xor
 

@@ -1,4 +1,4 @@
-"""Pictures joined two by two: what the targets say is what the pixels show."""
+"""Images joined two by two: what the targets say is what the pixels show."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ BATCH, CLASSES = 16, 5
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Picture n is full of n, and is of class n mod 5."""
+    """Image n is full of n, and is of class n mod 5."""
     x_NCHW = torch.arange(BATCH, dtype=torch.float32)[:, None, None, None].expand(BATCH, 2, 8, 8).contiguous()
     return x_NCHW, torch.eye(CLASSES)[torch.arange(BATCH) % CLASSES]
 
@@ -42,7 +42,7 @@ def test_mixup_gives_pixels_and_targets_the_same_shares(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_cutmix_counts_the_pixels_that_it_pasted(share: float, seed: int) -> None:
     x_NCHW, _ = batch()
-    partner_N = torch.arange(BATCH).roll(1)  # no picture is its own partner
+    partner_N = torch.arange(BATCH).roll(1)  # no image is its own partner
     mixed_NCHW, mixed_NB = CutMix().mix(x_NCHW, torch.eye(BATCH), partner_N, share, generator(seed))
     pasted_N = (mixed_NCHW != x_NCHW).float().mean((1, 2, 3))
     torch.testing.assert_close(mixed_NB.diagonal(), 1 - pasted_N)

@@ -7,7 +7,7 @@ from cnnlab.data.placement import place
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec
 
-SPEC = DataSpec((3, 10, 10), {"train": 1000, "test": 200}, ("cat", "dog"))  # 300 bytes a picture
+SPEC = DataSpec((3, 10, 10), {"train": 1000, "test": 200}, ("cat", "dog"))  # 300 bytes an image
 
 
 def placed(monkeypatch: pytest.MonkeyPatch, free: int, **changes: Any) -> Any:
@@ -34,7 +34,7 @@ def test_all_splits_count(monkeypatch: pytest.MonkeyPatch) -> None:
     ("free", "share", "resident"),
     [(720_000, 0.5, True), (719_999, 0.5, False), (360_000, 1, True), (10**9, 1e-6, False)],
 )
-def test_pictures_are_resident_up_to_a_share_of_what_is_free(
+def test_images_are_resident_up_to_a_share_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch, free: int, share: float, resident: bool
 ) -> None:
     assert placed(monkeypatch, free, memory_share=share).resident is resident

@@ -10,7 +10,7 @@ from cnnlab.data.loader import balanced_order
 from cnnlab.data.mixing import MixUp
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive
 
@@ -18,16 +18,16 @@ CPU = torch.device("cpu")
 COUNT = 23
 
 
-def pictures() -> Pictures:
-    """23 pictures whose every pixel is their index in the file, which is 100 plus their row; class = row mod 3."""
+def images() -> Images:
+    """23 images whose every pixel is their index in the file, which is 100 plus their row; class = row mod 3."""
     rows = torch.arange(COUNT)
     x_NCHW = (100 + rows).to(torch.uint8)[:, None, None, None].expand(-1, 2, 3, 3).contiguous()
-    return Pictures(x_NCHW, rows % 3, 100 + rows)
+    return Images(x_NCHW, rows % 3, 100 + rows)
 
 
 def loader(**changes: Any) -> ResidentLoader:
     arguments: dict[str, Any] = {"batch_size": 5, "device": CPU, "shuffle": True, "seed": 7, **changes}
-    return ResidentLoader(pictures(), Normalization((0.0, 0.0), (1.0, 1.0)), **arguments)
+    return ResidentLoader(images(), Normalization((0.0, 0.0), (1.0, 1.0)), **arguments)
 
 
 def indices(batches: list[Batch]) -> list[list[int]]:
@@ -44,7 +44,7 @@ def flat(parts: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 9])
-def test_an_epoch_has_each_picture_once(epoch: int) -> None:
+def test_an_epoch_has_each_image_once(epoch: int) -> None:
     assert sorted(flat(epoch_of(loader(), epoch))) == list(range(100, 100 + COUNT))
 
 
@@ -81,7 +81,7 @@ def test_without_shuffling_the_order_is_the_files() -> None:
         assert flat(epoch_of(source, epoch)) == list(range(100, 100 + COUNT))
 
 
-def test_a_batch_carries_its_pictures_labels_and_indices_together() -> None:
+def test_a_batch_carries_its_images_labels_and_indices_together() -> None:
     for batch in loader():
         assert torch.equal(batch.x_NCHW, batch.index_N[:, None, None, None].expand(-1, 2, 3, 3).float())
         assert torch.equal(batch.target, (batch.index_N - 100) % 3)
@@ -89,7 +89,7 @@ def test_a_batch_carries_its_pictures_labels_and_indices_together() -> None:
 
 def test_a_batch_is_normalized() -> None:
     source = ResidentLoader(
-        pictures(), Normalization((90.0, 110.0), (4.0, 8.0)), 5, device=CPU, shuffle=False, drop_last=False
+        images(), Normalization((90.0, 110.0), (4.0, 8.0)), 5, device=CPU, shuffle=False, drop_last=False
     )
     x_NCHW = next(iter(source)).x_NCHW
     assert x_NCHW.dtype == torch.float32
@@ -112,10 +112,10 @@ def test_the_sizes_of_the_batches(batch_size: int, drop_last: bool, sizes: list[
     source = loader(batch_size=batch_size, drop_last=drop_last)
     assert [len(batch) for batch in source] == sizes
     assert len(source) == len(sizes)
-    assert source.pictures == sum(sizes)
+    assert source.images == sum(sizes)
 
 
-def test_drop_last_leaves_out_other_pictures_in_other_epochs() -> None:
+def test_drop_last_leaves_out_other_images_in_other_epochs() -> None:
     source = loader(drop_last=True)
     left_out = [set(range(100, 123)) - set(flat(epoch_of(source, epoch))) for epoch in range(4)]
     assert all(len(missing) == 3 for missing in left_out)
@@ -159,7 +159,7 @@ def test_ranks_share_each_batch_of_the_single_rank_order(world_size: int) -> Non
 
 # balanced sampling
 
-UNEVEN = {0: 7, 2: 3, 5: 30, 9: 1}  # class → pictures; 41 are no multiple of 4
+UNEVEN = {0: 7, 2: 3, 5: 30, 9: 1}  # class → images; 41 are no multiple of 4
 
 
 def uneven_labels() -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_a_balanced_epoch_is_as_long_and_has_each_class_as_often(epoch: int) -> 
     assert sorted(counts.values()) == [10, 10, 10, 11]
 
 
-def test_each_class_is_the_one_with_a_picture_more_in_its_turn() -> None:
+def test_each_class_is_the_one_with_a_image_more_in_its_turn() -> None:
     epochs = [Counter(uneven_labels()[balanced_order(uneven_labels(), 3, epoch)].tolist()) for epoch in range(4)]
     assert sorted(max(UNEVEN, key=lambda label: counts[label]) for counts in epochs) == [0, 2, 5, 9]
 
@@ -187,7 +187,7 @@ def test_any_beginning_of_a_balanced_epoch_is_balanced(length: int) -> None:
     assert max(numbers) - min(numbers) <= 1
 
 
-def test_no_picture_comes_again_before_all_of_its_class_did_whatever_the_epoch() -> None:
+def test_no_image_comes_again_before_all_of_its_class_did_whatever_the_epoch() -> None:
     y_N = uneven_labels()
     rows = torch.cat([balanced_order(y_N, 3, epoch) for epoch in range(12)])
     for label, size in UNEVEN.items():
@@ -218,7 +218,7 @@ def test_a_balanced_loader_drops_the_last_batch_and_goes_on_where_it_was() -> No
     source = loader(balanced=True, drop_last=True, batch_size=6)
     batches = epoch_of(source, 2)
     assert [len(batch) for batch in batches] == [6, 6, 6]
-    assert flat(batches) == (100 + balanced_order(pictures().y_N, 7, 2)[:18]).tolist()
+    assert flat(batches) == (100 + balanced_order(images().y_N, 7, 2)[:18]).tolist()
     resumed = loader(balanced=True, drop_last=True, batch_size=6)
     resumed.load_state_dict({"epoch": 2, "position": 1})
     assert indices(list(resumed)) == batches[1:]
@@ -227,13 +227,13 @@ def test_a_balanced_loader_drops_the_last_batch_and_goes_on_where_it_was() -> No
 STEPS = {"flip": HorizontalFlip(), "move": Shift(1), "light": Brightness(0.5)}
 
 
-def noise() -> Pictures:
+def noise() -> Images:
     x_NCHW = torch.randint(256, (COUNT, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Pictures(x_NCHW, torch.arange(COUNT) % 3, torch.arange(COUNT))
+    return Images(x_NCHW, torch.arange(COUNT) % 3, torch.arange(COUNT))
 
 
 def augmented(epoch: int = 0, **changes: Any) -> dict[int, torch.Tensor]:
-    """Each picture of an epoch by its index."""
+    """Each image of an epoch by its index."""
     arguments: dict[str, Any] = {"batch_size": 5, "device": CPU, "shuffle": True, "seed": 7, **changes}
     augment = Augment(STEPS, 3, arguments["seed"])
     source = ResidentLoader(noise(), Normalization((9.0, 5.0), (2.0, 3.0)), augment=augment, **arguments)
@@ -242,20 +242,20 @@ def augmented(epoch: int = 0, **changes: Any) -> dict[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"batch_size": 23}, {"shuffle": False}])
-def test_an_augmented_picture_is_the_same_in_whatever_batch_it_comes(changes: dict[str, Any]) -> None:
+def test_an_augmented_image_is_the_same_in_whatever_batch_it_comes(changes: dict[str, Any]) -> None:
     expected, found = augmented(), augmented(**changes)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[index], expected[index]) for index in expected)
 
 
-def test_two_ranks_see_the_pictures_that_one_sees() -> None:
+def test_two_ranks_see_the_images_that_one_sees() -> None:
     expected = augmented()
     halves = [augmented(rank=rank, world_size=2) for rank in range(2)]
     assert all(torch.equal(x_CHW, expected[index]) for half in halves for index, x_CHW in half.items())
     assert len(halves[0] | halves[1]) == COUNT
 
 
-def test_an_augmented_picture_changes_from_epoch_to_epoch() -> None:
+def test_an_augmented_image_changes_from_epoch_to_epoch() -> None:
     first, second = augmented(), augmented(epoch=1)
     assert sum(not torch.equal(first[index], second[index]) for index in first) > COUNT // 2
 
@@ -268,8 +268,8 @@ def test_augmentation_comes_before_normalisation() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_picture_that_comes_twice_in_a_balanced_epoch_looks_different() -> None:
-    rare = Pictures(noise().x_NCHW, torch.tensor([0] * (COUNT - 1) + [1]), torch.arange(COUNT))
+def test_a_image_that_comes_twice_in_a_balanced_epoch_looks_different() -> None:
+    rare = Images(noise().x_NCHW, torch.tensor([0] * (COUNT - 1) + [1]), torch.arange(COUNT))
     augment = Augment(STEPS, 2, 0)
     source = ResidentLoader(
         rare, Normalization((0.0, 0.0), (1.0, 1.0)), 4, device=CPU, shuffle=True, balanced=True, augment=augment

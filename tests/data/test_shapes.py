@@ -20,8 +20,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def drawn(split: str = "train", **changes: Any) -> tuple[Tensor, Tensor]:
-    pictures = Shapes(**{**SETTINGS, **changes}).read(split)
-    return pictures.x_NCHW, pictures.y_N
+    images = Shapes(**{**SETTINGS, **changes}).read(split)
+    return images.x_NCHW, images.y_N
 
 
 def of_class(name: str, **changes: Any) -> Tensor:
@@ -56,7 +56,7 @@ def test_another_seed_and_another_split_draw_others() -> None:
     assert not torch.equal(drawn()[0][:80], drawn("test")[0])
 
 
-def test_more_pictures_leave_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_leave_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     few = drawn(train_count=80)[0]
     assert torch.equal(drawn(train_count=160)[0][:80], few)
     monkeypatch.setattr("cnnlab.data.shapes.CHUNK", 7)
@@ -80,15 +80,15 @@ def test_a_thicker_line_covers_more_in_proportion() -> None:
     ("name", "steeper"), [("vertical_edge", 2), ("horizontal_edge", 1), ("vertical_line", 2), ("horizontal_line", 1)]
 )
 def test_a_shape_changes_across_its_direction_and_not_along_it(name: str, steeper: int) -> None:
-    pictures_NHW = of_class(name)
-    change = {axis: pictures_NHW.diff(dim=axis).abs().sum().item() for axis in (1, 2)}
+    images_NHW = of_class(name)
+    change = {axis: images_NHW.diff(dim=axis).abs().sum().item() for axis in (1, 2)}
     assert change[steeper] > 3 * change[3 - steeper]
 
 
 @pytest.mark.parametrize(("name", "sign"), [("falling_line", 1), ("rising_line", -1)])
 def test_a_diagonal_goes_the_way_of_its_name(name: str, sign: int) -> None:
-    for picture_HW in of_class(name):
-        rows, columns = (picture_HW > 0.2).nonzero(as_tuple=True)
+    for image_HW in of_class(name):
+        rows, columns = (image_HW > 0.2).nonzero(as_tuple=True)
         covariance = torch.cov(torch.stack((rows, columns)).double())[0, 1].item()
         assert sign * covariance > 0
 
@@ -96,14 +96,14 @@ def test_a_diagonal_goes_the_way_of_its_name(name: str, sign: int) -> None:
 @pytest.mark.parametrize("name", ["corner", "curve"])
 def test_a_corner_and_a_curve_are_not_straight(name: str) -> None:
     """The spread about the longest axis of a line of two pixels is far below a pixel; here it is not."""
-    for picture_HW in of_class(name, thickness=(2, 2), size=28):
-        points = (picture_HW > 0.2).nonzero().double()
+    for image_HW in of_class(name, thickness=(2, 2), size=28):
+        points = (image_HW > 0.2).nonzero().double()
         smallest = torch.linalg.eigvalsh(torch.cov(points.T))[0].item()
         assert smallest**0.5 > 1
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_no_picture_is_empty(name: str) -> None:
+def test_no_image_is_empty(name: str) -> None:
     assert of_class(name, size=8).amax((1, 2)).min() > 0.3
 
 

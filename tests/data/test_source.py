@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from image_folders import noise, write_picture
+from image_folders import noise, write_image
 
 from cnnlab.data import SOURCES
-from cnnlab.data.image_files import PictureReader
-from cnnlab.data.source import DataSpec, Pictures, Source
+from cnnlab.data.image_files import ImageReader
+from cnnlab.data.source import DataSpec, Images, Source
 
 
-def pictures() -> Pictures:
-    return Pictures.of(torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), torch.tensor([2, 0, 1]))
+def images() -> Images:
+    return Images.of(torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), torch.tensor([2, 0, 1]))
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"image_folder", "expanded_mnist", "logic_gates", "shapes"}))
@@ -26,9 +26,9 @@ def test_each_published_source_describes_itself_and_reads_on_request_only(name: 
     assert source.notes() == []
 
 
-def test_a_source_reads_any_picture_file_in_its_own_shape(tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "x.png", noise(20, 40))
-    assert SOURCES["mnist"](root="").reader() == PictureReader((28, 28), 1, "crop")
+def test_a_source_reads_any_image_file_in_its_own_shape(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.png", noise(20, 40))
+    assert SOURCES["mnist"](root="").reader() == ImageReader((28, 28), 1, "crop")
     assert SOURCES["cifar10"](root="").reader().read(path).shape == (3, 32, 32)
 
 
@@ -37,24 +37,24 @@ def test_classes_are_counted_from_their_names() -> None:
 
 
 def test_a_new_split_is_numbered_in_the_order_of_its_file() -> None:
-    assert pictures().index_N.tolist() == [0, 1, 2]
-    assert len(pictures()) == 3
+    assert images().index_N.tolist() == [0, 1, 2]
+    assert len(images()) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_labels_become_int64(dtype: torch.dtype) -> None:
-    assert Pictures.of(torch.zeros(2, 1, 1, 1), torch.tensor([1, 0], dtype=dtype)).y_N.dtype == torch.int64
+    assert Images.of(torch.zeros(2, 1, 1, 1), torch.tensor([1, 0], dtype=dtype)).y_N.dtype == torch.int64
 
 
-def test_a_selection_keeps_pictures_labels_and_numbers_together() -> None:
-    chosen = pictures().select(torch.tensor([2, 0]))
+def test_a_selection_keeps_images_labels_and_numbers_together() -> None:
+    chosen = images().select(torch.tensor([2, 0]))
     assert chosen.x_NCHW[:, 0, 0, 0].tolist() == [8, 0]
     assert chosen.y_N.tolist() == [1, 2]
     assert chosen.index_N.tolist() == [2, 0]
 
 
-def test_a_selection_copies_no_picture_and_can_be_selected_from() -> None:
-    everything = pictures()
+def test_a_selection_copies_no_image_and_can_be_selected_from() -> None:
+    everything = images()
     chosen = everything.select(torch.tensor([2, 0])).select(torch.tensor([1]))
     assert chosen.stored_NCHW is everything.stored_NCHW
     assert chosen.x_NCHW.flatten().tolist() == [0, 1, 2, 3]
@@ -62,17 +62,17 @@ def test_a_selection_copies_no_picture_and_can_be_selected_from() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 8, 9, 1 << 24])
-def test_chunks_are_the_pictures_in_their_order_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_chunks_are_the_images_in_their_order_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr("cnnlab.data.source.CHUNK", size)
-    for x in (pictures(), pictures().select(torch.tensor([2, 0]))):
+    for x in (images(), images().select(torch.tensor([2, 0]))):
         chunks = list(x.chunks())
         assert max(map(len, chunks)) <= max(1, size // 4)
         assert torch.equal(torch.cat(chunks), x.x_NCHW)
-        assert x.digest() == Pictures.of(x.x_NCHW.clone(), x.y_N).digest()
+        assert x.digest() == Images.of(x.x_NCHW.clone(), x.y_N).digest()
 
 
-def test_the_digest_is_sha256_over_shape_pictures_and_labels() -> None:
-    x = pictures()
+def test_the_digest_is_sha256_over_shape_images_and_labels() -> None:
+    x = images()
     by_hand = hashlib.sha256(b"(3, 1, 2, 2)" + x.x_NCHW.numpy().tobytes() + x.y_N.numpy().tobytes())
     assert x.digest() == by_hand.hexdigest()
 
@@ -80,14 +80,14 @@ def test_the_digest_is_sha256_over_shape_pictures_and_labels() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"stored_NCHW": pictures().x_NCHW.flip(0)},
-        {"stored_NCHW": pictures().x_NCHW.reshape(3, 1, 1, 4)},
+        {"stored_NCHW": images().x_NCHW.flip(0)},
+        {"stored_NCHW": images().x_NCHW.reshape(3, 1, 1, 4)},
         {"y_N": torch.tensor([2, 0, 0])},
     ],
     ids=["pixels", "shape", "labels"],
 )
 def test_the_digest_notices_any_change(changed: dict[str, Any]) -> None:
-    x = pictures()
+    x = images()
     assert (
-        Pictures(**{"stored_NCHW": x.stored_NCHW, "y_N": x.y_N, "index_N": x.index_N, **changed}).digest() != x.digest()
+        Images(**{"stored_NCHW": x.stored_NCHW, "y_N": x.y_N, "index_N": x.index_N, **changed}).digest() != x.digest()
     )

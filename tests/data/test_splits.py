@@ -9,7 +9,7 @@ from cnnlab.runtime.errors import ArgumentError
 
 
 def labels(*sizes: int) -> Tensor:
-    """So many pictures of class 0, 1, …, mixed."""
+    """So many images of class 0, 1, …, mixed."""
     y_N = torch.cat([torch.full((size,), label) for label, size in enumerate(sizes)])
     return y_N[torch.randperm(len(y_N), generator=torch.Generator().manual_seed(1))]
 
@@ -21,7 +21,7 @@ def labels(*sizes: int) -> Tensor:
         ((50, 30, 20), 7, [4, 2, 1]),  # 3.5, 2.1, 1.4: one is left for the .5
         ((6, 3, 1), 3, [2, 1, 0]),  # 1.8, 0.9, 0.3: two are left for .9 and .8
         ((5, 3, 2), 4, [2, 1, 1]),  # 2.0, 1.2, 0.8: one is left for the .8
-        ((4, 0, 6), 5, [2, 0, 3]),  # a class without pictures
+        ((4, 0, 6), 5, [2, 0, 3]),  # a class without images
         ((10, 10), 0, [0, 0]),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_random_split_is_a_pure_function_of_its_seed() -> None:
     assert torch.equal(first, carve(labels(50, 30, 20), 20, "random", seed=7)[1])
 
 
-def test_another_seed_carves_other_pictures() -> None:
+def test_another_seed_carves_other_images() -> None:
     carved = {tuple(carve(labels(50, 30, 20), 20, "random", seed=seed)[1].tolist()) for seed in range(5)}
     assert len(carved) == 5
 
@@ -93,19 +93,19 @@ def test_what_says_no_size_or_place_is_refused(count: Any, where: str, argument:
 
 
 @pytest.mark.parametrize(
-    ("count", "pictures"), [(0, 0), (7, 7), (9, 9), (0.5, 5), (0.24, 2), (0.26, 3), (0.001, 1), (0.94, 9)]
+    ("count", "images"), [(0, 0), (7, 7), (9, 9), (0.5, 5), (0.24, 2), (0.26, 3), (0.001, 1), (0.94, 9)]
 )
-def test_a_count_or_a_share_of_ten_pictures(count: float, pictures: int) -> None:
+def test_a_count_or_a_share_of_ten_images(count: float, images: int) -> None:
     check_validation(count, "random")
-    assert part_of(count, 10) == pictures
+    assert part_of(count, 10) == images
 
 
 @pytest.mark.parametrize("count", [10, 11, 0.99])
 def test_what_leaves_nothing_to_train_on_is_refused(count: float) -> None:
-    with pytest.raises(ArgumentError, match=f"expected fewer than the 10 training pictures, received {count}"):
+    with pytest.raises(ArgumentError, match=f"expected fewer than the 10 training images, received {count}"):
         part_of(count, 10)
 
 
-def test_all_but_one_picture_may_be_carved() -> None:
+def test_all_but_one_image_may_be_carved() -> None:
     kept, carved = carve(torch.tensor([0, 1] * 5), part_of(9, 10), "random", 0)
     assert (len(kept), len(carved)) == (1, 9)

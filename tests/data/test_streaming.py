@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from cnnlab.data.augmentation import Augment, HorizontalFlip, Shift
-from cnnlab.data.loader import PictureLoader
+from cnnlab.data.loader import ImageLoader
 from cnnlab.data.mixing import MixUp
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.data.streaming import StreamingLoader
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError
@@ -23,26 +23,26 @@ COUNT = 61
 NORMALIZATION = Normalization((90.3, 110.7, 3.0), (4.1, 8.3, 77.7))
 
 
-def pictures() -> Pictures:
+def images() -> Images:
     """61 of 3×9×7, selected out of 70."""
     x_NCHW = torch.randint(256, (70, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Pictures.of(x_NCHW, torch.arange(70) % 3).select(torch.arange(70).flip(0)[:COUNT])
+    return Images.of(x_NCHW, torch.arange(70) % 3).select(torch.arange(70).flip(0)[:COUNT])
 
 
-def made(workers: int | None, **changes: Any) -> PictureLoader:
+def made(workers: int | None, **changes: Any) -> ImageLoader:
     """Streaming with so many workers, or resident."""
     arguments: dict[str, Any] = {"batch_size": 8, "device": CPU, "shuffle": True, "seed": 7, **changes}
     if workers is None:
-        return ResidentLoader(pictures(), NORMALIZATION, **arguments)
-    return StreamingLoader(pictures(), NORMALIZATION, workers=workers, **arguments)
+        return ResidentLoader(images(), NORMALIZATION, **arguments)
+    return StreamingLoader(images(), NORMALIZATION, workers=workers, **arguments)
 
 
 @pytest.fixture
-def streaming() -> Iterator[Callable[..., PictureLoader]]:
+def streaming() -> Iterator[Callable[..., ImageLoader]]:
     """Makes loaders whose workers end with the test."""
-    loaders: list[PictureLoader] = []
+    loaders: list[ImageLoader] = []
 
-    def make(workers: int | None, **changes: Any) -> PictureLoader:
+    def make(workers: int | None, **changes: Any) -> ImageLoader:
         loaders.append(made(workers, **changes))
         return loaders[-1]
 
@@ -51,7 +51,7 @@ def streaming() -> Iterator[Callable[..., PictureLoader]]:
         loader.close()
 
 
-def epochs(loader: PictureLoader, count: int = 2) -> list[Batch]:
+def epochs(loader: ImageLoader, count: int = 2) -> list[Batch]:
     batches = []
     for epoch in range(count):
         loader.set_epoch(epoch)
@@ -81,7 +81,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_streaming_gives_the_batches_of_the_resident_loader_to_the_bit(
-    streaming: Callable[..., PictureLoader], case: str, workers: int
+    streaming: Callable[..., ImageLoader], case: str, workers: int
 ) -> None:
     assert same(epochs(streaming(workers, **CASES[case])), epochs(made(None, **CASES[case])))
 
@@ -89,7 +89,7 @@ def test_streaming_gives_the_batches_of_the_resident_loader_to_the_bit(
 @pytest.mark.parametrize("block", [1, 1 << 10, 1 << 18])
 @pytest.mark.parametrize("workers", [None, 1])
 def test_how_many_batches_are_made_at_once_changes_no_bit(
-    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., PictureLoader], workers: int | None, block: int
+    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int | None, block: int
 ) -> None:
     expected = epochs(made(None, **CASES["augmented"]))
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", block)
@@ -99,7 +99,7 @@ def test_how_many_batches_are_made_at_once_changes_no_bit(
 @pytest.mark.parametrize("workers", [None, 0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 3, 7, 8])
 def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_remaining_batches(
-    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., PictureLoader], workers: int | None, taken: int
+    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int | None, taken: int
 ) -> None:
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", 3 * 8 * 3 * 9 * 7)  # three batches at once
     whole = epochs(made(None), 1)
@@ -114,13 +114,13 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_remaining_batches(
     assert same(epochs(broken, 1), whole)  # with the workers that were busy with the rest
 
 
-def test_streaming_draws_nothing_from_the_global_generators(streaming: Callable[..., PictureLoader]) -> None:
+def test_streaming_draws_nothing_from_the_global_generators(streaming: Callable[..., ImageLoader]) -> None:
     before = torch.get_rng_state()
     epochs(streaming(2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_workers_live_from_epoch_to_epoch_and_end_with_close(streaming: Callable[..., PictureLoader]) -> None:
+def test_the_workers_live_from_epoch_to_epoch_and_end_with_close(streaming: Callable[..., ImageLoader]) -> None:
     before = set(multiprocessing.active_children())
     loader = streaming(2)
     epochs(loader, 1)
@@ -132,20 +132,20 @@ def test_the_workers_live_from_epoch_to_epoch_and_end_with_close(streaming: Call
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_a_closed_loader_starts_again(streaming: Callable[..., PictureLoader]) -> None:
+def test_a_closed_loader_starts_again(streaming: Callable[..., ImageLoader]) -> None:
     loader = streaming(1)
     first = epochs(loader, 1)
     loader.close()
     assert same(epochs(loader, 1), first)
 
 
-def test_no_handler_of_dead_children_is_left_behind(streaming: Callable[..., PictureLoader]) -> None:
+def test_no_handler_of_dead_children_is_left_behind(streaming: Callable[..., ImageLoader]) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     epochs(streaming(1), 1)
     assert signal.getsignal(signal.SIGCHLD) is before
 
 
-def killed_after_a_batch(loader: PictureLoader, number: signal.Signals) -> tuple[list[Batch], int]:
+def killed_after_a_batch(loader: ImageLoader, number: signal.Signals) -> tuple[list[Batch], int]:
     """All batches of a loader whose worker gets a signal after the first, and the worker."""
     before = set(multiprocessing.active_children())
     walk = iter(loader)
@@ -163,7 +163,7 @@ def killed_after_a_batch(loader: PictureLoader, number: signal.Signals) -> tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_named(
-    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., PictureLoader], workers: int
+    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int
 ) -> None:
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", 1)
     loader = streaming(workers, batch_size=2)
@@ -178,14 +178,14 @@ def test_a_killed_worker_is_named(
 
 @pytest.mark.slow
 def test_where_the_workers_were_asked_to_end_the_run_gets_its_batches_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., PictureLoader]
+    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader]
 ) -> None:
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", 1)
     batches, _ = killed_after_a_batch(streaming(1, batch_size=2), signal.SIGTERM)
     assert same(batches, epochs(made(None, batch_size=2), 1))
 
 
-def test_ctrl_c_does_not_end_a_worker(monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., PictureLoader]) -> None:
+def test_ctrl_c_does_not_end_a_worker(monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader]) -> None:
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", 1)
     loader = streaming(1, batch_size=2)
     batches, worker = killed_after_a_batch(loader, signal.SIGINT)

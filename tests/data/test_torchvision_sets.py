@@ -26,7 +26,7 @@ def idx(values: Tensor) -> bytes:
 
 
 def write_family(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Seven training and three test pictures where torchvision looks for them; returns them."""
+    """Seven training and three test images where torchvision looks for them; returns them."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     written = {}
@@ -44,7 +44,7 @@ def md5(path: Path) -> str:
 
 
 def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, source: type[CIFAR10]) -> dict[str, Any]:
-    """Batches of two pictures in the pickled format, known to torchvision by their MD5; returns what each holds."""
+    """Batches of two images in the pickled format, known to torchvision by their MD5; returns what each holds."""
     known = getattr(torchvision.datasets, source.__name__)
     folder = root / known.base_folder
     folder.mkdir(parents=True)
@@ -94,11 +94,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_reads_the_bytes_of_the_idx_files(tmp_path: Path, source: type[MNIST], split: str) -> None:
     x_NHW, y_N = write_family(tmp_path / source.__name__ / "raw")[split]
-    pictures = source(str(tmp_path)).read(split)
-    assert pictures.x_NCHW.dtype == torch.uint8
-    assert torch.equal(pictures.x_NCHW, x_NHW[:, None])
-    assert torch.equal(pictures.y_N, y_N.long())
-    assert torch.equal(pictures.index_N, torch.arange(len(y_N)))
+    images = source(str(tmp_path)).read(split)
+    assert images.x_NCHW.dtype == torch.uint8
+    assert torch.equal(images.x_NCHW, x_NHW[:, None])
+    assert torch.equal(images.y_N, y_N.long())
+    assert torch.equal(images.index_N, torch.arange(len(y_N)))
 
 
 @pytest.mark.parametrize("source", [CIFAR10, CIFAR100])
@@ -108,19 +108,19 @@ def test_reads_the_batches_of_cifar_in_their_order(
     batches = write_cifar(tmp_path, monkeypatch, source)
     for split, test in (("train", False), ("test", True)):
         chosen = [batch for name, batch in batches.items() if name.startswith("test") is test]
-        pictures = source(str(tmp_path)).read(split)
+        images = source(str(tmp_path)).read(split)
         pixels = np.concatenate([batch["data"] for batch in chosen]).reshape(-1, 3, 32, 32)
-        assert np.array_equal(pictures.x_NCHW.numpy(), pixels)
-        assert pictures.x_NCHW.is_contiguous()
-        assert pictures.y_N.tolist() == [label for batch in chosen for label in list(batch.values())[1]]
+        assert np.array_equal(images.x_NCHW.numpy(), pixels)
+        assert images.x_NCHW.is_contiguous()
+        assert images.y_N.tolist() == [label for batch in chosen for label in list(batch.values())[1]]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_reads_the_matlab_files_of_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     x_HWCN, y_N = write_svhn(tmp_path, monkeypatch)[split]
-    pictures = SVHN(str(tmp_path)).read(split)
-    assert np.array_equal(pictures.x_NCHW.numpy(), x_HWCN.transpose(3, 2, 0, 1))
-    assert pictures.y_N.tolist() == [int(label) % 10 for label in y_N]
+    images = SVHN(str(tmp_path)).read(split)
+    assert np.array_equal(images.x_NCHW.numpy(), x_HWCN.transpose(3, 2, 0, 1))
+    assert images.y_N.tolist() == [int(label) % 10 for label in y_N]
 
 
 class Canary:
@@ -298,11 +298,11 @@ def test_a_failed_download_leaves_the_users_files_alone(tmp_path: Path, monkeypa
 
 @pytest.mark.skipif(not REAL.is_file(), reason="CNNLAB_DATA names no folder with MNIST/raw")
 def test_the_real_mnist_has_its_known_mean_and_deviation() -> None:
-    pictures = MNIST(os.environ["CNNLAB_DATA"]).read("train")
-    counts = pictures.x_NCHW.flatten().bincount(minlength=256).double()
+    images = MNIST(os.environ["CNNLAB_DATA"]).read("train")
+    counts = images.x_NCHW.flatten().bincount(minlength=256).double()
     levels = torch.arange(256).double()
     mean = (counts * levels).sum() / counts.sum()
     sd = ((counts * (levels - mean) ** 2).sum() / counts.sum()).sqrt()
-    assert len(pictures) == 60_000
+    assert len(images) == 60_000
     assert float(mean) == pytest.approx(33.318, abs=5e-4)
     assert float(sd) == pytest.approx(78.567, abs=1e-3)

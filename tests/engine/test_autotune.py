@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnnlab.engine import choosing
+from cnnlab.engine import autotune
 from cnnlab.engine.autotune import LIMIT, ROUNDS, WARM_UP, Trial, choose, table
 from cnnlab.engine.execution import Execution
 from cnnlab.runtime.errors import TrainingError
@@ -23,7 +23,7 @@ class Machine:
         self.now = 0.0
         self.seconds, self.loss = seconds, loss
         self.steps: dict[tuple[str, str, str], int] = {}
-        monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(autotune, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def prepare(self, execution: Execution) -> Callable[[], float]:
         key = (execution.precision, execution.layout, execution.compile)

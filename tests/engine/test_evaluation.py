@@ -8,14 +8,14 @@ from cnnlab.engine.execution import Execution
 from cnnlab.runtime.batch import Batch
 
 
-def pictures(count: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+def images(count: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x_NCHW = torch.randn(count, 3, 2, 2, generator=generator)
     return x_NCHW, torch.randint(0, 4, (count,), generator=generator)
 
 
 def batches(*sizes: int) -> list[Batch]:
-    x_NCHW, y_N = pictures(sum(sizes))
+    x_NCHW, y_N = images(sum(sizes))
     parts = zip(x_NCHW.split(sizes), y_N.split(sizes), torch.arange(sum(sizes)).split(sizes), strict=True)
     return [Batch(*part) for part in parts]
 
@@ -26,9 +26,9 @@ def network(*middle: nn.Module) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("sizes", [(11,), (5, 5, 1), (1, 2, 8)])
-def test_unequal_batches_give_the_mean_over_all_pictures(sizes: tuple[int, ...]) -> None:
+def test_unequal_batches_give_the_mean_over_all_images(sizes: tuple[int, ...]) -> None:
     model = network()
-    x_NCHW, y_N = pictures()
+    x_NCHW, y_N = images()
     logits_NK = model(x_NCHW).detach().double()
     by_hand = [-float(logits_K.log_softmax(0)[y]) for logits_K, y in zip(logits_NK, y_N, strict=True)]
     measured = evaluate(model, F.cross_entropy, batches(*sizes), Execution())
@@ -61,7 +61,7 @@ def test_batch_norm_uses_its_running_statistics_and_leaves_them() -> None:
     norm = nn.BatchNorm2d(5)
     model = network(norm).train()
     with torch.no_grad():
-        model(pictures()[0])
+        model(images()[0])
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     together = evaluate(model, F.cross_entropy, batches(11), Execution())
     one_by_one = evaluate(model, F.cross_entropy, batches(*[1] * 11), Execution())
@@ -101,9 +101,9 @@ def test_the_modes_are_kept_where_the_network_fails() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(11,), (5, 5, 1)])
-def test_collect_gives_what_the_network_says_of_each_picture_in_their_order(sizes: tuple[int, ...]) -> None:
+def test_collect_gives_what_the_network_says_of_each_image_in_their_order(sizes: tuple[int, ...]) -> None:
     model = network(nn.Dropout(0.5), nn.BatchNorm2d(5))
-    x_NCHW, y_N = pictures()
+    x_NCHW, y_N = images()
     outputs = collect(model, batches(*sizes), Execution())
     torch.testing.assert_close(outputs.output_NK, model.eval()(x_NCHW).detach())
     assert torch.equal(outputs.target_N, y_N)
@@ -134,7 +134,7 @@ def test_collect_builds_no_graph_and_gives_float32() -> None:
 
 
 def planted(row: int, column: int) -> torch.Tensor:
-    """A picture of 1×3×4 with one bright pixel."""
+    """An image of 1×3×4 with one bright pixel."""
     x_NCHW = torch.zeros(1, 1, 3, 4)
     x_NCHW[0, 0, row, column] = 1
     return x_NCHW
@@ -145,7 +145,7 @@ def bright(x_NCHW: torch.Tensor) -> list[list[int]]:
     return x_NCHW[0, 0].nonzero().tolist()
 
 
-def test_the_first_view_is_the_picture_itself() -> None:
+def test_the_first_view_is_the_image_itself() -> None:
     for name in ("flip", "shift", "flip_shift"):
         assert torch.equal(VIEWS[name][0](planted(1, 1)), planted(1, 1))
 
@@ -154,7 +154,7 @@ def test_a_flip_mirrors_left_and_right() -> None:
     assert bright(VIEWS["flip"][1](planted(1, 0))) == [[1, 3]]
 
 
-def test_shifts_move_the_picture_by_one_pixel_each_way() -> None:
+def test_shifts_move_the_image_by_one_pixel_each_way() -> None:
     assert [bright(view(planted(1, 1))) for view in VIEWS["shift"]] == [
         [[1, 1]],
         [[0, 1]],
@@ -173,13 +173,13 @@ def test_what_is_shifted_in_repeats_the_edge() -> None:
     assert bright(up(planted(0, 1))) == []  # and what is shifted out is gone
 
 
-def test_flips_and_shifts_are_every_shift_of_the_picture_and_of_its_mirror_image() -> None:
+def test_flips_and_shifts_are_every_shift_of_the_image_and_of_its_mirror_image() -> None:
     seen = [tuple(place) for view in VIEWS["flip_shift"] for place in bright(view(planted(1, 1)))]
     assert sorted(seen) == sorted([(1, 1), (0, 1), (2, 1), (1, 0), (1, 2), (1, 2), (0, 2), (2, 2), (1, 1), (1, 3)])
 
 
 @pytest.mark.parametrize("name", list(VIEWS))
-def test_a_view_takes_pictures_of_one_pixel_and_several_channels(name: str) -> None:
+def test_a_view_takes_images_of_one_pixel_and_several_channels(name: str) -> None:
     x_NCHW = torch.randn(2, 3, 1, 1)
     assert all(torch.equal(view(x_NCHW), x_NCHW) for view in VIEWS[name])
 
@@ -187,14 +187,14 @@ def test_a_view_takes_pictures_of_one_pixel_and_several_channels(name: str) -> N
 @pytest.mark.parametrize("name", ["flip", "shift", "flip_shift"])
 def test_the_output_is_the_mean_over_the_views(name: str) -> None:
     model = network()
-    x_NCHW, _ = pictures()
+    x_NCHW, _ = images()
     outputs = collect(model, batches(5, 6), Execution(), VIEWS[name])
     by_hand = [model(view(x_NCHW)).detach() for view in VIEWS[name]]
     torch.testing.assert_close(outputs.output_NK, sum(by_hand) / len(by_hand))
     assert (outputs.output_NK - model(x_NCHW)).abs().max() > 1e-3
 
 
-def test_no_views_are_the_picture_alone() -> None:
+def test_no_views_are_the_image_alone() -> None:
     model = network()
     plain = collect(model, batches(5, 6), Execution())
     assert torch.equal(plain.output_NK, collect(model, batches(5, 6), Execution(), VIEWS["none"]).output_NK)
@@ -220,4 +220,4 @@ def test_a_meter_sees_every_batch_and_its_figures_stand_beside_the_loss() -> Non
     model = network()
     measured = evaluate(model, F.cross_entropy, batches(5, 6), Execution(), Largest())
     assert list(measured) == ["loss", "accuracy", "largest"]
-    assert measured["largest"] == pytest.approx(float(model(pictures()[0]).detach().max()))
+    assert measured["largest"] == pytest.approx(float(model(images()[0]).detach().max()))

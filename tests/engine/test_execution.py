@@ -36,10 +36,10 @@ def test_an_illegal_value_is_refused_by_its_name(precision: str, layout: str, ar
 
 def test_what_is_auto_is_settled_and_what_is_given_stays() -> None:
     wanted = Execution("auto", "contiguous", "auto")
-    assert not wanted.settled
-    chosen = wanted.settle({"precision": "bf16", "layout": "channels_last", "device": "cpu"})
+    assert not wanted.resolved
+    chosen = wanted.resolve({"precision": "bf16", "layout": "channels_last", "device": "cpu"})
     assert chosen == Execution("bf16", "contiguous", "auto")
-    assert chosen.settle({"compile": "network"}).settled
+    assert chosen.resolve({"compile": "network"}).resolved
 
 
 def test_until_it_is_chosen_auto_is_the_usual() -> None:
@@ -52,7 +52,7 @@ def test_until_it_is_chosen_auto_is_the_usual() -> None:
 
 def test_a_recorded_choice_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ArgumentError, match="'sideways'"):
-        Execution(layout="auto").settle({"layout": "sideways"})
+        Execution(layout="auto").resolve({"layout": "sideways"})
 
 
 def test_tf32_is_refused_on_a_cpu() -> None:
@@ -116,7 +116,7 @@ def test_only_fp16_losses_are_scaled(precision: str, scales: bool) -> None:
     ("layout", "memory_format"),
     [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)],
 )
-def test_weights_and_pictures_are_in_the_layout(layout: str, memory_format: torch.memory_format) -> None:
+def test_weights_and_images_are_in_the_layout(layout: str, memory_format: torch.memory_format) -> None:
     execution = Execution(layout=layout)
     network = execution.place(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), CPU)
     assert network[0].weight.is_contiguous(memory_format=memory_format)
@@ -127,7 +127,7 @@ def test_weights_and_pictures_are_in_the_layout(layout: str, memory_format: torc
         assert torch.equal(arranged, x_NCHW)
 
 
-def test_only_pictures_have_a_layout() -> None:
+def test_only_images_have_a_layout() -> None:
     x_NF = torch.rand(2, 3).t()
     assert Execution().arrange(x_NF) is x_NF
 

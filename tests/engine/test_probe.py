@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def network() -> nn.Sequential:
-    """A smooth CNN in float64; 2×5×5 pictures, three classes."""
+    """A smooth CNN in float64; 2×5×5 images, three classes."""
     torch.manual_seed(0)
     layers = {"conv": nn.Conv2d(2, 4, 3), "tanh": nn.Tanh(), "flatten": nn.Flatten(), "output": nn.Linear(36, 3)}
     return named(layers).double()
@@ -61,7 +61,7 @@ def batch(count: int = 7) -> Batch:
 
 def watched(
     model: nn.Module,
-    pictures: Batch | None = None,
+    images: Batch | None = None,
     *,
     lr: float = 0.1,
     accumulate: int = 1,
@@ -71,7 +71,7 @@ def watched(
     **options: Any,
 ) -> Descent:
     """One step of SGD under the probe."""
-    pictures = pictures or batch()
+    images = images or batch()
     execution = Execution(precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
     with Probe(model, F.cross_entropy, optimizer, execution, accumulate=accumulate, clip_norm=clip_norm) as probe:
@@ -79,25 +79,25 @@ def watched(
             model,
             F.cross_entropy,
             optimizer,
-            pictures,
+            images,
             execution=execution,
             scaler=execution.scaler(CPU),
             accumulate=accumulate,
             clip_norm=clip_norm,
         )
-    descent = probe.read(pictures, result, 20, 1, top)
+    descent = probe.read(images, result, 20, 1, top)
     assert descent
     return descent
 
 
-def cost(model: nn.Module, pictures: Batch) -> Tensor:
+def cost(model: nn.Module, images: Batch) -> Tensor:
     with torch.no_grad():
-        return F.cross_entropy(model(pictures.x_NCHW), pictures.target)
+        return F.cross_entropy(model(images.x_NCHW), images.target)
 
 
-def gradients(model: nn.Module, pictures: Batch) -> dict[str, Tensor]:
+def gradients(model: nn.Module, images: Batch) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
-    total = F.cross_entropy(model(pictures.x_NCHW), pictures.target)
+    total = F.cross_entropy(model(images.x_NCHW), images.target)
     return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
 
 
@@ -174,7 +174,7 @@ def test_right_answers_are_counted_before_and_after() -> None:
     before = int((model(batch(50).x_NCHW).argmax(1) == batch(50).target).sum())
     descent = watched(model, batch(50), lr=0.5)
     after = int((model(batch(50).x_NCHW).argmax(1) == batch(50).target).sum())
-    assert (descent.correct, descent.correct_change, descent.pictures) == (before, after - before, 50)
+    assert (descent.correct, descent.correct_change, descent.images) == (before, after - before, 50)
     assert descent.correct_change != 0
 
 
@@ -261,7 +261,7 @@ def test_the_zero_share_is_that_of_z_not_above_zero(inplace: bool, accumulate: i
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_unit_is_dead_that_is_zero_for_every_picture_and_place(accumulate: int) -> None:
+def test_a_unit_is_dead_that_is_zero_for_every_image_and_place(accumulate: int) -> None:
     descent = watched(with_activation(nn.ReLU()), accumulate=accumulate)
     assert descent.dead == {"act": pytest.approx(1 / 6)}
 
@@ -270,8 +270,8 @@ def test_a_unit_that_answers_in_one_part_of_the_batch_is_not_dead() -> None:
     model = named({"flatten": nn.Flatten(), "relu": nn.ReLU(), "output": nn.Linear(50, 3)}).double()
     x_NCHW = torch.zeros(4, 2, 5, 5, dtype=torch.float64)
     x_NCHW[3, 0, 0, 0] = 1.0  # one unit, in the second half
-    pictures = Batch(x_NCHW, torch.tensor([0, 1, 2, 0]), torch.arange(4))
-    assert watched(model, pictures, accumulate=2).dead == {"relu": pytest.approx(49 / 50)}
+    images = Batch(x_NCHW, torch.tensor([0, 1, 2, 0]), torch.arange(4))
+    assert watched(model, images, accumulate=2).dead == {"relu": pytest.approx(49 / 50)}
 
 
 def test_a_module_that_is_called_twice_counts_both_times() -> None:
@@ -371,17 +371,17 @@ def test_the_hooks_go_where_the_step_fails() -> None:
 
 def test_an_update_that_the_scaler_skipped_has_nothing_to_tell() -> None:
     model = network().float()
-    pictures = Batch(torch.full((7, 2, 5, 5), math.inf), batch().target, batch().index_N)
+    images = Batch(torch.full((7, 2, 5, 5), math.inf), batch().target, batch().index_N)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     execution, scaler = Execution(), torch.amp.GradScaler("cpu")
     with Probe(model, F.cross_entropy, optimizer, execution) as probe:
-        result = train_step(model, F.cross_entropy, optimizer, pictures, execution=execution, scaler=scaler)
-    assert probe.read(pictures, result, 1, 1, 5) is None
+        result = train_step(model, F.cross_entropy, optimizer, images, execution=execution, scaler=scaler)
+    assert probe.read(images, result, 1, 1, 5) is None
 
 
 def test_bf16_keeps_its_word_too() -> None:
     model = network().float()
-    pictures = Batch(batch().x_NCHW.float(), batch().target, batch().index_N)
-    descent = watched(model, pictures, precision="bf16", lr=0.1)
+    images = Batch(batch().x_NCHW.float(), batch().target, batch().index_N)
+    descent = watched(model, images, precision="bf16", lr=0.1)
     assert descent.predicted_change < 0
     assert descent.cost_change == pytest.approx(descent.predicted_change, rel=0.5)

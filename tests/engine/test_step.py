@@ -15,7 +15,7 @@ LR = 0.1
 
 
 def network() -> nn.Module:
-    """A small CNN in float64; 2×5×5 pictures, three classes."""
+    """A small CNN in float64; 2×5×5 images, three classes."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)).double()
 
@@ -26,16 +26,16 @@ def batch(count: int = 7) -> Batch:
     return Batch(x_NCHW, torch.randint(0, 3, (count,), generator=generator), torch.arange(count))
 
 
-def take_step(model: nn.Module, pictures: Batch, precision: str = "fp32", **changes: Any) -> StepResult:
+def take_step(model: nn.Module, images: Batch, precision: str = "fp32", **changes: Any) -> StepResult:
     execution = Execution(precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     return train_step(
-        model, F.cross_entropy, optimizer, pictures, execution=execution, scaler=execution.scaler(CPU), **changes
+        model, F.cross_entropy, optimizer, images, execution=execution, scaler=execution.scaler(CPU), **changes
     )
 
 
-def gradients_by_hand(model: nn.Module, pictures: Batch) -> list[Tensor]:
-    cost = F.cross_entropy(model(pictures.x_NCHW), pictures.target)
+def gradients_by_hand(model: nn.Module, images: Batch) -> list[Tensor]:
+    cost = F.cross_entropy(model(images.x_NCHW), images.target)
     return list(torch.autograd.grad(cost, list(model.parameters())))
 
 
@@ -54,28 +54,26 @@ def assert_near(received: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def test_one_sgd_step_subtracts_lr_times_the_gradient() -> None:
-    model, pictures = network(), batch()
-    expected = [
-        p.detach() - LR * g for p, g in zip(model.parameters(), gradients_by_hand(model, pictures), strict=True)
-    ]
-    take_step(model, pictures)
+    model, images = network(), batch()
+    expected = [p.detach() - LR * g for p, g in zip(model.parameters(), gradients_by_hand(model, images), strict=True)]
+    take_step(model, images)
     assert_near([p.detach() for p in model.parameters()], expected)
 
 
 def test_an_earlier_gradient_is_forgotten() -> None:
-    model, pictures = network(), batch()
-    expected = gradients_by_hand(model, pictures)
+    model, images = network(), batch()
+    expected = gradients_by_hand(model, images)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 100.0)
-    take_step(model, pictures)
+    take_step(model, images)
     assert_near(grads(model), expected)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 5, 7])  # 7 = 3 + 3 + 1 for three parts, 2 + 2 + 2 + 1 for four
 def test_parts_of_any_size_add_up_to_the_gradient_of_the_whole_batch(accumulate: int) -> None:
-    model, pictures = network(), batch()
-    expected = gradients_by_hand(model, pictures)
-    take_step(model, pictures, accumulate=accumulate)
+    model, images = network(), batch()
+    expected = gradients_by_hand(model, images)
+    take_step(model, images, accumulate=accumulate)
     assert_near(grads(model), expected)
 
 
@@ -90,17 +88,17 @@ def test_the_network_sees_each_part_by_itself(accumulate: int) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_loss_is_the_mean_over_the_batch(accumulate: int) -> None:
-    model, pictures = network(), batch()
-    expected = F.cross_entropy(model(pictures.x_NCHW), pictures.target).item()
-    assert float(take_step(model, pictures, accumulate=accumulate).loss) == pytest.approx(expected, rel=1e-6)
+    model, images = network(), batch()
+    expected = F.cross_entropy(model(images.x_NCHW), images.target).item()
+    assert float(take_step(model, images, accumulate=accumulate).loss) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_right_answers_are_counted_before_the_update(accumulate: int) -> None:
-    model, pictures = network(), batch(50)
-    expected = int((model(pictures.x_NCHW).argmax(1) == pictures.target).sum())
+    model, images = network(), batch(50)
+    expected = int((model(images.x_NCHW).argmax(1) == images.target).sum())
     assert 0 < expected < 50
-    assert int(take_step(model, pictures, accumulate=accumulate).correct) == expected
+    assert int(take_step(model, images, accumulate=accumulate).correct) == expected
 
 
 def test_the_result_is_cut_off_from_the_graph() -> None:
@@ -110,26 +108,26 @@ def test_the_result_is_cut_off_from_the_graph() -> None:
 
 
 def test_class_probabilities_do_for_targets() -> None:
-    model, pictures = network(), batch()
-    soft = Batch(pictures.x_NCHW, F.one_hot(pictures.target, 3).double(), pictures.index_N)
-    expected = gradients_by_hand(model, pictures)  # certain probabilities are class indices
+    model, images = network(), batch()
+    soft = Batch(images.x_NCHW, F.one_hot(images.target, 3).double(), images.index_N)
+    expected = gradients_by_hand(model, images)  # certain probabilities are class indices
     result = take_step(model, soft, accumulate=3)
     assert_near(grads(model), expected)
-    assert int(result.correct) == int(take_step(network(), pictures).correct)
+    assert int(result.correct) == int(take_step(network(), images).correct)
 
 
 def test_mixed_class_probabilities_weigh_their_losses() -> None:
-    model, pictures = network(), batch(1)
-    soft = Batch(pictures.x_NCHW, torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64), pictures.index_N)
-    log_p_K = model(pictures.x_NCHW).detach().log_softmax(1)[0]
+    model, images = network(), batch(1)
+    soft = Batch(images.x_NCHW, torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64), images.index_N)
+    log_p_K = model(images.x_NCHW).detach().log_softmax(1)[0]
     expected = -(0.2 * log_p_K[0] + 0.5 * log_p_K[1] + 0.3 * log_p_K[2])
     assert float(take_step(model, soft).loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_measured_norm_is_the_root_of_the_sum_of_squares() -> None:
-    model, pictures = network(), batch()
-    expected = norm_of(gradients_by_hand(model, pictures))
-    result = take_step(model, pictures, measure_norm=True)
+    model, images = network(), batch()
+    expected = norm_of(gradients_by_hand(model, images))
+    result = take_step(model, images, measure_norm=True)
     assert result.gradient_norm is not None
     assert float(result.gradient_norm) == pytest.approx(expected, rel=1e-12)
 
@@ -139,19 +137,19 @@ def test_the_norm_is_measured_only_where_it_is_wanted() -> None:
 
 
 def test_measuring_the_norm_changes_no_gradient() -> None:
-    model, pictures = network(), batch()
-    expected = gradients_by_hand(model, pictures)
-    take_step(model, pictures, measure_norm=True)
+    model, images = network(), batch()
+    expected = gradients_by_hand(model, images)
+    take_step(model, images, measure_norm=True)
     assert_near(grads(model), expected)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(accumulate: int) -> None:
-    model, pictures = network(), batch()
-    before = gradients_by_hand(model, pictures)
+    model, images = network(), batch()
+    before = gradients_by_hand(model, images)
     length = norm_of(before)
     assert length > 0.05
-    result = take_step(model, pictures, clip_norm=0.05, accumulate=accumulate)
+    result = take_step(model, images, clip_norm=0.05, accumulate=accumulate)
     after = grads(model)
     assert norm_of(after) == pytest.approx(0.05, rel=1e-4)
     product = sum(float((mine * theirs).sum()) for mine, theirs in zip(after, before, strict=True))
@@ -161,9 +159,9 @@ def test_clipping_shortens_the_gradient_and_keeps_its_direction(accumulate: int)
 
 
 def test_clipping_leaves_a_shorter_gradient_alone() -> None:
-    model, pictures = network(), batch()
-    expected = gradients_by_hand(model, pictures)
-    take_step(model, pictures, clip_norm=1000.0)
+    model, images = network(), batch()
+    expected = gradients_by_hand(model, images)
+    take_step(model, images, clip_norm=1000.0)
     assert_near(grads(model), expected)
 
 
@@ -184,12 +182,12 @@ def test_gradient_norm_of_a_3_4_5_triangle() -> None:
 
 
 def test_bf16_stays_near_fp32() -> None:
-    pictures = batch()
-    pictures = Batch(pictures.x_NCHW.float(), pictures.target, pictures.index_N)
-    expected = take_step(network().float(), pictures).loss
+    images = batch()
+    images = Batch(images.x_NCHW.float(), images.target, images.index_N)
+    expected = take_step(network().float(), images).loss
     model, seen = network().float(), []
     model[3].register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
-    received = take_step(model, pictures, precision="bf16").loss
+    received = take_step(model, images, precision="bf16").loss
     assert seen == [torch.bfloat16]
     assert received.isfinite()
     assert float(received) == pytest.approx(float(expected), rel=0.02)  # bf16 has 8 significant bits
@@ -197,8 +195,8 @@ def test_bf16_stays_near_fp32() -> None:
 
 
 def test_fp16_skips_an_update_that_overflows_and_halves_its_scale() -> None:
-    pictures = batch()
-    huge = Batch(pictures.x_NCHW.float() * 1e30, pictures.target, pictures.index_N)
+    images = batch()
+    huge = Batch(images.x_NCHW.float() * 1e30, images.target, images.index_N)
     model, execution = network().float(), Execution("fp16")
     before = [p.detach().clone() for p in model.parameters()]
     scaler = execution.scaler(CPU)
@@ -209,7 +207,7 @@ def test_fp16_skips_an_update_that_overflows_and_halves_its_scale() -> None:
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-def test_pictures_reach_the_network_in_the_layout() -> None:
+def test_images_reach_the_network_in_the_layout() -> None:
     model, seen = network(), []
     model[0].register_forward_pre_hook(
         lambda module, arguments: seen.append(arguments[0].is_contiguous(memory_format=torch.channels_last))

@@ -8,11 +8,11 @@ from torch import Tensor
 from cnnlab.engine.tally import Tally
 
 
-def batch(loss: float, correct: int, *pictures: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.tensor(loss), torch.tensor(correct), torch.tensor(pictures)
+def batch(loss: float, correct: int, *images: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.tensor(loss), torch.tensor(correct), torch.tensor(images)
 
 
-def test_means_are_over_pictures_not_over_batches() -> None:
+def test_means_are_over_images_not_over_batches() -> None:
     tally = Tally()
     tally.add(*batch(2.0, 1, 0, 1, 2))
     tally.add(*batch(5.0, 1, 3))
@@ -36,7 +36,7 @@ def test_what_comes_after_reading_is_added() -> None:
 def test_a_reset_starts_from_nothing() -> None:
     tally = Tally()
     tally.add(*batch(2.0, 1, 0))
-    tally.settle()
+    tally.synchronize()
     tally.add(*batch(3.0, 1, 0))
     tally.reset()
     tally.add(*batch(7.0, 0, 1))
@@ -52,8 +52,8 @@ def test_where_it_is_settled_moves_no_bit(every: int) -> None:
         tally.add(loss, torch.tensor(1), torch.arange(size))
         expected += float(loss) * size
         if number % every == every - 1:
-            tally.settle()
-    tally.settle()
+            tally.synchronize()
+    tally.synchronize()
     assert tally.loss_sum == expected
 
 
@@ -62,38 +62,38 @@ def test_small_losses_are_not_swallowed_by_a_large_sum() -> None:
     tally.add(*batch(2.0**24, 0, 0))
     for _ in range(3):
         tally.add(*batch(1.0, 0, 1))  # in float32, 2²⁴ + 1 is 2²⁴
-    tally.settle()
+    tally.synchronize()
     assert tally.loss_sum == 2.0**24 + 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_the_first_non_finite_batch_is_named_with_its_pictures(bad: float) -> None:
+def test_the_first_non_finite_batch_is_named_with_its_images(bad: float) -> None:
     tally = Tally()
     tally.add(*batch(1.0, 0, 1, 2))
     tally.add(*batch(bad, 0, 3, 4))
     tally.add(*batch(math.nan, 0, 5, 6))
     tally.add(*batch(1.0, 0, 7, 8))
-    assert tally.settle() == (2, [3, 4])
+    assert tally.synchronize() == (2, [3, 4])
 
 
 def test_the_last_batch_is_none_ago() -> None:
     tally = Tally()
     tally.add(*batch(math.nan, 0, 9))
-    assert tally.settle() == (0, [9])
+    assert tally.synchronize() == (0, [9])
 
 
 def test_finite_losses_settle_without_a_word() -> None:
     tally = Tally()
-    assert tally.settle() is None
+    assert tally.synchronize() is None
     tally.add(*batch(1.0, 0, 9))
-    assert tally.settle() is None
+    assert tally.synchronize() is None
 
 
 def test_counts_beyond_float_precision_stay_whole() -> None:
     tally = Tally()
     tally.load_state_dict({"loss_sum": 0.0, "correct": 2**60, "count": 2**60})
     tally.add(*batch(0.0, 1, 0))
-    tally.settle()
+    tally.synchronize()
     assert tally.correct == 2**60 + 1
 
 

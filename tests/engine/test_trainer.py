@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cnnlab.components import Component
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.engine import trainer as trainer_module
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
@@ -23,11 +23,11 @@ from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Descent, Metrics, Notice, Record
 from cnnlab.engine.schedule import Factor, Schedule, constant
 from cnnlab.engine.step import train_step
-from cnnlab.engine.trainer import Learner, Trainer, TrainerSettings, due
+from cnnlab.engine.trainer import Trainer, TrainerSettings, TrainState, due
 from cnnlab.runtime.errors import ArgumentError, TrainingError
 
 CPU = torch.device("cpu")
-STEPS_PER_EPOCH = 4  # 8 pictures, two a batch
+STEPS_PER_EPOCH = 4  # 8 images, two a batch
 TOLD = ("loss", "accuracy", "lr", "gradient_norm")  # of a training record, what is no time
 
 
@@ -52,10 +52,10 @@ def settings(**changes: Any) -> TrainerSettings:
 
 
 def loader(count: int = 8, batch_size: int = 2, shuffle: bool = True) -> ResidentLoader:
-    """1×2×2 pictures; the pixels of picture i are 10·i + 0…3."""
+    """1×2×2 images; the pixels of image i are 10·i + 0…3."""
     x_NCHW = (10 * torch.arange(count)[:, None] + torch.arange(4)).to(torch.uint8).view(count, 1, 2, 2)
-    pictures = Pictures.of(x_NCHW, torch.arange(count) % 2)
-    return ResidentLoader(pictures, Normalization((35.0,), (20.0,)), batch_size, device=CPU, shuffle=shuffle, seed=3)
+    images = Images.of(x_NCHW, torch.arange(count) % 2)
+    return ResidentLoader(images, Normalization((35.0,), (20.0,)), batch_size, device=CPU, shuffle=shuffle, seed=3)
 
 
 class Run:
@@ -83,7 +83,7 @@ class Run:
         )
         execution = Execution()
         ema = None if self.settings.ema is None else EMA(self.network, self.settings.ema)
-        self.learner = Learner(
+        self.train_state = TrainState(
             self.network,
             F.cross_entropy,
             optimizer,
@@ -93,7 +93,7 @@ class Run:
             ema,
         )
         self.trainer = Trainer(
-            self.learner,
+            self.train_state,
             self.train,
             {"val": loader(6, 4, shuffle=False)},
             self.settings,
@@ -145,7 +145,7 @@ def test_a_run_goes_through_its_epochs(tmp_path: Path) -> None:
     run = Run(tmp_path, epochs=3)
     assert run.trainer.fit() == "completed"
     assert run.progress.step == 3 * STEPS_PER_EPOCH
-    assert run.progress.pictures == 3 * 8
+    assert run.progress.images == 3 * 8
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_no_steps_at_all_train_and_save_nothing(tmp_path: Path) -> None:
     assert run.checkpoints.steps() == []
 
 
-def test_each_epoch_sees_each_picture_once_in_another_order(tmp_path: Path) -> None:
+def test_each_epoch_sees_each_image_once_in_another_order(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def spy(*arguments: Any, **options: Any) -> Any:
@@ -177,7 +177,7 @@ def test_each_epoch_sees_each_picture_once_in_another_order(tmp_path: Path) -> N
         return train_step(*arguments, **options)
 
     run = Run(tmp_path, epochs=3)
-    run.learner.step = spy
+    run.train_state.step = spy
     run.trainer.fit()
     epochs = [seen[start : start + 8] for start in (0, 8, 16)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_when_it_is_read_later(tm
     run = Run(tmp_path, network=network, log_every=2, epochs=2)
     run.trainer.reads_later = True
     losses = iter([1.0, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0])
-    run.learner.loss = lambda output_NK, target: F.cross_entropy(output_NK, target) * next(losses)
+    run.train_state.loss = lambda output_NK, target: F.cross_entropy(output_NK, target) * next(losses)
     with pytest.raises(TrainingError, match=r"the loss of step 4 is not a finite number"):
         run.trainer.fit()
 
@@ -341,10 +341,10 @@ def test_watching_changes_no_weight_and_no_other_record(tmp_path: Path) -> None:
 
 def test_a_watched_update_tells_the_change_of_its_own_batch(tmp_path: Path) -> None:
     run = Run(tmp_path, watch_every=1, max_steps=1, train=loader(shuffle=False))
-    pictures = next(iter(loader(8, 2, shuffle=False)))
-    before = F.cross_entropy(run.network(pictures.x_NCHW), pictures.target).item()
+    images = next(iter(loader(8, 2, shuffle=False)))
+    before = F.cross_entropy(run.network(images.x_NCHW), images.target).item()
     run.trainer.fit()
-    after = F.cross_entropy(run.network(pictures.x_NCHW), pictures.target).item()
+    after = F.cross_entropy(run.network(images.x_NCHW), images.target).item()
     (descent,) = [record for record in run.records if isinstance(record, Descent)]
     assert descent.cost == pytest.approx(before, rel=1e-6)
     assert descent.cost_change == pytest.approx(after - before, rel=1e-4)
@@ -370,10 +370,10 @@ def test_records_carry_their_epoch_counted_from_one(tmp_path: Path) -> None:
 def test_a_training_record_is_the_mean_since_the_last_one(tmp_path: Path) -> None:
     run = Run(tmp_path, lr=0.0, log_every=3, train=loader(shuffle=False))  # no step changes the weights
     run.trainer.fit()
-    pictures = next(iter(loader(8, 8, shuffle=False)))
-    losses_N = F.cross_entropy(run.network(pictures.x_NCHW), pictures.target, reduction="none").tolist()
-    right_N = (run.network(pictures.x_NCHW).argmax(1) == pictures.target).tolist()
-    windows = ([0, 1, 2, 3, 4, 5], [6, 7, 0, 1, 2, 3], [4, 5, 6, 7])  # steps 1–3, 4–6, 7 and 8, two pictures each
+    images = next(iter(loader(8, 8, shuffle=False)))
+    losses_N = F.cross_entropy(run.network(images.x_NCHW), images.target, reduction="none").tolist()
+    right_N = (run.network(images.x_NCHW).argmax(1) == images.target).tolist()
+    windows = ([0, 1, 2, 3, 4, 5], [6, 7, 0, 1, 2, 3], [4, 5, 6, 7])  # steps 1–3, 4–6, 7 and 8, two images each
     for record, rows in zip(run.metrics("train"), windows, strict=True):
         assert record.values["loss"] == pytest.approx(sum(losses_N[row] for row in rows) / len(rows), rel=1e-6)
         assert record.values["accuracy"] == sum(right_N[row] for row in rows) / len(rows)
@@ -404,8 +404,8 @@ def test_the_gradients_norm_is_recorded_as_it_was_before_clipping(tmp_path: Path
 
 
 @pytest.mark.usefixtures("clock")
-def test_throughput_is_pictures_per_second_of_training(tmp_path: Path) -> None:
-    run = Run(tmp_path, log_every=2)  # two pictures a step, a second a step
+def test_throughput_is_images_per_second_of_training(tmp_path: Path) -> None:
+    run = Run(tmp_path, log_every=2)  # two images a step, a second a step
     run.trainer.fit()
     assert [record.values["images_per_second"] for record in run.metrics("train")] == [2.0] * 4
     assert [record.values["seconds"] for record in run.metrics("train")] == [2, 4, 6, 8]
@@ -519,7 +519,7 @@ def test_validation_sees_the_averaged_weights_where_there_are_any(
     monkeypatch.setattr(trainer_module, "evaluate", spy)
     run = Run(tmp_path, ema=0.9, epochs=1)
     run.trainer.fit()
-    ema = run.learner.ema
+    ema = run.train_state.ema
     assert ema is not None
     assert seen == [ema.network]
     assert ema.updates == 4
@@ -563,7 +563,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_records(tmp_path: Path, in
     assert checkpoint is not None
     assert checkpoint.ema is not None
     second.network.load_state_dict(checkpoint.weights)
-    second.learner.evaluated.load_state_dict(checkpoint.ema)
+    second.train_state.evaluated.load_state_dict(checkpoint.ema)
     second.trainer.load_state_dict(checkpoint.state())
     assert second.trainer.fit() == "completed"
 
@@ -575,7 +575,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_records(tmp_path: Path, in
     assert shown(first, second) == shown(whole)
     for mine, theirs in (
         (second.network, whole.network),
-        (second.learner.evaluated, whole.learner.evaluated),
+        (second.train_state.evaluated, whole.train_state.evaluated),
     ):
         weights = theirs.state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in mine.state_dict().items())
@@ -602,7 +602,7 @@ def test_a_checkpoint_carries_the_runs_description(tmp_path: Path) -> None:
 
 
 class Poisoned(nn.Module):
-    """Linear, but its answer to picture 5 is no number."""
+    """Linear, but its answer to image 5 is no number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -615,11 +615,9 @@ class Poisoned(nn.Module):
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_a_loss_that_is_no_number_names_its_step_and_pictures(tmp_path: Path, log_every: int) -> None:
+def test_a_loss_that_is_no_number_names_its_step_and_images(tmp_path: Path, log_every: int) -> None:
     run = Run(tmp_path, network=Poisoned(), train=loader(shuffle=False), log_every=log_every)
-    with pytest.raises(
-        TrainingError, match=r"the loss of step 3 is not a finite number; its training pictures are 4, 5"
-    ):
+    with pytest.raises(TrainingError, match=r"the loss of step 3 is not a finite number; its training images are 4, 5"):
         run.trainer.fit()
 
 
@@ -634,16 +632,16 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint_finite(tmp_path: Pa
     assert all(bool(weight.isfinite().all()) for weight in checkpoint.weights.values())
 
 
-def test_only_the_first_pictures_of_a_large_batch_are_named(tmp_path: Path) -> None:
+def test_only_the_first_images_of_a_large_batch_are_named(tmp_path: Path) -> None:
     run = Run(tmp_path, network=Poisoned(), train=loader(12, 12, shuffle=False))
-    with pytest.raises(TrainingError, match=r"pictures are 0, 1, 2, 3, 4, 5, 6, 7, …\."):
+    with pytest.raises(TrainingError, match=r"images are 0, 1, 2, 3, 4, 5, 6, 7, …\."):
         run.trainer.fit()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, max_steps=1)
     weight = run.network.get_parameter("1.weight")  # the loss of the first step is finite, its update overflows
-    monkeypatch.setattr(run.learner.optimizer, "step", lambda: weight.data.fill_(math.inf))
+    monkeypatch.setattr(run.train_state.optimizer, "step", lambda: weight.data.fill_(math.inf))
     with pytest.raises(TrainingError, match="the weights after step 1 are not finite"):
         run.trainer.fit()
     assert run.checkpoints.steps() == []

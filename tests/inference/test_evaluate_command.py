@@ -20,7 +20,7 @@ import cnnlab
 from cnnlab.cli import evaluate
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.run.loaders import read_training_data
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
 
 
 def same(values: dict[str, float]) -> Any:
-    """The same pictures were right; the loss is summed picture by picture there, batch by batch here."""
+    """The same images were right; the loss is summed image by image there, batch by batch here."""
     return {"accuracy": values["accuracy"], "loss": pytest.approx(values["loss"], rel=1e-6)}
 
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_taken_by_its_step(finished: Path) -> None:
 def test_the_result_is_printed(finished: Path) -> None:
     answer = ask(finished)
     test = read_json(finished / "summary.json")["test"]
-    assert f"test: accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on 360 pictures" in answer.out
+    assert f"test: accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on 360 images" in answer.out
     assert f"step {best_step(finished)}" in answer.out
 
 
@@ -111,7 +111,7 @@ def test_an_evaluation_changes_no_file_of_the_run(finished: Path) -> None:
     assert content() == before
 
 
-def test_the_pictures_are_normalized_as_in_training(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_are_normalized_as_in_training(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("measured anew")
 
@@ -179,22 +179,22 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated(finished: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_changed_data_is_reported(finished: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
-    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
     answer = ask(finished, f"split={split}")
     assert answer.code == 2
     assert "data: " in answer.err
 
 
-def test_the_training_pictures_are_evaluated_as_they_are(in_tmp_path: Path) -> None:
+def test_the_training_images_are_evaluated_as_they_are(in_tmp_path: Path) -> None:
     settings = ("data.limit=200", "+data.augment.noise={type: shift, pixels: 2}")
     assert train_fast("run_dir=run", *settings).code == 0
     path = in_tmp_path / "run"
     assert ask(path, "split=train").code == 0
     told = measured(path, "train", best_step(path))
-    pictures = read_training_data(check_config(composed(FAST, *settings), Trust())).train
-    predicted = [one.label for one in cnnlab.load(path).predict(pictures.x_NCHW)]
-    right = [label == str(y) for label, y in zip(predicted, pictures.y_N.tolist(), strict=True)]
-    assert (told["split"], told["pictures"], len(right)) == ("train", 200, 200)
+    images = read_training_data(check_config(composed(FAST, *settings), Trust())).train
+    predicted = [one.label for one in cnnlab.load(path).predict(images.x_NCHW)]
+    right = [label == str(y) for label, y in zip(predicted, images.y_N.tolist(), strict=True)]
+    assert (told["split"], told["images"], len(right)) == ("train", 200, 200)
     assert told["accuracy"] == np.mean(right)
     assert_agrees(path, f"train-step-{best_step(path):08d}", 5)
 
@@ -234,12 +234,12 @@ class Predicted:
         """What the evaluation should say, from the file alone."""
         columns = sklearn_metrics.precision_recall_fscore_support(self.label_N, self.prediction_N, zero_division=0.0)
         per_class = [
-            {"class": name, "precision": p, "recall": r, "f1": f, "pictures": n}
+            {"class": name, "precision": p, "recall": r, "f1": f, "images": n}
             for name, p, r, f, n in zip(self.names, *columns, strict=True)
         ]
         label_of = {name: int((self.label_N == k).sum()) for k, name in enumerate(self.names)}
         return {
-            "pictures": len(self.label_N),
+            "images": len(self.label_N),
             "loss": self.loss_N.mean(),
             "accuracy": sklearn_metrics.accuracy_score(self.label_N, self.prediction_N),
             "top_k": {str(top_k): sklearn_metrics.top_k_accuracy_score(self.label_N, self.p_NK, k=top_k)},
@@ -247,8 +247,7 @@ class Predicted:
             "macro": {name: np.mean([row[name] for row in per_class]) for name in ("precision", "recall", "f1")},
             "per_class": per_class,
             "most_confused": [
-                {"label": a, "prediction": b, "pictures": n, "share": n / label_of[a]}
-                for a, b, n in self.most_confused()
+                {"label": a, "prediction": b, "images": n, "share": n / label_of[a]} for a, b, n in self.most_confused()
             ],
         }
 
@@ -290,7 +289,7 @@ def in_a_fresh_process(script: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def trained_on_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cnn after an epoch of 6,000 real pictures, evaluated on the test split as it is and with its mirror image."""
+    """The cnn after an epoch of 6,000 real images, evaluated on the test split as it is and with its mirror image."""
     path = tmp_path_factory.mktemp("mnist") / "run"
     short = ("data=mnist", f"data.root={MNIST.parents[2]}", "data.limit=6000", "trainer.epochs=1", "observers=quiet")
     in_a_fresh_process("train.py", *short, "+metrics.f1=f1_score", "+metrics.wrong=hamming_distance", f"run_dir={path}")
@@ -366,12 +365,12 @@ def test_what_was_written_is_told(finished: Path) -> None:
     assert all(Path(path).is_file() for path in told)
 
 
-def test_the_picture_lies_in_figures_and_in_tensorboard(finished: Path) -> None:
+def test_the_image_lies_in_figures_and_in_tensorboard(finished: Path) -> None:
     ask(finished, "split=val")
     name = f"val-step-{best_step(finished):08d}"
-    with Image.open(finished / "figures" / f"confusion-{name}.png") as picture:
-        assert picture.format == "PNG"
-        assert 600 < picture.height < picture.width < 2000
+    with Image.open(finished / "figures" / f"confusion-{name}.png") as image:
+        assert image.format == "PNG"
+        assert 600 < image.height < image.width < 2000
     events = EventAccumulator(str(finished))
     events.Reload()
     assert events.Tags()["images"] == ["confusion/val"]
@@ -495,10 +494,10 @@ def test_a_balanced_loss_is_evaluated_with_the_counts_of_training(in_tmp_path: P
     assert told["loss"] == pytest.approx(by_hand_N.mean(), rel=1e-5)
 
 
-def test_a_balanced_loss_needs_every_class_among_the_training_pictures(in_tmp_path: Path) -> None:
+def test_a_balanced_loss_needs_every_class_among_the_training_images(in_tmp_path: Path) -> None:
     answer = train_fast("loss.weight=balanced", "data.limit=12", "data.batch_size=4")
     assert answer.code == 2
-    assert answer.err.startswith("error: loss.weight: balanced needs pictures of every class, and class ")
+    assert answer.err.startswith("error: loss.weight: balanced needs images of every class, and class ")
 
 
 def test_torchs_own_loss_is_evaluated(in_tmp_path: Path) -> None:

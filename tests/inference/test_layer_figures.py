@@ -16,7 +16,7 @@ from cnnlab.cli import evaluate
 from cnnlab.components import Trust
 from cnnlab.data.digits import Digits
 from cnnlab.data.shapes import Shapes
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted
 from cnnlab.inference.predictor import Predictor
 from cnnlab.inference.saved_run import SavedRun
@@ -28,11 +28,11 @@ def ask(path: Path, *overrides: str) -> Answer:
     return run(evaluate, f"run={path}", *overrides)
 
 
-def studied(path: Path, picture: int, *layers: str, pictures: Pictures = TEST) -> tuple[Predictor, dict[str, Drawing]]:
+def studied(path: Path, image: int, *layers: str, images: Images = TEST) -> tuple[Predictor, dict[str, Drawing]]:
     """The network of a run and the drawings of its layers by their tags."""
     saved = SavedRun.open(path, "best", "cpu", Trust(), {})
     predictor = Predictor.of(saved)
-    study = Study.of(saved, predictor, Wanted(layers, picture), pictures, "test")
+    study = Study.of(saved, predictor, Wanted(layers, image), images, "test")
     return predictor, {drawing.tag: drawing for drawing in study.draw()}
 
 
@@ -44,12 +44,12 @@ def captions(drawing: Drawing) -> list[str]:
     return [axis.get_title() for axis in drawing.figure.axes if axis.get_title()]
 
 
-def normalized(predictor: Predictor, picture: int) -> Tensor:
-    return predictor.shift_C11 + TEST.x_NCHW[picture : picture + 1] * predictor.scale_C11
+def normalized(predictor: Predictor, image: int) -> Tensor:
+    return predictor.shift_C11 + TEST.x_NCHW[image : image + 1] * predictor.scale_C11
 
 
 def test_each_layer_has_its_figures_in_the_folder_and_in_tensorboard(finished: Path) -> None:
-    answer = ask(finished, "layers=[conv1,relu1,output]", "picture=3")
+    answer = ask(finished, "layers=[conv1,relu1,output]", "index=3")
     assert answer.code == 0, answer.err
     best = read_json(finished / "summary.json")["best"]["step"]
     step = f"step-{best:08d}"
@@ -65,8 +65,8 @@ def test_each_layer_has_its_figures_in_the_folder_and_in_tensorboard(finished: P
     assert {path.name for path in (finished / "figures").iterdir()} == expected
     assert all(f"figures/{name}" in answer.out for name in expected)
     for name in expected:
-        with Image.open(finished / "figures" / name) as picture:
-            assert picture.width > 500, name
+        with Image.open(finished / "figures" / name) as image:
+            assert image.width > 500, name
     events = EventAccumulator(str(finished))
     events.Reload()
     assert set(events.Tags()["images"]) == {
@@ -82,16 +82,16 @@ def test_each_layer_has_its_figures_in_the_folder_and_in_tensorboard(finished: P
 
 
 def test_one_layer_may_be_named_without_brackets(finished: Path) -> None:
-    assert ask(finished, "layers=relu1", "split=train", "picture=1256").code == 0  # of 1,437 − 180
+    assert ask(finished, "layers=relu1", "split=train", "index=1256").code == 0  # of 1,437 − 180
     assert list((finished / "figures").glob("maps-relu1-train-1256-step-*.png"))
 
 
-def test_the_maps_are_those_of_the_picture_by_hand(completed_run: Path) -> None:
+def test_the_maps_are_those_of_the_image_by_hand(completed_run: Path) -> None:
     predictor, drawings = studied(completed_run, 5, "conv1")
-    picture_HW, *maps = shown(drawings["maps/conv1/test-5"])
+    image_HW, *maps = shown(drawings["maps/conv1/test-5"])
     conv = predictor.network.get_submodule("conv1")
     by_hand_CHW = functional.conv2d(normalized(predictor, 5), conv.weight, padding="same")[0]
-    np.testing.assert_array_equal(picture_HW, TEST.x_NCHW[5, 0])
+    np.testing.assert_array_equal(image_HW, TEST.x_NCHW[5, 0])
     np.testing.assert_allclose(np.stack(maps), by_hand_CHW, atol=1e-5)
     peak = by_hand_CHW[0].argmax().item()
     assert captions(drawings["maps/conv1/test-5"])[1].endswith(f"at {peak // 8}, {peak % 8}")
@@ -99,7 +99,7 @@ def test_the_maps_are_those_of_the_picture_by_hand(completed_run: Path) -> None:
     np.testing.assert_array_equal(np.stack(filters), conv.weight.mean(1))
 
 
-def test_a_maximising_picture_is_told_with_its_activation_and_that_of_the_picture(completed_run: Path) -> None:
+def test_a_maximising_image_is_told_with_its_activation_and_that_of_the_image(completed_run: Path) -> None:
     predictor, drawings = studied(completed_run, 5, "output")
     found_NCHW = torch.tensor(np.stack(shown(drawings["maximised/output"])))[:, None]
     reached_K, here_K = predictor(found_NCHW).diagonal(), predictor(TEST.x_NCHW[5:6])[0]
@@ -110,8 +110,8 @@ def test_a_maximising_picture_is_told_with_its_activation_and_that_of_the_pictur
 
 def test_the_networks_outputs_are_called_by_their_classes(in_tmp_path: Path) -> None:
     train_fast("run_dir=run", "data=shapes", "data.train_count=800", "data.test_count=80", "model=linear")
-    pictures = Shapes(28, 800, 80, (1, 3), 0.1, 0).read("test")
-    _, drawings = studied(in_tmp_path / "run", 0, "output", pictures=pictures)
+    images = Shapes(28, 800, 80, (1, 3), 0.1, 0).read("test")
+    _, drawings = studied(in_tmp_path / "run", 0, "output", images=images)
     names = [caption.split("\n")[0] for caption in captions(drawings["maximised/output"])]
     assert names[:2] == ["vertical_edge", "horizontal_edge"]
 
@@ -122,7 +122,7 @@ def test_of_many_channels_64_are_drawn_and_the_title_says_so(in_tmp_path: Path) 
     assert len(shown(drawings["maximised/hidden1"])) == 64
     title = drawings["maximised/hidden1"].figure.get_suptitle()
     assert title.startswith("hidden1 (the first 64 of 70): ")
-    assert "picture 0 of the test split, labelled " in title
+    assert "image 0 of the test split, labelled " in title
 
 
 @pytest.mark.slow
@@ -153,10 +153,10 @@ def test_every_kind_of_run_can_be_looked_at(in_tmp_path: Path, overrides: tuple[
         ),
         (["layers=[5]"], ["layers: expected some of conv1, norm1, ", "dropout1, output, received '5'"]),
         (
-            ["layers=conv1", "picture=360"],
-            ["picture: ", "from 0 to 359, the pictures of the test split", "received 360"],
+            ["layers=conv1", "index=360"],
+            ["index: ", "from 0 to 359, the images of the test split", "received 360"],
         ),
-        (["layers=conv1", "picture=180", "split=val"], ["picture: ", "from 0 to 179, the pictures of the val split"]),
+        (["layers=conv1", "index=180", "split=val"], ["index: ", "from 0 to 179, the images of the val split"]),
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_written(

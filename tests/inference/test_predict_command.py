@@ -17,11 +17,11 @@ SPLITS = {f"{split}/{name}": count for split, count in (("train", 30), ("test", 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on 8×8 pictures of three classes, beside its `pictures`. Read it, leave it as it is."""
+    """A run on 8×8 images of three classes, beside its `images`. Read it, leave it as it is."""
     root = tmp_path_factory.mktemp("own")
-    pictures = write_folders(root / "pictures", SPLITS)
+    images = write_folders(root / "images", SPLITS)
     answer = train_fast(
-        "data=image_folder", f"data.root={pictures}", "data.size=8", "data.batch_size=16", f"run_dir={root / 'run'}"
+        "data=image_folder", f"data.root={images}", "data.size=8", "data.batch_size=16", f"run_dir={root / 'run'}"
     )
     assert answer.code == 0, answer.err
     return root
@@ -45,10 +45,10 @@ def predictions(root: Path, pattern: str = "predictions-images-*.csv") -> list[d
     return rows(next((root / "run").glob(pattern)))
 
 
-def test_unlabelled_pictures_are_told_as_the_split_tells_them(own: Path) -> None:
+def test_unlabelled_images_are_told_as_the_split_tells_them(own: Path) -> None:
     assert ask(own).code == 0
     split = {row["path"]: row for row in predictions(own, "predictions-test-*.csv")}
-    answer = ask(own, f"images={own / 'pictures' / 'test'}")
+    answer = ask(own, f"images={own / 'images' / 'test'}")
     assert answer.code == 0, answer.err
     found = predictions(own)
     assert len(found) == 36
@@ -60,21 +60,21 @@ def test_unlabelled_pictures_are_told_as_the_split_tells_them(own: Path) -> None
 
 
 def test_the_data_of_the_run_need_not_be_there(own: Path) -> None:
-    shutil.move(own / "pictures" / "test" / "cat", own / "unlabelled")
-    shutil.rmtree(own / "pictures")
+    shutil.move(own / "images" / "test" / "cat", own / "unlabelled")
+    shutil.rmtree(own / "images")
     answer = ask(own, f"images={own / 'unlabelled'}")
     assert answer.code == 0, answer.err
-    assert f"12 pictures of {own / 'unlabelled'}" in answer.out
+    assert f"12 images of {own / 'unlabelled'}" in answer.out
     assert "and 2 more" in answer.out
 
 
-def test_one_picture_is_enough(own: Path) -> None:
-    answer = ask(own, f"images={own / 'pictures' / 'test' / 'dog' / '003.png'}")
+def test_one_image_is_enough(own: Path) -> None:
+    answer = ask(own, f"images={own / 'images' / 'test' / 'dog' / '003.png'}")
     assert answer.code == 0, answer.err
     assert [row["path"] for row in predictions(own)] == ["003.png"]
 
 
-def test_pictures_of_any_size_and_kind_are_brought_to_the_runs(own: Path) -> None:
+def test_images_of_any_size_and_kind_are_brought_to_the_runs(own: Path) -> None:
     (own / "mixed").mkdir()
     Image.new("L", (40, 20), 200).save(own / "mixed" / "grey.jpg")
     Image.new("RGBA", (9, 31), (200, 20, 20, 128)).save(own / "mixed" / "through.webp", lossless=True)
@@ -83,7 +83,7 @@ def test_pictures_of_any_size_and_kind_are_brought_to_the_runs(own: Path) -> Non
 
 
 def test_test_time_augmentation_has_a_file_of_its_own(own: Path) -> None:
-    place = f"images={own / 'pictures' / 'test' / 'cat'}"
+    place = f"images={own / 'images' / 'test' / 'cat'}"
     assert ask(own, place).code == 0
     assert ask(own, place, "tta=flip").code == 0
     plain, flipped = (predictions(own, f"predictions-images-cat-step-*{end}.csv") for end in ("[0-9]", "-flip"))
@@ -91,19 +91,19 @@ def test_test_time_augmentation_has_a_file_of_its_own(own: Path) -> None:
     assert [row["probability"] for row in plain] != [row["probability"] for row in flipped]
 
 
-def test_files_that_are_no_pictures_are_counted(own: Path) -> None:
-    (own / "pictures" / "test" / "cat" / "notes.txt").write_text("a cat")
-    answer = ask(own, f"images={own / 'pictures' / 'test' / 'cat'}")
-    assert "not read: 1 file without an extension of a picture, such as notes.txt" in answer.out
+def test_files_that_are_no_images_are_counted(own: Path) -> None:
+    (own / "images" / "test" / "cat" / "notes.txt").write_text("a cat")
+    answer = ask(own, f"images={own / 'images' / 'test' / 'cat'}")
+    assert "not read: 1 file without an extension of an image, such as notes.txt" in answer.out
 
 
 def spoil(own: Path) -> dict[str, Path]:
-    """Folders and files that are no pictures."""
+    """Folders and files that are no images."""
     places = {name: own / name for name in ("empty", "broken", "linked", "letter")}
     for place in places.values():
         place.mkdir()
-    (places["broken"] / "a.png").write_bytes((own / "pictures/test/cat/000.png").read_bytes()[:150])
-    (places["linked"] / "a.png").symlink_to(own / "pictures/test/cat/000.png")
+    (places["broken"] / "a.png").write_bytes((own / "images/test/cat/000.png").read_bytes()[:150])
+    (places["linked"] / "a.png").symlink_to(own / "images/test/cat/000.png")
     (places["letter"] / "a.txt").write_text("dear reader")
     return places
 
@@ -111,9 +111,9 @@ def spoil(own: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "fragments"),
     [
-        ("nowhere", ("images: expected a folder of pictures or a picture", "does not exist")),
-        ("empty", ("images: expected pictures in", "there is none")),
-        ("letter", ("images: expected pictures in", "there is none, but 1 file")),
+        ("nowhere", ("images: expected a folder of images or an image", "does not exist")),
+        ("empty", ("images: expected images in", "there is none")),
+        ("letter", ("images: expected images in", "there is none, but 1 file")),
         ("broken", ("images: ", "a.png", "cannot be decoded")),
         ("linked", ("images: ", "a.png", "leads out of")),
     ],

@@ -42,7 +42,7 @@ def test_it_is_a_module_in_evaluation_mode_whose_weights_stay(completed_run: Pat
     assert predictor(x_NCHW).shape == (4, 10)
 
 
-def test_the_pictures_are_normalised_as_in_training(completed_run: Path) -> None:
+def test_the_images_are_normalised_as_in_training(completed_run: Path) -> None:
     predictor = cnnlab.load(completed_run, checkpoint="last")
     manifest = read_json(next(completed_run.glob("checkpoints/step-00000006/manifest.json")))["manifest"]
     measured = manifest["meta"]["normalization"]
@@ -51,20 +51,20 @@ def test_the_pictures_are_normalised_as_in_training(completed_run: Path) -> None
     torch.testing.assert_close(predictor(x_NCHW), predictor.network(by_hand.float()), rtol=1e-4, atol=1e-5)
 
 
-def test_files_pictures_arrays_and_tensors_are_the_same_picture(completed_run: Path, tmp_path: Path) -> None:
+def test_files_images_arrays_and_tensors_are_the_same_image(completed_run: Path, tmp_path: Path) -> None:
     x_CHW = Digits().read("test").x_NCHW[7]
     array_HW = x_CHW[0].numpy()
-    picture = Image.fromarray(array_HW)
-    picture.save(tmp_path / "digit.png")
+    image = Image.fromarray(array_HW)
+    image.save(tmp_path / "digit.png")
     predictor = cnnlab.load(completed_run)
-    forms = [x_CHW, array_HW, picture, tmp_path / "digit.png", str(tmp_path / "digit.png")]
+    forms = [x_CHW, array_HW, image, tmp_path / "digit.png", str(tmp_path / "digit.png")]
     alone = [predictor.predict(form) for form in forms]
     assert all(len(found) == 1 for found in alone)
     assert {found[0].label for found in alone} == {predictor.predict(forms)[0].label}
     np.testing.assert_allclose([found[0].probability for found in alone], alone[0][0].probability, rtol=1e-5)
 
 
-def test_a_picture_of_another_size_is_brought_to_the_networks(completed_run: Path) -> None:
+def test_a_image_of_another_size_is_brought_to_the_networks(completed_run: Path) -> None:
     large = Image.fromarray(np.full((100, 50, 3), 127, np.uint8))
     (found,) = cnnlab.load(completed_run).predict(large)
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -79,32 +79,32 @@ def test_a_checkpoint_is_taken_by_its_step(completed_run: Path) -> None:
 def test_a_run_is_loaded_where_its_data_are_not(in_tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name, grey in (("dark", 20), ("light", 230)):
-            folder = in_tmp_path / "pictures" / split / name
+            folder = in_tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for number in range(20):
                 Image.fromarray(np.full((8, 8), grey + number % 7, np.uint8)).save(folder / f"{number}.png")
-    data = ["data=image_folder", "data.root=pictures", "data.size=8", "data.channels=1", "data.batch_size=8"]
+    data = ["data=image_folder", "data.root=images", "data.size=8", "data.channels=1", "data.batch_size=8"]
     assert train_fast("run_dir=run", *data).code == 0
-    shutil.move("pictures/test", "unlabelled")
-    shutil.rmtree("pictures")
+    shutil.move("images/test", "unlabelled")
+    shutil.rmtree("images")
     found = cnnlab.load("run").predict(["unlabelled/dark/1.png", "unlabelled/light/1.png"])
     assert len(found) == 2
     answer = run(evaluate, "run=run", "images=unlabelled")
     assert answer.code == 0, answer.err
-    assert "40 pictures of unlabelled" in answer.out
+    assert "40 images of unlabelled" in answer.out
     assert "data.root: " in run(evaluate, "run=run").err
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (torch.zeros(1, 8, 8), "uint8"),
         (np.zeros((8, 8)), "uint8"),
     ],
 )
-def test_numbers_that_are_not_bytes_are_refused(completed_run: Path, picture: object, message: str) -> None:
+def test_numbers_that_are_not_bytes_are_refused(completed_run: Path, image: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cnnlab.load(completed_run).predict(picture)
+        cnnlab.load(completed_run).predict(image)
 
 
 def test_a_batch_of_another_shape_is_refused(completed_run: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_batch_of_another_shape_is_refused(completed_run: Path) -> None:
         cnnlab.load(completed_run)(torch.zeros(1, 3, 9, 9))
 
 
-def test_a_file_that_is_no_picture_is_named(completed_run: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(completed_run: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.png").write_text("dear reader")
     with pytest.raises(ConfigError, match=r"letter\.png"):
         cnnlab.load(completed_run).predict(tmp_path / "letter.png")

@@ -41,12 +41,12 @@ def written(tmp_path: Path, made: Predictions, names: tuple[str, ...], **options
 def printed(capsys: pytest.CaptureFixture[str], names: tuple[str, ...], **changes: Any) -> str:
     made = predictions(len(names), 200)
     figures = report(made.output_NK, made.probability_NK, made.target_N, names, 2)
-    result = {"split": "val", "tta": "none", "pictures": 200, "loss": 1.25, "accuracy": 0.5, "metrics": {}}
+    result = {"split": "val", "tta": "none", "images": 200, "loss": 1.25, "accuracy": 0.5, "metrics": {}}
     print_report({**result, **figures, **changes}, 7)
     return capsys.readouterr().out
 
 
-def test_a_line_holds_what_was_said_of_a_picture(tmp_path: Path) -> None:
+def test_a_line_holds_what_was_said_of_a_image(tmp_path: Path) -> None:
     output_NK = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     made = Predictions(
         torch.tensor([7, 3]), torch.tensor([2, 0]), output_NK, output_NK.softmax(1), torch.tensor([1.5, 0.25])
@@ -126,7 +126,7 @@ def test_the_tables_fit_into_80_columns_whatever_the_names(
 def test_the_head_says_split_step_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, ("a", "b", "c"), calibration_error=0.0625, top_k={"2": 0.75})
     assert out.startswith(
-        "val: accuracy 0.5000, loss 1.2500 on 200 pictures (step 7)\n"
+        "val: accuracy 0.5000, loss 1.2500 on 200 images (step 7)\n"
         "top-2 accuracy 0.7500, expected calibration error 0.0625\n"
     )
 
@@ -151,10 +151,10 @@ def test_of_many_classes_the_worst_are_printed(capsys: pytest.CaptureFixture[str
     count = MOST_CLASSES + 5
     names = tuple(f"class{k:02}" for k in range(count))
     rows = [
-        {"class": name, "pictures": 4, "precision": 0.5, "recall": 0.5, "f1": k / 100} for k, name in enumerate(names)
+        {"class": name, "images": 4, "precision": 0.5, "recall": 0.5, "f1": k / 100} for k, name in enumerate(names)
     ]
     out = printed(capsys, names, per_class=rows[::-1], most_confused=[])
-    shown = [line.split()[0] for line in out.splitlines() if line.startswith(" class") and "pictures" not in line]
+    shown = [line.split()[0] for line in out.splitlines() if line.startswith(" class") and "images" not in line]
     assert shown == list(names[:MOST_CLASSES])
     assert f"the {MOST_CLASSES} of {count} classes with the lowest F1" in out
 

@@ -124,7 +124,7 @@ def test_a_layer_can_stand_after_one_that_itself_stands_after_another() -> None:
 
 def test_after_orders_nested_layers_too() -> None:
     blocks = {"conv": CONV, "relu": "relu", "norm": {"type": "batch_norm", "after": "conv"}}
-    network = build_network((1, 8, 8), {"all": {"type": "sequence", "blocks": blocks}})
+    network = build_network((1, 8, 8), {"all": {"type": "sequential", "blocks": blocks}})
     assert names(network.get_submodule("all")) == ["conv", "norm", "relu"]
 
 
@@ -160,9 +160,9 @@ def test_a_linear_layer_takes_the_features_that_reach_it() -> None:
 
 
 def test_a_batch_norm_takes_channels_or_features() -> None:
-    network = build_network((3, 2, 2), {"pictures": "batch_norm", "flatten": "flatten", "features": "batch_norm"})
-    assert isinstance(network.pictures, BatchNorm)
-    assert (network.pictures.num_features, network.features.num_features) == (3, 12)
+    network = build_network((3, 2, 2), {"images": "batch_norm", "flatten": "flatten", "features": "batch_norm"})
+    assert isinstance(network.images, BatchNorm)
+    assert (network.images.num_features, network.features.num_features) == (3, 12)
 
 
 def test_a_group_norm_takes_the_channels_that_reach_it() -> None:
@@ -192,11 +192,11 @@ def test_classes_stands_for_the_number_of_classes() -> None:
 
 
 def test_classes_stands_in_nested_blocks_too() -> None:
-    head = {"type": "sequence", "blocks": {"output": {"type": "linear", "out_features": "classes"}}}
+    head = {"type": "sequential", "blocks": {"output": {"type": "linear", "out_features": "classes"}}}
     assert plan((1, 2, 2), {"flatten": "flatten", "head": head}, classes=7).output_shape == (7,)
 
 
-def test_a_network_takes_pictures_and_gives_what_the_plan_says() -> None:
+def test_a_network_takes_images_and_gives_what_the_plan_says() -> None:
     planned = plan((3, 8, 8), {"conv": CONV, "pool": {"type": "max_pool", "kernel_size": 2}})
     assert planned.output_shape == (4, 3, 3)
     assert planned.build()(torch.zeros(2, 3, 8, 8)).shape == (2, 4, 3, 3)
@@ -264,7 +264,7 @@ def test_residuals_nest() -> None:
 
 
 def test_a_repeated_sequence_has_weights_of_its_own() -> None:
-    layer = {"type": "sequence", "repeat": 2, "blocks": {"linear": {"type": "linear", "out_features": 4}}}
+    layer = {"type": "sequential", "repeat": 2, "blocks": {"linear": {"type": "linear", "out_features": 4}}}
     network = build_network((4,), {"hidden": layer})
     assert list(network.state_dict()) == [
         "hidden.r0.linear.weight",
@@ -276,20 +276,20 @@ def test_a_repeated_sequence_has_weights_of_its_own() -> None:
 
 
 def test_each_repetition_fits_what_the_one_before_gives() -> None:
-    network = build_network((3, 9, 9), {"stage": {"type": "sequence", "repeat": 3, "blocks": {"conv": CONV}}})
+    network = build_network((3, 9, 9), {"stage": {"type": "sequential", "repeat": 3, "blocks": {"conv": CONV}}})
     assert [repeated.conv.in_channels for repeated in network.stage.children()] == [3, 4, 4]
     assert network(torch.zeros(2, 3, 9, 9)).shape == (2, 4, 3, 3)  # each takes 3 − 1 pixels
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "two"])
 def test_a_sequence_cannot_be_repeated_so_often(count: Any) -> None:
-    messages = complaints_about({"stage": {"type": "sequence", "repeat": count, "blocks": {"relu": "relu"}}})
+    messages = complaints_about({"stage": {"type": "sequential", "repeat": count, "blocks": {"relu": "relu"}}})
     assert messages == [f"model.blocks.stage.repeat: expected a whole number ≥ 1, received {count!r}"]
 
 
 def test_a_container_without_blocks_is_refused() -> None:
-    assert complaints_about({"stage": "sequence"}) == [
-        "model.blocks.stage.blocks: sequence needs it, and it is missing"
+    assert complaints_about({"stage": "sequential"}) == [
+        "model.blocks.stage.blocks: sequential needs it, and it is missing"
     ]
 
 
@@ -344,7 +344,7 @@ def test_a_users_class_of_a_saved_config_needs_trust(users: str) -> None:
 
 
 def test_trust_reaches_nested_blocks(users: str) -> None:
-    nested = {"stage": {"type": "sequence", "blocks": {"scale": f"{users}.Scale"}}}
+    nested = {"stage": {"type": "sequential", "blocks": {"scale": f"{users}.Scale"}}}
     (message,) = complaints_about(nested, trust=Trust(everything=False))
     assert message.startswith("model.blocks.stage.blocks.scale: ")
 
@@ -368,7 +368,7 @@ def test_all_mistakes_come_in_one_error() -> None:
         "conv": {"type": "conv", "out_channels": 0, "kernal_size": 3},
         "act": "rleu",
         "drop": {"type": "dropout", "p": 1.5},
-        "stage": {"type": "sequence", "blocks": {"pool": {"type": "max_pool", "kernel_size": "2"}}},
+        "stage": {"type": "sequential", "blocks": {"pool": {"type": "max_pool", "kernel_size": "2"}}},
         "norm": {"type": "batch_norm", "after": "cnv"},
         "output": "linear",
     }
@@ -423,7 +423,7 @@ def test_complaints_of_others_do_not_stop_a_plan() -> None:
 
 
 def test_init_reaches_every_layer() -> None:
-    blocks = {"conv": CONV, "stage": {"type": "sequence", "blocks": {"flatten": "flatten", "linear": LINEAR}}}
+    blocks = {"conv": CONV, "stage": {"type": "sequential", "blocks": {"flatten": "flatten", "linear": LINEAR}}}
     network = build_network((1, 4, 4), blocks, init="zeros")
     assert all(parameter.eq(0).all() for parameter in network.parameters())
 
@@ -436,7 +436,7 @@ def test_a_layer_s_own_init_wins() -> None:
 
 
 def test_a_container_s_init_reaches_its_blocks() -> None:
-    stage = {"type": "sequence", "init": "zeros", "blocks": {"conv": CONV}}
+    stage = {"type": "sequential", "init": "zeros", "blocks": {"conv": CONV}}
     network = build_network((1, 8, 8), {"before": CONV, "stage": stage})
     assert network.stage.conv.weight.eq(0).all()
     assert network.before.weight.ne(0).any()
@@ -500,7 +500,7 @@ def test_planning_makes_no_weights() -> None:
 
 
 def test_a_built_network_starts_in_training() -> None:
-    network = build_network((1, 8, 8), {"stage": {"type": "sequence", "blocks": {"drop": "dropout"}}})
+    network = build_network((1, 8, 8), {"stage": {"type": "sequential", "blocks": {"drop": "dropout"}}})
     assert isinstance(network.stage.drop, Dropout)
     assert all(module.training for module in network.modules())
 
@@ -513,7 +513,7 @@ def test_a_built_network_starts_in_training() -> None:
     [
         ({"flatten": "flatten", "output": LINEAR}, Linear),
         ({"flatten": "flatten", "output": LINEAR, "act": "sigmoid"}, nn.Sigmoid),
-        ({"head": {"type": "sequence", "blocks": {"flatten": "flatten", "act": "sigmoid"}}}, nn.Sigmoid),
+        ({"head": {"type": "sequential", "blocks": {"flatten": "flatten", "act": "sigmoid"}}}, nn.Sigmoid),
     ],
     ids=["linear", "sigmoid", "nested"],
 )
@@ -613,7 +613,7 @@ def test_the_output_of_a_residual_is_no_activation_whatever_its_blocks_end_with(
     blocks = {"block": {"type": "residual", "blocks": {"act": "sigmoid"}}}
     assert not issubclass(plan((1, 4, 4), blocks).output_type, nn.Sigmoid)
     assert issubclass(
-        plan((1, 4, 4), {"s": {"type": "sequence", "blocks": {"act": "sigmoid"}}}).output_type, nn.Sigmoid
+        plan((1, 4, 4), {"s": {"type": "sequential", "blocks": {"act": "sigmoid"}}}).output_type, nn.Sigmoid
     )
 
 
@@ -633,7 +633,7 @@ def test_given_weights_are_those_of_the_network() -> None:
 def test_given_weights_that_do_not_fit_are_told_with_their_key_before_any_is_made(
     neuron: dict[str, Any], init: Any, key: str
 ) -> None:
-    inner = {"type": "sequence", "blocks": {"neuron": {"type": "linear", "out_features": 1, **neuron}}}
+    inner = {"type": "sequential", "blocks": {"neuron": {"type": "linear", "out_features": 1, **neuron}}}
     complaints = Complaints()
     assert plan_network((3,), {"inner": inner}, complaints, init=init) is None
     assert complaints.messages == [f"{key}expected numbers of shape [1, 3], received [1, 2]"]

@@ -58,7 +58,7 @@ CHAINS: dict[str, Blocks] = {
     "sides": {"c1": conv([3, 5], stride=[1, 2]), "p1": pool([2, 1]), "c2": conv([2, 3], dilation=[3, 1])},
     "overlapping pools": {"p1": pool(3, stride=1), "p2": pool(3, stride=2), "p3": pool(2, stride=1)},
     "local layers between": {"c1": conv(3), "n1": "batch_norm", "a1": "sigmoid", "p1": pool(2), "c2": conv(3)},
-    "sequence": {"s": {"type": "sequence", "repeat": 2, "blocks": {"c": conv(3), "p": pool(2)}}},
+    "sequential": {"s": {"type": "sequential", "repeat": 2, "blocks": {"c": conv(3), "p": pool(2)}}},
     "residual": {"c1": conv(3, stride=2), "r": residual(conv(5, padding=2)), "p": pool(2)},
     "projection": {"c1": conv(3), "r": residual(conv(3, padding=1, stride=2)), "c2": conv(3)},
 }

@@ -52,7 +52,7 @@ def test_the_input_of_a_later_layer_is_told() -> None:
 
 def test_the_key_of_a_nested_layer_is_told() -> None:
     inner = {"pool": {"type": "avg_pool", "kernel_size": 3}}
-    message = refusal((1, 2, 2), {"stage": {"type": "sequence", "blocks": inner}})
+    message = refusal((1, 2, 2), {"stage": {"type": "sequential", "blocks": inner}})
     assert message.startswith("model.blocks.stage.blocks.pool: kernel 3×3 does not fit its input 1×2×2")
 
 
@@ -69,7 +69,7 @@ WINDOWS: list[dict[str, Any]] = [
 
 
 def takes(spec: dict[str, Any], height: int, width: int) -> bool:
-    """Whether torch's own class runs on a picture of this size."""
+    """Whether torch's own class runs on an image of this size."""
     kind = {"conv": nn.Conv2d, "max_pool": nn.MaxPool2d, "avg_pool": nn.AvgPool2d}[spec["type"]]
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
     arguments.pop("type")
@@ -121,10 +121,10 @@ def test_padding_same_fits_every_input(kernel: int, dilation: int) -> None:
     ],
     ids=str,
 )
-def test_a_layer_for_pictures_asks_to_stand_before_flatten(spec: dict[str, Any]) -> None:
+def test_a_layer_for_images_asks_to_stand_before_flatten(spec: dict[str, Any]) -> None:
     message = refusal((2, 3, 4), {"flatten": "flatten", "layer": spec})
     assert message == (
-        "model.blocks.layer: expected a picture (channels × height × width), received 24 features; "
+        "model.blocks.layer: expected an image (channels × height × width), received 24 features; "
         "put it before 'flatten'"
     )
 
@@ -132,7 +132,7 @@ def test_a_layer_for_pictures_asks_to_stand_before_flatten(spec: dict[str, Any])
 def test_a_linear_layer_asks_for_features_and_says_how_many_there_would_be() -> None:
     message = refusal((2, 3, 4), {"output": {"type": "linear", "out_features": 5}})
     assert message == (
-        "model.blocks.output: expected features, received a picture of 2×3×4; put 'flatten' (24 features) "
+        "model.blocks.output: expected features, received an image of 2×3×4; put 'flatten' (24 features) "
         "or 'global_avg_pool' (2) before it"
     )
 
@@ -164,7 +164,7 @@ def test_what_torch_refuses_is_told_with_the_key_and_the_input() -> None:
     assert message.startswith("model.blocks.norm: GroupNorm does not fit its input 3×8×8: ")
 
 
-def test_a_picture_smaller_than_its_mirrored_border_is_refused() -> None:
+def test_a_image_smaller_than_its_mirrored_border_is_refused() -> None:
     spec = {"type": "conv", "out_channels": 1, "kernel_size": 3, "padding": 3, "padding_mode": "reflect"}
     message = refusal((1, 3, 3), {"conv": spec})
     assert message.endswith("its padding mirrors 3 of 3 (height); the smallest legal input is 1×4×4")

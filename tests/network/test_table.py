@@ -113,7 +113,7 @@ def test_a_container_counts_nothing_of_its_own() -> None:
     ],
     ids=str,
 )
-def test_the_multiply_accumulates_of_one_picture(input_shape: tuple[int, ...], spec: Any, macs: int) -> None:
+def test_the_multiply_accumulates_of_one_image(input_shape: tuple[int, ...], spec: Any, macs: int) -> None:
     assert rows(input_shape, {"layer": spec})["layer"].macs == macs
 
 
@@ -129,7 +129,7 @@ def test_the_multiply_accumulates_of_a_residual() -> None:
 
 def test_each_repetition_is_counted() -> None:
     linear = {"type": "linear", "out_features": 4}
-    table = rows((4,), {"hidden": {"type": "sequence", "repeat": 3, "blocks": {"linear": linear}}})
+    table = rows((4,), {"hidden": {"type": "sequential", "repeat": 3, "blocks": {"linear": linear}}})
     assert [path for path, row in table.items() if row.macs == 16] == [f"hidden.r{index}.linear" for index in range(3)]
 
 
@@ -138,7 +138,7 @@ def test_each_repetition_is_counted() -> None:
 
 def test_nested_layers_stand_below_their_container() -> None:
     inner = {"type": "residual", "blocks": {"conv": conv(4, 1, stride=2)}}
-    table = rows((2, 4, 4), {"stage": {"type": "sequence", "blocks": {"block": inner}}, "act": "relu"})
+    table = rows((2, 4, 4), {"stage": {"type": "sequential", "blocks": {"block": inner}}, "act": "relu"})
     assert [(row.path, row.depth) for row in table.values()] == [
         ("stage", 0),
         ("stage.block", 1),
@@ -187,7 +187,7 @@ def test_a_rendered_layer_shows_what_is_known_of_it() -> None:
 
 
 def test_nested_layers_are_indented_under_their_own_names() -> None:
-    lines = rendered((1, 6, 6), {"stage": {"type": "sequence", "blocks": {"act": "relu"}}})
+    lines = rendered((1, 6, 6), {"stage": {"type": "sequential", "blocks": {"act": "relu"}}})
     assert any(line.startswith("  act ") for line in lines)
 
 

@@ -24,11 +24,11 @@ def test_an_edge_filter_does_not_answer_to_an_edge_across() -> None:
 
 
 def test_an_edge_filter_tells_drawn_vertical_edges_from_horizontal_ones() -> None:
-    pictures = Shapes(28, 160, 8, (1, 3), 0.0, 0).read("train")
-    strongest_N = filtering(VERTICAL, (1, 28, 28))(pictures.x_NCHW / 255).abs().amax((1, 2, 3))
+    images = Shapes(28, 160, 8, (1, 3), 0.0, 0).read("train")
+    strongest_N = filtering(VERTICAL, (1, 28, 28))(images.x_NCHW / 255).abs().amax((1, 2, 3))
     classes = list(SHAPES)
     vertical, horizontal = (
-        strongest_N[pictures.y_N == classes.index(name)] for name in ("vertical_edge", "horizontal_edge")
+        strongest_N[images.y_N == classes.index(name)] for name in ("vertical_edge", "horizontal_edge")
     )
     assert vertical.min() > 2 * horizontal.max()
 
@@ -50,7 +50,7 @@ def test_the_output_of_a_stride_and_what_it_drops(stride: int, size: int, remark
 
 
 @pytest.mark.parametrize(("padding_value", "border_is_zero"), [(0.75, True), (0.0, False)])
-def test_a_constant_picture_shows_its_border_unless_it_is_padded_with_itself(
+def test_a_constant_image_shows_its_border_unless_it_is_padded_with_itself(
     padding_value: float, border_is_zero: bool
 ) -> None:
     border = {"padding": 1, "padding_mode": "constant", "padding_value": padding_value}

@@ -32,8 +32,8 @@ BLOCKS = {
 @pytest.fixture(scope="module")
 def digits() -> Batch:
     """200 of the UCI digits in float64."""
-    pictures = Digits().read("train")
-    loader = ResidentLoader(pictures, Normalization.fit("standardize", pictures.x_NCHW), 200, device=CPU, shuffle=False)
+    images = Digits().read("train")
+    loader = ResidentLoader(images, Normalization.fit("standardize", images.x_NCHW), 200, device=CPU, shuffle=False)
     batch = next(iter(loader))
     return Batch(batch.x_NCHW.double(), batch.target, batch.index_N)
 
@@ -90,7 +90,7 @@ def test_a_huge_step_raises_the_cost_in_spite_of_the_promise(digits: Batch) -> N
 
 
 def test_the_cost_falls_where_the_number_of_right_answers_stands_still(digits: Batch) -> None:
-    """Why a smooth cost and not the number of right answers."""
+    """Why a smooth cost and not the number of correct predictions."""
     watched = list(descents(network("sigmoid"), Quadratic(), digits, lr=1e-3, steps=30))
     assert all(descent.cost_change < 0 for descent in watched)
     assert sum(descent.correct_change == 0 for descent in watched) > 15
@@ -130,7 +130,7 @@ def test_the_share_of_dead_relus_is_that_of_z_not_above_zero(digits: Batch) -> N
 
 
 def test_a_step_too_large_kills_relus_for_good(digits: Batch) -> None:
-    """A unit that is zero for every picture has no gradient: no later step brings it back."""
+    """A unit that is zero for every image has no gradient: no later step brings it back."""
     model = network()
     *_, last = descents(model, CrossEntropy(), digits, lr=30, steps=3)
     dead = last.dead["relu"]

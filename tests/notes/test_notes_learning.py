@@ -5,7 +5,7 @@ import torch
 from laboratory.descent import descent, gradients_both_ways, relative_error
 from laboratory.neurons import (
     CROSS_ENTROPY,
-    PICTURE,
+    IMAGE,
     QUADRATIC,
     WANTED,
     digits,
@@ -34,9 +34,9 @@ def test_a_neuron_that_is_badly_wrong_learns_slowly_at_first() -> None:
 def test_cross_entropy_takes_the_slope_of_the_sigmoid_out_of_the_gradient(
     weight: float, bias: float, ratio: float
 ) -> None:
-    by_quadratic = gradients(neuron(weight, bias), QUADRATIC, PICTURE, WANTED)
-    by_cross_entropy = gradients(neuron(weight, bias, sigmoid=False), CROSS_ENTROPY, PICTURE, WANTED)
-    a = neuron(weight, bias)(PICTURE).item()
+    by_quadratic = gradients(neuron(weight, bias), QUADRATIC, IMAGE, WANTED)
+    by_cross_entropy = gradients(neuron(weight, bias, sigmoid=False), CROSS_ENTROPY, IMAGE, WANTED)
+    a = neuron(weight, bias)(IMAGE).item()
     for name in ("z.weight", "z.bias"):
         found = (by_cross_entropy[name] / by_quadratic[name]).item()
         assert found == pytest.approx(1 / (a * (1 - a)), rel=1e-4)

@@ -74,14 +74,14 @@ def test_a_feed_forward_network_gives_each_step_once_and_a_recurrent_one_hands_i
 def accuracy(blocks: dict[str, object], permuted: bool, seed: int, epochs: int = 12) -> float:
     """On the digits' test split, behind training on the first 400 of them."""
     source = Digits()
-    pictures = source.read("train").select(torch.arange(400))
-    normalization = Normalization.fit("standardize", pictures.x_NCHW)
+    images = source.read("train").select(torch.arange(400))
+    normalization = Normalization.fit("standardize", images.x_NCHW)
     torch.manual_seed(seed)
     first = {"permute": "permute_pixels"} if permuted else {}
     network = build_network((1, 8, 8), {**first, **blocks}, classes=10)
     optimizer = build_optimizer(Component("optimizer", "adam", torch.optim.Adam, {"lr": 3e-3}), network, {})
     execution, loss = Execution(), CrossEntropy()
-    loader = ResidentLoader(pictures, normalization, 20, device=CPU, shuffle=True, seed=seed)
+    loader = ResidentLoader(images, normalization, 20, device=CPU, shuffle=True, seed=seed)
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         for batch in loader:

@@ -19,16 +19,16 @@ from cnnlab.engine.step import count_correct, train_step
 from cnnlab.network import build_network
 from cnnlab.runtime.batch import Batch
 
-PICTURES, EPOCHS, ETA = 100, 300, 0.5
+IMAGES, EPOCHS, ETA = 100, 300, 0.5
 
 
 def accuracies(lambda_: float, seed: int) -> tuple[float, float]:
-    """Of 30 sigmoid neurons that learned 100 digits in mini-batches of 10: on those, and on the test pictures."""
+    """Of 30 sigmoid neurons that learned 100 digits in mini-batches of 10: on those, and on the test images."""
     source = Digits()
     (x_train, y_train), (x_test, y_test) = (
-        (pictures.x_NCHW.float() / 255, pictures.y_N) for pictures in (source.read("train"), source.read("test"))
+        (images.x_NCHW.float() / 255, images.y_N) for images in (source.read("train"), source.read("test"))
     )
-    x_train, y_train = x_train[:PICTURES], y_train[:PICTURES]
+    x_train, y_train = x_train[:IMAGES], y_train[:IMAGES]
     torch.manual_seed(seed)
     blocks = {
         "flatten": "flatten",
@@ -37,11 +37,11 @@ def accuracies(lambda_: float, seed: int) -> tuple[float, float]:
         "output": {"type": "linear", "out_features": "classes"},
     }
     network = build_network((1, 8, 8), blocks, classes=10, init="book_large")
-    arguments = {"lr": ETA, "weight_decay": lambda_ / PICTURES}
+    arguments = {"lr": ETA, "weight_decay": lambda_ / IMAGES}
     optimizer = build_optimizer(Component("optimizer", "sgd", OPTIMIZERS["sgd"], arguments), network, {})
     execution = Execution()
     for _ in range(EPOCHS):
-        for rows in torch.randperm(PICTURES).split(10):
+        for rows in torch.randperm(IMAGES).split(10):
             batch = Batch(x_train[rows], y_train[rows], rows)
             train_step(
                 network,
@@ -60,8 +60,8 @@ def share_right(network: nn.Module, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> 
 
 
 @pytest.mark.slow
-def test_few_pictures_are_learned_by_heart_and_regularization_narrows_the_gap() -> None:
-    """Nielsen's chapter 3 with a tenth of the pictures: right on all of them, on a fifth of the others wrong."""
+def test_few_images_are_learned_by_heart_and_regularization_narrows_the_gap() -> None:
+    """Nielsen's chapter 3 with a tenth of the images: right on all of them, on a fifth of the others wrong."""
     tests = {}
     for lambda_ in (0.0, 0.3):
         found = [accuracies(lambda_, seed) for seed in range(3)]
@@ -73,7 +73,7 @@ def test_few_pictures_are_learned_by_heart_and_regularization_narrows_the_gap() 
 
 @pytest.mark.slow
 def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_path: Path) -> None:
-    """The book's c6-relu and c6-conv2 over three seeds each, on 3,000 pictures and three epochs."""
+    """The book's c6-relu and c6-conv2 over three seeds each, on 3,000 images and three epochs."""
     mean = {}
     for name in ("c6-relu", "c6-conv2"):
         found = []

@@ -47,7 +47,7 @@ def watch(directory: Path) -> EventAccumulator:
         Descent(
             step=20,
             epoch=1,
-            pictures=8,
+            images=8,
             cost=0.5,
             cost_change=-0.25,
             predicted_change=-0.375,

@@ -1,4 +1,4 @@
-"""Runs on folders of pictures: what is read, told, refused and left behind."""
+"""Runs on folders of images: what is read, told, refused and left behind."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from commands import Answer, composed, run
 from fast_run import read_json, train_fast
-from image_folders import noise, write_folders, write_picture
+from image_folders import noise, write_folders, write_image
 
 from cnnlab.cli import evaluate, train
 from cnnlab.components import Trust
@@ -31,10 +31,10 @@ def losses(path: Path) -> list[float]:
 
 @pytest.fixture(scope="session")
 def ready_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A completed run, `run`, beside its `pictures`. Read it, leave it as it is."""
+    """A completed run, `run`, beside its `images`. Read it, leave it as it is."""
     path = tmp_path_factory.mktemp("own")
-    write_folders(path / "pictures", WHOLE)
-    answer = train_on(path / "pictures", path=str(path / "run"))
+    write_folders(path / "images", WHOLE)
+    answer = train_on(path / "images", path=str(path / "run"))
     assert answer.code == 0, answer.err
     (path / "printed").write_text(answer.out)
     return path
@@ -42,54 +42,54 @@ def ready_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(ready_run: Path, in_tmp_path: Path) -> Path:
-    """A copy of the run and its pictures, which the config then names."""
+    """A copy of the run and its images, which the config then names."""
     shutil.copytree(ready_run, in_tmp_path, dirs_exist_ok=True)
     config = in_tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(ready_run), str(in_tmp_path)))
     return in_tmp_path
 
 
-def blueprint(root: Path, **changes: Any) -> Any:
+def plan(root: Path, **changes: Any) -> Any:
     config = composed("data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4")
     config["data"] |= changes
     return check_config(config, Trust())
 
 
 def test_the_splits_and_where_they_come_from_are_told(ready_run: Path, tmp_path: Path) -> None:
-    told = "pictures: train 20 (train/), val 7 (val/), test 9 (test/)"
+    told = "images: train 20 (train/), val 7 (val/), test 9 (test/)"
     assert told in (ready_run / "printed").read_text().splitlines()
     write_folders(tmp_path / "pets", CARVED)
-    assert describe_splits(blueprint(tmp_path / "pets")) == (
-        "pictures: train 32 (pets/), val 4 (carved out of train, random), test 4 (10% of pets/)"
+    assert describe_splits(plan(tmp_path / "pets")) == (
+        "images: train 32 (pets/), val 4 (carved out of train, random), test 4 (10% of pets/)"
     )
-    assert describe_splits(blueprint(tmp_path / "pets", test_share=0, limit=8)) == (
-        "pictures: train 8 (pets/), val 4 (carved out of train, random); no test split"
+    assert describe_splits(plan(tmp_path / "pets", test_share=0, limit=8)) == (
+        "images: train 8 (pets/), val 4 (carved out of train, random); no test split"
     )
 
 
 def test_what_is_not_read_is_told_when_a_run_starts(in_tmp_path: Path) -> None:
-    write_folders(in_tmp_path / "pictures", WHOLE)
-    (in_tmp_path / "pictures" / "readme.txt").touch()
-    assert "extension of a picture: 1, such as readme.txt\n" in train_on(in_tmp_path / "pictures").out
+    write_folders(in_tmp_path / "images", WHOLE)
+    (in_tmp_path / "images" / "readme.txt").touch()
+    assert "extension of an image: 1, such as readme.txt\n" in train_on(in_tmp_path / "images").out
 
 
 def test_a_validation_folder_is_the_validation_split(own: Path) -> None:
-    data = read_training_data(blueprint(own / "pictures"))
+    data = read_training_data(plan(own / "images"))
     assert len(data.train) == 20
     assert data.val.y_N.bincount().tolist() == [3, 4]
 
 
 def test_without_one_a_share_is_carved_of_each_class(tmp_path: Path) -> None:
-    data = read_training_data(blueprint(write_folders(tmp_path, CARVED), test_share=0, validation={"count": 0.2}))
+    data = read_training_data(plan(write_folders(tmp_path, CARVED), test_share=0, validation={"count": 0.2}))
     assert data.train.y_N.bincount().tolist() == [16, 16]
     assert data.val.y_N.bincount().tolist() == [4, 4]
 
 
-@pytest.mark.parametrize(("split", "pictures"), [("val", 7), ("test", 9)])
-def test_each_split_is_evaluated(own: Path, split: str, pictures: int) -> None:
+@pytest.mark.parametrize(("split", "images"), [("val", 7), ("test", 9)])
+def test_each_split_is_evaluated(own: Path, split: str, images: int) -> None:
     answer = run(evaluate, "run=run", f"split={split}")
     assert answer.code == 0, answer.err
-    assert f"on {pictures} pictures" in answer.out
+    assert f"on {images} images" in answer.out
 
 
 def test_the_test_split_gives_what_the_run_measured(own: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_test_split_gives_what_the_run_measured(own: Path) -> None:
 
 
 def test_a_run_without_a_test_split_ends_well_and_says_so(in_tmp_path: Path) -> None:
-    answer = train_on(write_folders(in_tmp_path / "pictures", CARVED), "data.test_share=0")
+    answer = train_on(write_folders(in_tmp_path / "images", CARVED), "data.test_share=0")
     assert answer.code == 0, answer.err
     assert "the data have no test split" in answer.out
     assert "evaluate.py run=run split=val" in answer.out
@@ -116,7 +116,7 @@ def test_a_run_without_a_test_split_ends_well_and_says_so(in_tmp_path: Path) -> 
 
 def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:
     answer = train_on(
-        write_folders(in_tmp_path / "pictures", CARVED),
+        write_folders(in_tmp_path / "images", CARVED),
         "data.test_share=0",
         "data.validation.count=0",
         "trainer.monitor=null",
@@ -125,17 +125,17 @@ def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:
     assert "evaluate.py" not in answer.out
 
 
-def test_a_changed_validation_picture_is_noticed(own: Path) -> None:
-    write_picture(own / "pictures" / "val" / "cat" / "000.png", noise(8, 8, seed=99))
+def test_a_changed_validation_image_is_noticed(own: Path) -> None:
+    write_image(own / "images" / "val" / "cat" / "000.png", noise(8, 8, seed=99))
     answer = run(evaluate, "run=run", "split=val")
     assert answer.code == 2
-    assert "data: the pictures or labels are not those" in answer.err
+    assert "data: the images or labels are not those" in answer.err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "resume"])
 def test_other_classes_are_refused_with_the_first_difference(own: Path, command: str) -> None:
     for split in ("train", "val", "test"):
-        (own / "pictures" / split / "dog").rename(own / "pictures" / split / "ant")
+        (own / "images" / split / "dog").rename(own / "images" / split / "ant")
     answer = run(evaluate, "run=run") if command == "evaluate" else run(train, "resume=run")
     assert answer.code == 2
     assert "data: class 0 was 'cat' in the run and is 'ant' now (2 and 2 classes)" in answer.err
@@ -144,7 +144,7 @@ def test_other_classes_are_refused_with_the_first_difference(own: Path, command:
 
 @pytest.mark.parametrize("command", ["evaluate", "resume"])
 def test_one_class_more_is_refused(own: Path, command: str) -> None:
-    write_folders(own / "pictures", {f"{split}/emu": 2 for split in ("train", "val", "test")})
+    write_folders(own / "images", {f"{split}/emu": 2 for split in ("train", "val", "test")})
     answer = run(evaluate, "run=run") if command == "evaluate" else run(train, "resume=run")
     assert answer.code == 2
     assert "data: class 2 was missing in the run and is 'emu' now (2 and 3 classes)" in answer.err
@@ -157,28 +157,28 @@ def test_a_resumed_run_reads_the_folders_again(own: Path) -> None:
 
 
 def test_balanced_sampling_trains_in_another_order(own: Path) -> None:
-    answer = train_on(own / "pictures", "data.sampling=balanced", path="balanced")
+    answer = train_on(own / "images", "data.sampling=balanced", path="balanced")
     assert answer.code == 0, answer.err
     assert len(losses(own / "balanced")) == len(losses(own / "run"))
     assert losses(own / "balanced") != losses(own / "run")
 
 
-def test_a_refused_picture_leaves_no_run_and_none_of_its_folders(in_tmp_path: Path) -> None:
-    root = write_folders(in_tmp_path / "pictures", WHOLE)
-    (root / "train" / "cat" / "000.png").write_text("no picture")
+def test_a_refused_image_leaves_no_run_and_none_of_its_folders(in_tmp_path: Path) -> None:
+    root = write_folders(in_tmp_path / "images", WHOLE)
+    (root / "train" / "cat" / "000.png").write_text("no image")
     own = ("data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4")
     for place in ([], ["run_dir=a/b/run"]):
         assert train_fast(*own, *place).code == 2
         assert list(in_tmp_path.iterdir()) == [root]
 
 
-def test_pictures_that_have_moved_are_found_where_the_command_says(own: Path) -> None:
+def test_images_that_have_moved_are_found_where_the_command_says(own: Path) -> None:
     assert run(evaluate, "run=run").code == 0
     before = json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text())
-    shutil.move(own / "pictures", own / "elsewhere")
+    shutil.move(own / "images", own / "elsewhere")
     lost = run(evaluate, "run=run")
     assert lost.code == 2
-    assert "data.root: expected the folder of your pictures" in lost.err
+    assert "data.root: expected the folder of your images" in lost.err
     answer = run(evaluate, "run=run", "data.root=elsewhere")
     assert answer.code == 0, answer.err
     assert json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text()) == before
@@ -199,10 +199,10 @@ def told(answer: Answer) -> str:
     return next(line for line in answer.out.splitlines() if line.startswith("data: "))
 
 
-def test_a_run_says_where_the_pictures_lie(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_where_the_images_lie(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLAB_CACHE", str(own / "cache"))
-    assert told(train_on(own / "pictures", path="a")).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
-    assert told(train_on(own / "pictures", *STREAMING, path="b")).startswith(
+    assert told(train_on(own / "images", path="a")).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
+    assert told(train_on(own / "images", *STREAMING, path="b")).startswith(
         f"data: streaming from {own}/cache with 1 worker (6.9 kB, more than 1e-09 of the "
     )
 
@@ -210,12 +210,12 @@ def test_a_run_says_where_the_pictures_lie(own: Path, monkeypatch: pytest.Monkey
 def test_a_run_that_streams_learns_the_same_to_the_bit(own: Path) -> None:
     augmented = "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}}"
     for path, overrides in {"a": (), "b": STREAMING, "c": (*STREAMING, "data.workers=0")}.items():
-        assert train_on(own / "pictures", augmented, *overrides, path=path).code == 0
+        assert train_on(own / "images", augmented, *overrides, path=path).code == 0
     assert losses(own / "a") == losses(own / "b") == losses(own / "c")
 
 
 def test_a_run_that_streams_is_evaluated_wherever_it_is(own: Path) -> None:
-    assert train_on(own / "pictures", *STREAMING, path="streaming").code == 0
+    assert train_on(own / "images", *STREAMING, path="streaming").code == 0
     config = own / "streaming" / "config.yaml"
     config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))  # of a larger machine
     for split in ("val", "test"):
@@ -225,7 +225,7 @@ def test_a_run_that_streams_is_evaluated_wherever_it_is(own: Path) -> None:
 
 
 def test_a_resumed_run_may_have_other_workers(own: Path) -> None:
-    assert train_on(own / "pictures", *STREAMING, path="streaming").code == 0
+    assert train_on(own / "images", *STREAMING, path="streaming").code == 0
     config = own / "streaming" / "config.yaml"
     config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))  # of a larger machine
     assert "data.workers: expected auto or a whole number from 0 to" in run(train, "resume=streaming").err
@@ -233,19 +233,19 @@ def test_a_resumed_run_may_have_other_workers(own: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_kept_leaves_no_run(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_folders(in_tmp_path / "pictures", CARVED)
+    root = write_folders(in_tmp_path / "images", CARVED)
     monkeypatch.setenv("CNNLAB_CACHE", "/dev/null/cache")
     answer = train_on(root)
     assert answer.code == 2
-    assert answer.err.startswith("error: CNNLAB_CACHE: decoded pictures cannot be kept in /dev/null/cache (")
-    assert [path.name for path in in_tmp_path.iterdir()] == ["pictures"]
+    assert answer.err.startswith("error: CNNLAB_CACHE: decoded images cannot be kept in /dev/null/cache (")
+    assert [path.name for path in in_tmp_path.iterdir()] == ["images"]
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_name(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.data.streaming._Stored.__getitem__", lambda stored, rows: os._exit(7))
-    answer = train_on(own / "pictures", *STREAMING, path="dying")
+    answer = train_on(own / "images", *STREAMING, path="dying")
     assert answer.code == 1
-    assert "error: a worker that reads pictures died (process " in answer.err
+    assert "error: a worker that reads images died (process " in answer.err
     assert ", status 7)" in answer.err
     assert "Traceback" not in answer.err
     assert read_json(own / "dying" / "summary.json")["status"] == "failed"

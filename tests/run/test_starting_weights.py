@@ -21,7 +21,7 @@ from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.network import NetworkPlan, plan_network
-from cnnlab.run.starting_weights import InitFrom, put_in, read_starting_weights
+from cnnlab.run.starting_weights import InitFrom, apply_weights, read_starting_weights
 from cnnlab.runtime.errors import Complaints, ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,22 +71,22 @@ def test_strictly_every_tensor_comes_from_the_file(file: Path) -> None:
     weights, saved = read(file), safetensors.torch.load_file(file)
     assert weights.keys() == saved.keys()
     network = planned().build()
-    put_in(network, weights)
+    apply_weights(network, weights)
     assert all(torch.equal(tensor, saved[name]) for name, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("every", ["", "*"])
 def test_a_prefix_puts_a_whole_file_into_one_block(file: Path, every: str) -> None:
-    nested = {"trunk": {"type": "sequence", "blocks": BLOCKS}}
+    nested = {"trunk": {"type": "sequential", "blocks": BLOCKS}}
     assert set(read(file, nested, map={every: "trunk"})) == {f"trunk.{name}" for name in tensors()}
 
 
 def test_the_longest_prefix_decides_and_ends_at_a_dot(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     inner = {"conv": BLOCKS["conv1"], "conv1": {"type": "conv", "out_channels": 1, "kernel_size": 1}}
-    saved = tensors({"old": {"type": "sequence", "blocks": inner}, "pool": "global_avg_pool"})
+    saved = tensors({"old": {"type": "sequential", "blocks": inner}, "pool": "global_avg_pool"})
     safetensors.torch.save_file(saved, path)
-    blocks = {"first": inner["conv"], "new": {"type": "sequence", "blocks": {"conv1": inner["conv1"]}}}
+    blocks = {"first": inner["conv"], "new": {"type": "sequential", "blocks": {"conv1": inner["conv1"]}}}
     weights = read(path, blocks, map={"old": "new", "old.conv": "first"})
     assert torch.equal(weights["first.weight"], saved["old.conv.weight"])
     assert torch.equal(weights["new.conv1.weight"], saved["old.conv1.weight"])
@@ -102,7 +102,7 @@ def test_null_leaves_a_layer_out_on_both_sides(file: Path, capsys: pytest.Captur
 
 
 def test_null_leaves_out_what_another_entry_has_moved(file: Path) -> None:
-    nested = {"trunk": {"type": "sequence", "blocks": BLOCKS | {"output": {"type": "linear", "out_features": 7}}}}
+    nested = {"trunk": {"type": "sequential", "blocks": BLOCKS | {"output": {"type": "linear", "out_features": 7}}}}
     weights = read(file, nested, map={"": "trunk", "output": None})
     assert {name.split(".")[1] for name in weights} == {"conv1", "norm1"}
 
@@ -277,15 +277,15 @@ def test_groups_frozen_layers_and_starting_weights_go_together(finished: Path) -
         "run_dir=new",
     )
     assert answer.code == 0, answer.err
-    groups = last(Path("new")).state()["learner"]["optimizer"]["groups"]
+    groups = last(Path("new")).state()["train_state"]["optimizer"]["groups"]
     names = {name: group for group in groups for name in group["names"]}
     assert not {name for name in names if name.startswith(("conv1", "norm1"))}
     # each from its own base lr: after 6 of 6 steps of the cosine, all of them at zero
-    blueprint = check_config(
+    plan = check_config(
         composed(FAST, "schedule=cosine", "+optimizer.groups={conv*: {lr: 0.001}, output*: {lr: 0.1}}"), Trust()
     )
-    optimizer = blueprint.build_optimizer(blueprint.network.build())
-    schedule = blueprint.build_schedule(optimizer)
+    optimizer = plan.build_optimizer(plan.network.build())
+    schedule = plan.build_schedule(optimizer)
     for _ in range(3):
         schedule.step()
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
@@ -427,7 +427,7 @@ def test_another_normalisation_is_noted(pretrained: dict[str, Tensor], capsys: p
     read_pretrained("imagenet")
     assert "normalised" not in capsys.readouterr().out
     read_pretrained("standardize")
-    assert "trained on pictures normalised by data.normalize=imagenet; this run has standardize" in (
+    assert "trained on images normalised by data.normalize=imagenet; this run has standardize" in (
         capsys.readouterr().out
     )
 

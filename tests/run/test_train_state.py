@@ -12,24 +12,24 @@ from fast_run import read_json, train_fast
 from torch import nn
 
 import cnnlab
-from cnnlab.cli import learner as learner_module
 from cnnlab.cli import train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.run_plan import Blueprint
+from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import resolved
-from cnnlab.engine import choosing
+from cnnlab.engine import autotune
 from cnnlab.engine.autotune import Trial
 from cnnlab.engine.execution import Execution
 from cnnlab.inference.saved_run import SavedRun
+from cnnlab.run import train_state as train_state_module
 from cnnlab.run.loaders import read_training_data, train_loader
-from cnnlab.run.train_state import build_learner, settle_execution
+from cnnlab.run.train_state import build_train_state, resolve_execution
 from cnnlab.runtime.randomness import capture_generators
 
 AUTO = "trainer.execution.layout=auto"
 
 
-def blueprint(*overrides: str) -> Blueprint:
+def make_plan(*overrides: str) -> RunPlan:
     return check_config(composed("experiment=debug/fast", *overrides), Trust())
 
 
@@ -43,24 +43,24 @@ def flat(state: Any) -> list[Any]:
 
 
 def test_timing_leaves_generators_loader_and_the_runs_learner_alone() -> None:
-    plan = blueprint(AUTO, "trainer.execution.precision=auto", "trainer.ema=0.9")
+    plan = make_plan(AUTO, "trainer.execution.precision=auto", "trainer.ema=0.9")
     data = read_training_data(plan)
     loader = train_loader(plan, data.train, data.normalization)
     iterator = iter(loader)
     next(iterator)
-    learner = build_learner(plan, None)
+    train_state = build_train_state(plan, None)
     random.random(), np.random.rand(), torch.rand(1)
 
     def everything() -> list[Any]:
-        ema = learner.ema.network.state_dict() if learner.ema else {}
-        weights = learner.network.state_dict()
-        return flat([capture_generators(), weights, ema, learner.state_dict(), loader.state_dict()])
+        ema = train_state.ema.network.state_dict() if train_state.ema else {}
+        weights = train_state.network.state_dict()
+        return flat([capture_generators(), weights, ema, train_state.state_dict(), loader.state_dict()])
 
     before = everything()
-    settled, trials = settle_execution(plan, data.normalization, {})
+    settled, trials = resolve_execution(plan, data.normalization, {})
     assert len(trials) == 4
     assert all(trial.times for trial in trials if trial.verdict != "another loss")
-    assert settled.execution.settled
+    assert settled.execution.resolved
     assert everything() == before
 
 
@@ -83,24 +83,24 @@ def test_a_resumed_run_keeps_its_choice_without_timing(
 ) -> None:
     usual = [Trial(Execution(layout="contiguous"), [0.001], 2.3, "chosen")]
     with monkeypatch.context() as patch:
-        patch.setattr(learner_module, "choose", lambda *arguments: (usual[0].execution, usual))
+        patch.setattr(train_state_module, "choose", lambda *arguments: (usual[0].execution, usual))
         train_fast("run_dir=run", AUTO)
     checkpoints = in_tmp_path / "run" / "checkpoints"
     for folder in list(checkpoints.iterdir()):  # killed behind step 3, or before the first checkpoint
         if folder.is_dir() and (folder.name == "step-00000006" or not with_checkpoint):
             folder.rename(in_tmp_path / folder.name)
-    monkeypatch.setattr(choosing, "_time", lambda *arguments: pytest.fail("it was timed again"))
+    monkeypatch.setattr(autotune, "_time", lambda *arguments: pytest.fail("it was timed again"))
     answer = run(train, "resume=run")
     assert answer.code == 0, answer.err
     assert read_json(in_tmp_path / "run" / "environment.json")["layout"] == "contiguous"
     saved = SavedRun.open(Path("run"), "last", "cpu", Trust(), {})
-    assert saved.blueprint.execution == Execution("fp32", "contiguous", "none", trace=True)
+    assert saved.plan.execution == Execution("fp32", "contiguous", "none", trace=True)
 
 
 def test_a_cuda_graph_that_is_recorded_is_no_choice_for_a_cpu() -> None:
-    plan = blueprint("device=cpu")
+    plan = make_plan("device=cpu")
     assert plan.execution.cuda_graph == "auto"
-    settled, trials = settle_execution(plan, read_training_data(plan).normalization, {"cuda_graph": True})
+    settled, trials = resolve_execution(plan, read_training_data(plan).normalization, {"cuda_graph": True})
     assert settled.execution.cuda_graph is False
     assert trials == []
 
@@ -129,7 +129,7 @@ def test_only_what_leaves_nothing_to_python_is_captured_unasked(
     config = resolved(cnnlab.compose("experiment=debug/fast", *overrides))
     plan = replace(check_config(config, Trust()), device=torch.device("cuda"))
     plan = replace(plan, loss=Own()) if own_loss else plan
-    assert learner_module._captured(plan) == expected
+    assert train_state_module._captured(plan) == expected
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_only_what_leaves_nothing_to_python_is_captured_unasked(
 def test_only_what_leaves_nothing_to_python_is_traced_unasked(
     overrides: list[str], own_loss: bool, device: str, expected: bool
 ) -> None:
-    plan = replace(blueprint(*overrides), device=torch.device(device))
+    plan = replace(make_plan(*overrides), device=torch.device(device))
     plan = replace(plan, loss=Own()) if own_loss else plan
-    settled, _ = settle_execution(plan, read_training_data(plan).normalization, {"trace": not expected})
+    settled, _ = resolve_execution(plan, read_training_data(plan).normalization, {"trace": not expected})
     assert settled.execution.trace is expected
 
 
@@ -201,9 +201,9 @@ def test_a_network_that_asks_for_values_is_told_of_only_where_tracing_was_asked_
     assert "trainer.execution.trace: steps go on untraced: aten._local_scalar_dense.default asks for a value" in told
 
 
-def test_a_network_without_pictures_weights_has_no_layout_to_choose() -> None:
-    plan = blueprint(AUTO, "model=mlp")
-    settled, trials = settle_execution(plan, read_training_data(plan).normalization, {})
+def test_a_network_without_images_weights_has_no_layout_to_choose() -> None:
+    plan = make_plan(AUTO, "model=mlp")
+    settled, trials = resolve_execution(plan, read_training_data(plan).normalization, {})
     assert settled.execution.layout == "contiguous"
     assert trials == []
 
@@ -220,7 +220,7 @@ def test_what_the_machine_lacks_is_told_before_a_directory_is_made(
 
 def test_without_a_compiler_nothing_compiled_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    plan = blueprint("trainer.execution.compile=auto")
-    settled, trials = settle_execution(plan, read_training_data(plan).normalization, {})
+    plan = make_plan("trainer.execution.compile=auto")
+    settled, trials = resolve_execution(plan, read_training_data(plan).normalization, {})
     assert settled.execution.compile == "none"
     assert trials == []

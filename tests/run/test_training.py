@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cnnlab
 from cnnlab.cli import evaluate, train
-from cnnlab.data.source import Pictures
+from cnnlab.data.source import Images
 from cnnlab.run.run_directory import RunDirectory
 
 
@@ -122,7 +122,7 @@ def test_the_summary_tells_how_it_ended(completed_run: Path) -> None:
     summary = read_json(completed_run / "summary.json")
     assert (summary["status"], summary["step"], summary["monitor_test"]) == ("completed", 6, False)
     assert summary["train"]["images_per_second"] == pytest.approx(
-        summary["train"]["pictures"] / summary["train"]["seconds"]
+        summary["train"]["images"] / summary["train"]["seconds"]
     )
 
 
@@ -262,21 +262,21 @@ def test_what_changes_no_result_is_taken(finished: Path, change: str) -> None:
 
 
 def test_changed_data_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
     assert refused(resume(finished), "data: ", "000000000000… now")
 
 
 def test_a_completed_run_whose_resumption_is_refused_stays_completed(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
     assert refused(resume(finished))
     assert read_json(finished / "summary.json")["status"] == "completed"
 
 
 def test_a_resumption_that_is_refused_leaves_the_config(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (finished / "config.yaml").read_text()
-    monkeypatch.setattr(Pictures, "digest", lambda self: "0" * 64)
+    monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
     assert refused(resume(finished, "trainer.log_every=1"))
     assert (finished / "config.yaml").read_text() == before
 

@@ -14,7 +14,7 @@ def batch(count: int) -> Batch:
     )
 
 
-def test_its_length_is_the_number_of_pictures() -> None:
+def test_its_length_is_the_number_of_images() -> None:
     assert len(batch(7)) == 7
 
 
@@ -23,7 +23,7 @@ def test_it_splits_into_at_most_so_many_chunks(count: int, sizes: list[int]) -> 
     assert [len(chunk) for chunk in batch(7).chunks(count)] == sizes
 
 
-def test_pictures_targets_and_indices_stay_together_in_chunks() -> None:
+def test_images_targets_and_indices_stay_together_in_chunks() -> None:
     whole = batch(5)
     first, second = whole.chunks(2)
     assert (first.x_NCHW.flatten().tolist(), second.x_NCHW.flatten().tolist()) == ([0, 1, 2], [3, 4])

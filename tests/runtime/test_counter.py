@@ -17,8 +17,8 @@ def mixed(z: int) -> int:
 
 
 def reference(key: int, index: int, draw: int) -> float:
-    picture = mixed((index * GOLDEN + key) & MASK)
-    return (mixed((picture + (draw + 1) * GOLDEN) & MASK) >> 40) / 2**24
+    image = mixed((index * GOLDEN + key) & MASK)
+    return (mixed((image + (draw + 1) * GOLDEN) & MASK) >> 40) / 2**24
 
 
 @pytest.mark.parametrize("key", [0, 1, 2**63 - 1, 0x123456789ABCDEF])
@@ -47,5 +47,5 @@ def test_the_numbers_are_uniform_and_uncorrelated() -> None:
     counts = np.histogram(u_ND, bins=256, range=(0, 1))[0]
     assert stats.chisquare(counts).pvalue > 1e-3
     between_draws = np.corrcoef(u_ND.T)[np.triu_indices(4, 1)]
-    between_pictures = np.corrcoef(u_ND[:-1, 0], u_ND[1:, 0])[0, 1]
-    assert np.abs([*between_draws, between_pictures]).max() < 5 / np.sqrt(len(u_ND))
+    between_images = np.corrcoef(u_ND[:-1, 0], u_ND[1:, 0])[0, 1]
+    assert np.abs([*between_draws, between_images]).max() < 5 / np.sqrt(len(u_ND))

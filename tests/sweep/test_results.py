@@ -13,7 +13,7 @@ from cnnlab.sweep.results import (
     list_failures,
     read_result,
     render_results,
-    told_error,
+    reported_error,
     write_csv,
 )
 
@@ -166,12 +166,12 @@ def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
 )
 def test_the_last_error_of_a_log_is_told(tmp_path: Path, log: str, told: str) -> None:
     (tmp_path / "000.log").write_text(log)
-    assert told_error(tmp_path / "000.log") == told
+    assert reported_error(tmp_path / "000.log") == told
 
 
 def test_the_error_of_a_long_and_broken_log_is_found(tmp_path: Path) -> None:
     (tmp_path / "000.log").write_bytes(b"\xff\xfe" * 100_000 + b"\nerror: here\n")
-    assert told_error(tmp_path / "000.log") == "here"
+    assert reported_error(tmp_path / "000.log") == "here"
 
 
 def test_failures_are_listed_with_their_errors() -> None:

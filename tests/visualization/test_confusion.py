@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix, by what Matplotlib was asked to draw."""
+"""The image of a confusion matrix, by what Matplotlib was asked to draw."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_each_count_stands_in_its_cell_and_zeros_are_left_out() -> None:
     assert found == {(0, 0): "1,234", (2, 0): "6", (0, 1): "2", (1, 1): "7", (2, 1): "1"}
 
 
-def test_the_colour_is_the_share_of_the_labels_pictures() -> None:
+def test_the_colour_is_the_share_of_the_labels_images() -> None:
     (image,) = drawn().axes[0].images
     np.testing.assert_allclose(image.get_array(), [[1234 / 1240, 0, 6 / 1240], [0.2, 0.7, 0.1], [0, 0, 0]])
     assert (image.norm.vmin, image.norm.vmax) == (0, 1)
@@ -71,7 +71,7 @@ def test_very_many_classes_have_no_names(classes: int, named: bool) -> None:
     assert ("class 7" in names) is named
 
 
-def test_the_picture_grows_with_the_classes_up_to_a_limit() -> None:
+def test_the_image_grows_with_the_classes_up_to_a_limit() -> None:
     sides = [diagonal(classes).get_figheight() for classes in (2, 10, 100, 101)]
     assert sides[0] < sides[1] < sides[2] == sides[3] <= 15
 
@@ -85,12 +85,12 @@ def test_names_are_shown_as_they_are(names: tuple[str, ...]) -> None:
 
 def test_pixels_are_rgb_bytes_of_the_figures_size() -> None:
     figure = drawn()
-    picture_HWC = pixels(figure, dpi=50)
+    image_HWC = pixels(figure, dpi=50)
     width, height = figure.get_size_inches()
-    assert picture_HWC.dtype == np.uint8
-    assert picture_HWC.shape == (int(height * 50), int(width * 50), 3)
-    assert picture_HWC[0, 0].tolist() == [255, 255, 255]
-    assert len(np.unique(picture_HWC.reshape(-1, 3), axis=0)) > 10
+    assert image_HWC.dtype == np.uint8
+    assert image_HWC.shape == (int(height * 50), int(width * 50), 3)
+    assert image_HWC[0, 0].tolist() == [255, 255, 255]
+    assert len(np.unique(image_HWC.reshape(-1, 3), axis=0)) > 10
 
 
 def test_pixels_are_those_of_the_saved_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Answers of layers by hand, and pictures that maximise them in closed form."""
+"""Answers of layers by hand, and images that maximise them in closed form."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ START_CHW = grey_noise((1, 6, 6))
 
 
 class Normalised(nn.Module):
-    """A network behind the normalisation of its pictures of 0…255."""
+    """A network behind the normalisation of its images of 0…255."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_a_layer_that_is_not_called_is_refused() -> None:
         response(network, network["unused"], torch.zeros(1, 1, 2, 2))
 
 
-def test_a_linear_units_best_picture_is_white_where_its_weight_is_positive() -> None:
+def test_a_linear_units_best_image_is_white_where_its_weight_is_positive() -> None:
     generator = torch.Generator().manual_seed(1)
     weight_UF = torch.randn(3, 36, generator=generator)
     layer = linear(*weight_UF.tolist(), bias=0.25)
@@ -114,8 +114,8 @@ def test_a_pixel_that_a_unit_does_not_see_stays_as_it_was() -> None:
     assert found.tolist() == [[255, start_CHW[0, 0, 1]], [0, start_CHW[0, 1, 1]]]
 
 
-def test_a_unit_that_is_silent_at_the_start_finds_its_picture() -> None:
-    """w·x of the normalised start is about 1.2·4, far below the bias; of the white picture it is 4·222/78."""
+def test_a_unit_that_is_silent_at_the_start_finds_its_image() -> None:
+    """w·x of the normalised start is about 1.2·4, far below the bias; of the white image it is 4·222/78."""
     layer, relu = linear([1.0, 1.0, 1.0, 1.0], bias=-10.0), nn.ReLU()
     found = maximise(Normalised(nn.Flatten(), layer, relu), relu, grey_noise((1, 2, 2)), 1)
     assert found.x_UCHW.unique().tolist() == [255]
@@ -123,7 +123,7 @@ def test_a_unit_that_is_silent_at_the_start_finds_its_picture() -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 2, 5])
-def test_the_picture_found_beats_noise_grey_black_and_white(layer: int) -> None:
+def test_the_image_found_beats_noise_grey_black_and_white(layer: int) -> None:
     network = deep()
     units = 4 if layer == 5 else 5
     found = maximise(network, network.layers[layer], START_CHW, units)
@@ -136,7 +136,7 @@ def test_the_picture_found_beats_noise_grey_black_and_white(layer: int) -> None:
     assert found.x_UCHW.max() <= 255
 
 
-def test_the_value_is_what_the_picture_gives() -> None:
+def test_the_value_is_what_the_image_gives() -> None:
     network = deep()
     found = maximise(network, network.layers[2], START_CHW, 3)  # of five channels
     own_U = unit_means(response(network, network.layers[2], found.x_UCHW))[:, :3].diagonal()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from cnnlab.visualization.tiles import MOST_COLUMNS, filters_figure, maps_figure, pictures_figure, tiles_figure
+from cnnlab.visualization.tiles import MOST_COLUMNS, filters_figure, images_figure, maps_figure, tiles_figure
 
 TILES_THW = torch.arange(3 * 2 * 2, dtype=torch.float32).reshape(3, 2, 2) - 3
 
@@ -46,16 +46,16 @@ def test_a_filter_is_the_mean_over_the_channels_that_it_reads() -> None:
 MAPS_CHW = torch.tensor([[[0.0, 2.0, 1.0], [0.5, 0.0, 0.25]], [[0.0, 0.0, 0.0], [3.0, 1.0, 1.0]]])
 
 
-def test_maps_stand_behind_their_picture_with_the_place_of_their_peak() -> None:
-    picture_CHW = torch.arange(16).reshape(1, 4, 4)
-    axes = maps_figure(picture_CHW, MAPS_CHW, "conv1").axes
-    np.testing.assert_array_equal(axes[0].images[0].get_array(), picture_CHW[0])
+def test_maps_stand_behind_their_image_with_the_place_of_their_peak() -> None:
+    image_CHW = torch.arange(16).reshape(1, 4, 4)
+    axes = maps_figure(image_CHW, MAPS_CHW, "conv1").axes
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), image_CHW[0])
     for axis, map_HW in zip(axes[1:3], MAPS_CHW, strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), map_HW)
-    assert [axis.get_title() for axis in axes[:3]] == ["picture\n", "0: 2\nat 0, 1", "1: 3\nat 1, 0"]
+    assert [axis.get_title() for axis in axes[:3]] == ["image\n", "0: 2\nat 0, 1", "1: 3\nat 1, 0"]
 
 
-def test_the_picture_keeps_its_own_scale_and_the_maps_share_one() -> None:
+def test_the_image_keeps_its_own_scale_and_the_maps_share_one() -> None:
     axes = maps_figure(torch.full((1, 4, 4), 7), MAPS_CHW, "relu1").axes
     assert [axis.images[0].get_clim() for axis in axes[:3]] == [(0, 255), (0, 3), (0, 3)]
     assert axes[1].images[0].get_cmap().name == "gray"
@@ -67,9 +67,9 @@ def test_maps_with_values_below_zero_are_blue_white_and_red() -> None:
     assert image.get_cmap().name == "RdBu_r"
 
 
-def test_pictures_of_three_channels_are_shown_in_colour() -> None:
+def test_images_of_three_channels_are_shown_in_colour() -> None:
     x_NCHW = torch.tensor([255.0, 51.0, 0.0])[None, :, None, None].expand(1, 3, 2, 2)
-    shown_HWC = pictures_figure(x_NCHW, "pictures").axes[0].images[0].get_array()
+    shown_HWC = images_figure(x_NCHW, "images").axes[0].images[0].get_array()
     np.testing.assert_allclose(shown_HWC, np.broadcast_to([1, 0.2, 0], (2, 2, 3)))
 
 
@@ -83,7 +83,7 @@ def test_filters_in_colour_are_grey_where_a_weight_is_zero() -> None:
 
 def test_captions_of_64_maps_do_not_overlap() -> None:
     maps_CHW = -1.2345e-5 * torch.arange(64 * 784).reshape(64, 28, 28)
-    figure = maps_figure(torch.zeros(1, 28, 28), maps_CHW, "conv2: answer to picture 0")
+    figure = maps_figure(torch.zeros(1, 28, 28), maps_CHW, "conv2: answer to image 0")
     figure.draw_without_rendering()
     boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
     assert len(boxes) == 65

@@ -70,30 +70,30 @@ def forget_compiled() -> None:
 class _CompiledNetwork:
     """`train_step` with the network's forward and backward pass as a graph each."""
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int) -> None:
+        self.images = images
         self.network: _Forward | None = None
 
     def __call__(self, network: nn.Module, *arguments: Any, **options: Any) -> StepResult:
         if self.network is None:
-            self.network = _Forward(network, self.pictures)
+            self.network = _Forward(network, self.images)
         torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs returned is not used any more
         with _in_words():
             return train_step(self.network, *arguments, **options)
 
 
 class _Forward(nn.Module):
-    """The network, compiled for so many pictures; any other number of them goes through the network as it is."""
+    """The network, compiled for so many images; any other number of them goes through the network as it is."""
 
-    def __init__(self, network: nn.Module, pictures: int) -> None:
+    def __init__(self, network: nn.Module, images: int) -> None:
         super().__init__()
         self.network = network
-        self.pictures = pictures
+        self.images = images
         cudagraphs = next(network.parameters()).device.type == "cuda"
         self.compiled = _compile(network, fullgraph=False, cudagraphs=cudagraphs)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        run = self.compiled if len(x_NCHW) == self.pictures else self.network
+        run = self.compiled if len(x_NCHW) == self.images else self.network
         output_NK: Tensor = run(x_NCHW)
         return output_NK
 
@@ -105,8 +105,8 @@ class _CompiledStep:
     the gradient is part of every step's graph, so that steps which record it have the same bits as those that do not.
     """
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int) -> None:
+        self.images = images
         self.graph: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
         self.rates = LearningRates()
 
@@ -123,7 +123,7 @@ class _CompiledStep:
         clip_norm: float | None = None,
         measure_norm: bool = False,
     ) -> StepResult:
-        if len(batch) != self.pictures or not has_state(optimizer):
+        if len(batch) != self.images or not has_state(optimizer):
             return train_step(
                 network,
                 loss,
@@ -157,7 +157,7 @@ def _whole_step(
     accumulate: int,
     clip_norm: float | None,
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-    """A function of each group's learning rate, pictures and target that does what `train_step` does."""
+    """A function of each group's learning rate, images and target that does what `train_step` does."""
     updates = [_update_of(optimizer, group) for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sizes = [len(group["params"]) for group in optimizer.param_groups]

@@ -38,8 +38,8 @@ class CapturedStep:
     `TrainingError` where something in the step cannot be: what asks the GPU for a value in its middle, for example.
     """
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int) -> None:
+        self.images = images
         self.replay: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
         self.rates = LearningRates()
 
@@ -51,7 +51,7 @@ class CapturedStep:
         batch: Batch,
         **options: Any,
     ) -> StepResult:
-        if len(batch) != self.pictures or not has_state(optimizer):
+        if len(batch) != self.images or not has_state(optimizer):
             return train_step(network, loss, optimizer, batch, **options)
         self.rates.update(optimizer, batch.x_NCHW.device)
         if self.replay is None:
@@ -127,7 +127,7 @@ def capture(
                     step(*still)
             current.wait_stream(aside)
             optimizer.zero_grad(set_to_none=True)
-            # thread_local: threads that pin the memory of pictures to come go on
+            # thread_local: threads that pin the memory of images to come go on
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 results = step(*still)
         except torch.OutOfMemoryError:

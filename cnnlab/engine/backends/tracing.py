@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cnnlab.engine.execution import Execution
-from cnnlab.engine.step import both_passes
+from cnnlab.engine.step import forward_backward
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import first_line
 from cnnlab.runtime.randomness import capture_generators, put_back, same_generators
@@ -26,7 +26,7 @@ WARM_UP = 2  # parts that are worked off as ever, before one is written down
 LONG = 0.1  # seconds that passes take; of longer ones, what could be saved is less than a hundredth
 ROUNDS = 5  # of parts that are timed, one as ever and one repeated
 
-Replay = Callable[[Tensor, Tensor], Sequence[Tensor]]  # of pictures and target: cost, right answers, gradients
+Replay = Callable[[Tensor, Tensor], Sequence[Tensor]]  # of images and target: cost, correct predictions, gradients
 
 _aten = torch.ops.aten
 # torch's own functions, with the same arguments and results, where calling the operation takes longer than they
@@ -55,17 +55,17 @@ _DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class TracedPasses:
-    """`both_passes`, written down once for parts of a batch that have `pictures`, and repeated where that is faster.
+    """`forward_backward`, written down once for parts of a batch of `images`, and repeated where that is faster.
 
-    The first repetition is compared with `both_passes` bit by bit: cost, right answers, gradients, buffers and
-    generators. Where they differ, or where something cannot be written down, the passes go on as ever, and `say` is
+    The first repetition is compared with `forward_backward` bit by bit: cost, correct predictions, gradients, buffers
+    and generators. Where they differ, or where something cannot be written down, the passes go on as ever, and `say` is
     told why. A few more steps are timed, half of them repeated; then it is decided. What has another form than the part
     that was written down goes on as ever, too. What a module decides in Python is decided once: the comparison may not
     show it.
     """
 
-    def __init__(self, pictures: int, say: Callable[[str], None] | None = None) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int, say: Callable[[str], None] | None = None) -> None:
+        self.images = images
         self.say = say
         self.replay: Replay | None = None
         self.proven = False
@@ -90,9 +90,9 @@ class TracedPasses:
             return self._repeat(part)
 
         def usual() -> tuple[Tensor, Tensor]:
-            return both_passes(network, loss, part, share, execution=execution, scaler=scaler)
+            return forward_backward(network, loss, part, share, execution=execution, scaler=scaler)
 
-        if self.repeats is not None or len(part) != self.pictures or self._form not in (None, form):
+        if self.repeats is not None or len(part) != self.images or self._form not in (None, form):
             return usual()
         if any(parameter.grad is not None for parameter in network.parameters()):
             return usual()  # not the first part of its batch

@@ -16,7 +16,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError
 
 CPU = torch.device("cpu")
-PICTURES = 8
+IMAGES = 8
 BATCHES = 5
 SGD = Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True})
 CONSTANT = Component("schedule", "constant", constant)
@@ -35,12 +35,12 @@ class Trained:
         execution = Execution(compile=compiled)
         execution.place(self.network, CPU)
         self.optimizer = build_optimizer(optimizer, self.network, {})
-        step = build_step(execution, PICTURES, options.get("accumulate", 1))
+        step = build_step(execution, IMAGES, options.get("accumulate", 1))
         generator = torch.Generator().manual_seed(1)
         self.figures: list[float] = []
         self.right: list[int] = []
         for number in range(BATCHES):
-            count = PICTURES if number < BATCHES - 1 else 3
+            count = IMAGES if number < BATCHES - 1 else 3
             for group in self.optimizer.param_groups:
                 group["lr"] = 0.01 * (1 + number)  # as a schedule does
             batch = Batch(
@@ -76,7 +76,7 @@ def assert_same_training(ours: Trained, theirs: Trained) -> None:
 
 
 def test_what_is_not_compiled_is_the_plain_step() -> None:
-    assert build_step(Execution(), PICTURES) is train_step
+    assert build_step(Execution(), IMAGES) is train_step
 
 
 def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
-from cnnlab.engine import cuda_graph
+from cnnlab.engine.backends import cuda_graph
 from cnnlab.engine.backends.compilation import build_step, missing_compiler
 from cnnlab.engine.backends.cuda_graph import CapturedStep, LearningRates, has_state, reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
@@ -16,7 +16,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError
 
 CUDA = torch.device("cuda")
-PICTURES = 8
+IMAGES = 8
 SGD = Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True})
 ADAMW = Component("optimizer", "adamw", torch.optim.AdamW, {"lr": 0.01})
 RMSPROP = Component("optimizer", "rmsprop", torch.optim.RMSprop, {"lr": 0.01})
@@ -53,7 +53,7 @@ class Trained:
     def __init__(self, execution: Execution, optimizer: Component, sizes: list[int], **options: Any) -> None:
         self.network = execution.place(small_network(), CUDA)
         self.optimizer = build_optimizer(optimizer, self.network, {})
-        self.step = build_step(execution, PICTURES)
+        self.step = build_step(execution, IMAGES)
         torch.manual_seed(2)
         self.figures: list[list[float]] = []
         pending = []
@@ -128,7 +128,7 @@ def test_a_step_that_asks_for_a_value_is_not_captured_and_goes_on_as_launched() 
     network = nn.Sequential(nn.Flatten(), Asking(), nn.Dropout(0.5), nn.Linear(36, 3)).to(CUDA)
     optimizer = build_optimizer(SGD, network, {})
     execution = Execution(cuda_graph=True)
-    captured, launched = build_step(execution, PICTURES), build_step(Execution(), PICTURES)
+    captured, launched = build_step(execution, IMAGES), build_step(Execution(), IMAGES)
     options: dict[str, Any] = {"execution": execution, "scaler": execution.scaler(CUDA)}
     first, second = batches(8, 8)
     captured(network, CrossEntropy(), optimizer, first, **options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cnnlab.blocks.activation import Step
 from cnnlab.blocks.dropout import Dropout
 from cnnlab.components import Component
-from cnnlab.engine import tracing
+from cnnlab.engine.backends import tracing
 from cnnlab.engine.backends.compilation import build_step
 from cnnlab.engine.backends.tracing import ROUNDS, WARM_UP, Trace, TracedPasses
 from cnnlab.engine.execution import Execution
@@ -20,7 +20,7 @@ from cnnlab.losses import CrossEntropy, Quadratic
 from cnnlab.runtime.batch import Batch
 
 CPU = torch.device("cpu")
-PICTURES = 8
+IMAGES = 8
 UNTIL_PROVEN = WARM_UP + 2  # it is written down, and compared
 UNTIL_DECIDED = UNTIL_PROVEN + 2 * ROUNDS
 SGD = Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True})
@@ -35,9 +35,9 @@ def _repeating_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *, as_ever: float, repeated: float) -> None:
-    seconds = {"both_passes": as_ever, "_repeat": repeated}
+    seconds = {"forward_backward": as_ever, "_repeat": repeated}
     now = [0.0]
-    for owner, name in ((tracing, "both_passes"), (TracedPasses, "_repeat")):
+    for owner, name in ((tracing, "forward_backward"), (TracedPasses, "_repeat")):
         monkeypatch.setattr(owner, name, taking(getattr(owner, name), seconds[name], now))
     monkeypatch.setattr(tracing.time, "perf_counter", lambda: now[0])
 
@@ -89,20 +89,20 @@ class Training:
         self.said: list[str] = []
         self.network = execution.place(network(), CPU)
         self.optimizer = build_optimizer(optimizer, self.network, {})
-        self.step = build_step(execution, PICTURES, options.get("accumulate", 1), self.said.append)
+        self.step = build_step(execution, IMAGES, options.get("accumulate", 1), self.said.append)
         self.loss = loss or CrossEntropy()
         self.execution, self.options = execution, options
-        self.pictures = torch.Generator().manual_seed(1)
+        self.images = torch.Generator().manual_seed(1)
         self.figures: list[float] = []
         torch.manual_seed(2)
         for size in sizes:
             self.take(size)
 
-    def take(self, size: int = PICTURES) -> None:
+    def take(self, size: int = IMAGES) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = 0.01 * (1 + len(self.figures) / 20)
-        x_NCHW = torch.rand(size, 1, 6, 6, generator=self.pictures)
-        batch = Batch(x_NCHW, torch.randint(0, 3, (size,), generator=self.pictures), torch.arange(size))
+        x_NCHW = torch.rand(size, 1, 6, 6, generator=self.images)
+        batch = Batch(x_NCHW, torch.randint(0, 3, (size,), generator=self.images), torch.arange(size))
         scaler = self.execution.scaler(CPU)
         result = self.step(
             self.network, self.loss, self.optimizer, batch, execution=self.execution, scaler=scaler, **self.options
@@ -125,7 +125,7 @@ class Training:
         return [self.figures, [t.tolist() for t in tensors], strides, torch.get_rng_state().tolist()]
 
 
-MIXED = [PICTURES] * UNTIL_DECIDED + [3, PICTURES, PICTURES, 5, PICTURES]
+MIXED = [IMAGES] * UNTIL_DECIDED + [3, IMAGES, IMAGES, 5, IMAGES]
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=lambda component: component.type)
@@ -155,7 +155,7 @@ def test_branches_steps_in_place_and_own_gradients_are_traced(loss: nn.Module) -
 
 @pytest.mark.parametrize("taken", range(UNTIL_PROVEN + 3))
 def test_whatever_is_found_out_on_the_way_leaves_the_training_alone(taken: int) -> None:
-    traced, plain = (Training(Execution(trace=wanted), [PICTURES] * taken) for wanted in (True, False))
+    traced, plain = (Training(Execution(trace=wanted), [IMAGES] * taken) for wanted in (True, False))
     assert traced.passes.proven == (taken >= UNTIL_PROVEN)
     assert traced.everything() == plain.everything()
 
@@ -170,7 +170,7 @@ def test_only_whole_parts_are_written_down() -> None:
 
 
 def test_a_repeated_pass_runs_neither_modules_nor_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(Execution(trace=True), [PICTURES] * UNTIL_DECIDED)
+    training = Training(Execution(trace=True), [IMAGES] * UNTIL_DECIDED)
     monkeypatch.setattr(training.network, "forward", lambda x: pytest.fail("the network was called"))
     training.take()
     assert len(training.figures) == 2 * (UNTIL_DECIDED + 1)
@@ -178,14 +178,14 @@ def test_a_repeated_pass_runs_neither_modules_nor_autograd(monkeypatch: pytest.M
 
 def test_long_passes_are_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "LONG", 1.5)  # and each takes two
-    training = Training(Execution(trace=True), [PICTURES] * UNTIL_DECIDED)
+    training = Training(Execution(trace=True), [IMAGES] * UNTIL_DECIDED)
     assert training.passes.repeats is False
     assert training.passes.replay is None
 
 
 def test_what_takes_no_less_time_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, as_ever=1.0, repeated=3.0)
-    training = Training(Execution(trace=True), [PICTURES] * UNTIL_DECIDED)
+    training = Training(Execution(trace=True), [IMAGES] * UNTIL_DECIDED)
     assert training.passes.proven
     assert training.passes.repeats is False
     assert training.said == ["trainer.execution.trace: steps go on untraced: they take no longer so"]
@@ -260,18 +260,18 @@ def test_what_cannot_be_repeated_goes_on_as_ever_and_says_why(module: type[nn.Mo
         return nn.Sequential(nn.Flatten(), module(), nn.Dropout(0.5), nn.Linear(36, 3))
 
     random.seed(0)
-    training = Training(Execution(trace=True), [PICTURES] * (UNTIL_DECIDED + 1), network)
+    training = Training(Execution(trace=True), [IMAGES] * (UNTIL_DECIDED + 1), network)
     assert training.passes.repeats is False
     assert len(training.said) == 1
     assert training.said[0].startswith("trainer.execution.trace: steps go on untraced: ")
     assert reason in training.said[0]
     if module is not Growing:  # what it counts is nothing that could be put back
         random.seed(0)
-        assert training.everything() == Training(Execution(), [PICTURES] * (UNTIL_DECIDED + 1), network).everything()
+        assert training.everything() == Training(Execution(), [IMAGES] * (UNTIL_DECIDED + 1), network).everything()
 
 
 def test_without_anyone_to_tell_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    passes = TracedPasses(PICTURES)
+    passes = TracedPasses(IMAGES)
     training = Training(Execution(trace=True), [], lambda: nn.Sequential(nn.Flatten(), Asking(), nn.Linear(36, 3)))
     training.step.keywords["passes"] = passes  # type: ignore[attr-defined]
     for _ in range(UNTIL_PROVEN):
