@@ -1,6 +1,5 @@
-"""`python evaluate.py run=RUN images=FOLDER`: what a run's network says of images without labels."""
+"""`python evaluate.py run=RUN images=FOLDER`: a run's predictions for images without labels."""
 
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from cnnlab.data.image_files import list_images
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images
 from cnnlab.engine.evaluation import VIEWS, collect
-from cnnlab.inference.reporting import print_predictions, write_image_predictions
+from cnnlab.inference.reporting import ImagePredictions, print_predictions, write_image_predictions
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import probabilities
 from cnnlab.runtime.errors import ConfigError
@@ -21,14 +20,14 @@ CHUNK = 2048  # images in memory at once
 def predict_images(run: SavedRun, place: Path, tta: str) -> None:
     """Writes a line for each image beside the run's config. Raises `ConfigError` before anything is written."""
     folder, names = _found(place)
-    probability_NK = _probabilities(run, [folder / name for name in names], tta)
+    output_NK = _outputs(run, [folder / name for name in names], tta)
     class_names = run.plan.spec.class_names
+    predictions = ImagePredictions(names, output_NK.argmax(1), probabilities(run.plan.loss.cpu(), output_NK))
     suffix = "" if tta == "none" else f"-{tta}"
     file = f"predictions-images-{place.resolve().name}-{run.checkpoint.folder.name}{suffix}.csv"
-    written = write_image_predictions(run.directory, file, names, probability_NK, class_names)
-    counts = Counter(class_names[prediction] for prediction in probability_NK.argmax(1).tolist())
+    written = write_image_predictions(run.directory, file, predictions, class_names)
     print(f"{len(names):,} {'image' if len(names) == 1 else 'images'} of {place} (step {run.checkpoint.step})")
-    print_predictions(counts, names, probability_NK, class_names)
+    print_predictions(predictions, class_names)
     print(f"written to {written}")
 
 
@@ -54,10 +53,10 @@ def _files(names: list[str]) -> str:
     return "1 file" if len(names) == 1 else f"{len(names):,} files"
 
 
-def _probabilities(run: SavedRun, paths: list[Path], tta: str) -> Tensor:
-    """(N, K), from images that were read and normalised as the run's own."""
+def _outputs(run: SavedRun, paths: list[Path], tta: str) -> Tensor:
+    """(N, K), from images that are read and normalised as the run's own."""
     plan = run.plan
-    reader, network, loss = plan.source.reader(), run.network(), plan.loss.cpu()
+    reader, network = plan.source.reader(), run.network()
     parts = []
     for start in range(0, len(paths), CHUNK):
         try:
@@ -66,5 +65,5 @@ def _probabilities(run: SavedRun, paths: list[Path], tta: str) -> Tensor:
             raise ConfigError(f"images: {error}") from error
         images = Images.of(x_NCHW, torch.zeros(len(x_NCHW), dtype=torch.int64))
         loader = ResidentLoader(images, run.normalization, plan.data.eval_batch_size, device=plan.device, shuffle=False)
-        parts.append(probabilities(loss, collect(network, loader, plan.execution, VIEWS[tta]).output_NK))
+        parts.append(collect(network, loader, plan.execution, VIEWS[tta]).output_NK)
     return torch.cat(parts)

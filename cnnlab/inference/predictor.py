@@ -1,13 +1,14 @@
-"""A trained network with everything that its images need before it: what `cnnlab.load` returns."""
+"""A trained network together with its preprocessing: what `cnnlab.load` returns."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from cnnlab.components import Trust
@@ -15,15 +16,16 @@ from cnnlab.config.saved_config import trusted_names
 from cnnlab.data.image_files import ImageReader
 from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.engine.execution import Execution
+from cnnlab.inference.image_arrays import images_of_array, images_of_tensor
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import probabilities
 
-BATCH = 256  # images that `predict` shows the network at once
+BATCH = 256  # images of `predict` in one forward pass
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image: the most probable class, and `probabilities` of all by their names."""
+    """The predicted class of one image, its probability, and the `probabilities` of all classes by their names."""
 
     label: str
     probability: float
@@ -31,10 +33,10 @@ class Prediction:
 
 
 class Predictor(nn.Module):
-    """A network in evaluation mode behind its own preprocessing.
+    """A network in evaluation mode that normalises its input as in training.
 
-    Called with images (N, C, H, W) of 0…255, uint8 or float, it normalises them as in training and returns the
-    network's outputs (N, K); `predict` takes files, PIL images and tensors of any size. Moves with `.to(device)`.
+    Takes images (N, C, H, W) of 0…255, uint8 or float, and returns the network's outputs (N, K); `predict` takes files,
+    PIL images, arrays and tensors of any size. Moves with `.to(device)`.
     """
 
     shift_C11: Tensor
@@ -51,7 +53,7 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.loss = loss  # says how outputs become probabilities
+        self.loss = loss  # decides how outputs become probabilities
         self.reader = reader
         self.class_names = tuple(class_names)
         self.execution = execution
@@ -89,46 +91,49 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Any) -> list[Prediction]:
-        """One `Prediction` for each image, in their order.
+        """One `Prediction` for each image, in their order: the class with the largest output.
 
-        `images` is a path, a PIL image, a uint8 tensor (C, H, W) or a uint8 array (H, W, C), or several of them.
-        What has another size is brought to the network's as files are. Raises `ConfigError` for a file that is no
-        image, `ValueError` for one that is not uint8.
+        `images` is a path, a PIL image, a uint8 array or tensor (layouts: `cnnlab.inference.image_arrays`), or several
+        of them. An image of another size is resized as files are. Raises `ConfigError` for a file that is no image,
+        `ValueError` for another dtype or layout, `TypeError` for what is no image.
         """
-        rows = list(_each(images))
-        found = []
-        for start in range(0, len(rows), BATCH):
-            x_NCHW = torch.stack([self._read(image) for image in rows[start : start + BATCH]])
-            found.extend(probabilities(self.loss, self(x_NCHW)).tolist())
-        return [self._prediction(probability_K) for probability_K in found]
+        found: list[Prediction] = []
+        each = _each(images)
+        while chunk := list(islice(each, BATCH)):
+            output_NK = self(torch.stack([self._read(image) for image in chunk]))
+            rows = zip(output_NK.argmax(1).tolist(), probabilities(self.loss, output_NK).tolist(), strict=True)
+            found.extend(self._prediction(*row) for row in rows)
+        return found
 
-    def _read(self, image: Any) -> Tensor:
-        if isinstance(image, str | Path):
-            return self.reader.read(Path(image))
-        if isinstance(image, Tensor):
-            _check_uint8(image.dtype, torch.uint8)
-            if tuple(image.shape) == (self.reader.channels, *self.reader.size):
-                return image
-            image = image.permute(1, 2, 0).squeeze(2).cpu().numpy()
-        if isinstance(image, np.ndarray):
-            _check_uint8(image.dtype, np.dtype(np.uint8))
-            image = Image.fromarray(image)
-        return self.reader.convert(image)
+    def _read(self, image: Path | Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Path):
+            return self.reader.read(image)
+        if isinstance(image, Image.Image):
+            return self.reader.convert(ImageOps.exif_transpose(image))
+        if tuple(image.shape) == (self.reader.channels, *self.reader.size):
+            return image
+        return self.reader.convert(Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()))
 
-    def _prediction(self, probability_K: Sequence[float]) -> Prediction:
+    def _prediction(self, predicted: int, probability_K: Sequence[float]) -> Prediction:
         named = dict(zip(self.class_names, probability_K, strict=True))
-        label = max(named, key=named.__getitem__)
-        return Prediction(label, named[label], named)
+        return Prediction(self.class_names[predicted], probability_K[predicted], named)
 
 
-def _each(images: Any) -> Iterable[Any]:
-    array = isinstance(images, Tensor | np.ndarray) and images.ndim < 4
-    return [images] if array or isinstance(images, str | Path | Image.Image) else images
-
-
-def _check_uint8(received: object, expected: object) -> None:
-    if received != expected:
-        raise ValueError(f"expected images of uint8, 0…255, received {received}")
+def _each(images: Any) -> Iterator[Path | Image.Image | Tensor]:
+    """The images one by one, tensors as (C, H, W)."""
+    if isinstance(images, str | Path):
+        yield Path(images)
+    elif isinstance(images, Image.Image):
+        yield images
+    elif isinstance(images, np.ndarray):
+        yield from images_of_array(images)
+    elif isinstance(images, Tensor):
+        yield from images_of_tensor(images)
+    elif isinstance(images, Iterable) and not isinstance(images, bytes):
+        for image in images:
+            yield from _each(image)
+    else:
+        raise TypeError(f"expected paths, PIL images, uint8 arrays or tensors, received {type(images).__name__}")
 
 
 def load(

@@ -2,8 +2,10 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,38 +81,47 @@ def write_predictions(
     return directory.write_text(name, text.getvalue())
 
 
+@dataclass(frozen=True)
+class ImagePredictions:
+    """What was predicted for images without labels: the class with the largest output, and all probabilities."""
+
+    paths: Sequence[str]
+    predicted_N: Tensor
+    probability_NK: Tensor
+
+    def rows(self) -> Iterator[tuple[str, int, list[float]]]:
+        """Path, predicted class and the classes' probabilities, image by image."""
+        return zip(self.paths, self.predicted_N.tolist(), self.probability_NK.tolist(), strict=True)
+
+
 def write_image_predictions(
-    directory: RunDirectory, name: str, paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
+    directory: RunDirectory, name: str, predictions: ImagePredictions, class_names: Sequence[str]
 ) -> Path:
-    """One line an image without a label: path, prediction, its probability; up to 100 classes, those of all."""
+    """One line per image: path, prediction, its probability; up to 100 classes, those of all."""
     every = class_names if len(class_names) <= MOST_PROBABILITIES else ()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "prediction", "probability", *(f"p({name})" for name in every)])
-    for path, probability_K in zip(paths, probability_NK, strict=True):
-        best = int(probability_K.argmax())
-        numbers = [probability_K[best], *(probability_K if every else ())]
-        writer.writerow([path, class_names[best], *(f"{float(number):.9g}" for number in numbers)])
+    for path, predicted, probability_K in predictions.rows():
+        numbers = [probability_K[predicted], *(probability_K if every else ())]
+        writer.writerow([path, class_names[predicted], *(f"{number:.9g}" for number in numbers)])
     return directory.write_text(name, text.getvalue())
 
 
-def print_predictions(
-    counts: Mapping[str, int], paths: Sequence[str], probability_NK: Tensor, class_names: Sequence[str]
-) -> None:
-    """How many images each class was given, and the first of them one by one."""
+def print_predictions(predictions: ImagePredictions, class_names: Sequence[str]) -> None:
+    """The first predictions one by one, and how many images each class was given."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image")
     table.add_column("prediction")
     table.add_column("probability", justify="right")
-    for path, probability_K in list(zip(paths, probability_NK, strict=True))[:MOST_IMAGES]:
-        best = int(probability_K.argmax())
-        table.add_row(path, class_names[best], f"{float(probability_K[best]):.4f}")
+    for path, predicted, probability_K in islice(predictions.rows(), MOST_IMAGES):
+        table.add_row(path, class_names[predicted], f"{probability_K[predicted]:.4f}")
     console.print(table)
-    if len(paths) > MOST_IMAGES:
-        print(f"and {len(paths) - MOST_IMAGES:,} more")
-    given = sorted(counts.items(), key=lambda item: -item[1])
-    print("predicted: " + ", ".join(f"{name} {count:,}" for name, count in given[:MOST_CLASSES]))
+    if len(predictions.paths) > MOST_IMAGES:
+        print(f"and {len(predictions.paths) - MOST_IMAGES:,} more")
+    counts = Counter(predictions.predicted_N.tolist()).most_common(MOST_CLASSES)
+    print("predicted: " + ", ".join(f"{class_names[predicted]} {count:,}" for predicted, count in counts))
 
 
 def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:

@@ -2,18 +2,27 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from commands import run
 from fast_run import read_json, train_fast
+from image_folders import noise, write_image
 from PIL import Image
 
 import cnnlab
 from cnnlab.cli import evaluate
+from cnnlab.components import Trust
 from cnnlab.data.digits import Digits
+from cnnlab.inference.predict_command import predict_images
+from cnnlab.inference.predictor import Prediction, Predictor
+from cnnlab.inference.saved_run import SavedRun
+from cnnlab.losses import BCE
+from cnnlab.run.run_directory import RunDirectory
 from cnnlab.runtime.errors import ConfigError
 
 
@@ -64,6 +73,34 @@ def test_files_images_arrays_and_tensors_are_the_same_image(completed_run: Path,
     np.testing.assert_allclose([found[0].probability for found in alone], alone[0][0].probability, rtol=1e-5)
 
 
+@pytest.fixture
+def saturated(completed_run: Path) -> SavedRun:
+    """A run whose outputs are 20, 21, …, 29 for any image: their sigmoids are all 1 in float32."""
+    run = SavedRun.open(completed_run, "best", "cpu", Trust(), {})
+    weights = dict(run.checkpoint.weights)
+    weights |= {
+        "output.weight": torch.zeros_like(weights["output.weight"]),
+        "output.bias": torch.arange(20.0, 30.0),
+    }
+    return replace(run, checkpoint=replace(run.checkpoint, weights=weights), plan=replace(run.plan, loss=BCE()))
+
+
+def test_the_largest_output_is_predicted_where_probabilities_saturate(saturated: SavedRun) -> None:
+    (found,) = Predictor.of(saturated).predict(np.zeros((8, 8), np.uint8))
+    assert (found.label, found.probability) == ("9", 1.0)
+
+
+def test_a_folder_of_images_is_predicted_by_outputs_too(
+    saturated: SavedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "a.png", noise(8, 8, 1))
+    written: dict[str, str] = {}
+    monkeypatch.setattr(RunDirectory, "write_text", lambda self, name, text: written.setdefault("text", text))
+    predict_images(saturated, tmp_path, "none")
+    assert written["text"].splitlines()[1].startswith("a.png,9,1,")
+    assert "predicted: 9 1\n" in capsys.readouterr().out
+
+
 def test_a_image_of_another_size_is_brought_to_the_networks(completed_run: Path) -> None:
     large = Image.fromarray(np.full((100, 50, 3), 127, np.uint8))
     (found,) = cnnlab.load(completed_run).predict(large)
@@ -95,16 +132,27 @@ def test_a_run_is_loaded_where_its_data_are_not(in_tmp_path: Path) -> None:
     assert "data.root: " in run(evaluate, "run=run").err
 
 
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.zeros(1, 8, 8), "uint8"),
-        (np.zeros((8, 8)), "uint8"),
-    ],
-)
-def test_numbers_that_are_not_bytes_are_refused(completed_run: Path, image: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        cnnlab.load(completed_run).predict(image)
+def probabilities(found: list[Prediction]) -> list[float]:
+    return [value for one in found for value in one.probabilities.values()]
+
+
+def test_the_orientation_of_an_opened_photograph_is_applied(completed_run: Path, tmp_path: Path) -> None:
+    image = Image.fromarray(noise(8, 8, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90° (EXIF 2.3, "Orientation")
+    image.save(tmp_path / "turned.png", exif=exif)
+    predictor = cnnlab.load(completed_run)
+    turned = predictor.predict(Image.open(tmp_path / "turned.png"))
+    assert probabilities(turned) == probabilities(predictor.predict(tmp_path / "turned.png"))
+    assert probabilities(turned) != probabilities(predictor.predict(image))
+
+
+@pytest.mark.parametrize("images", [5, [None], b"a.png"])
+def test_what_is_no_image_is_refused(completed_run: Path, images: Any) -> None:
+    with pytest.raises(TypeError, match="expected paths, PIL images, uint8 arrays or tensors, received [iNb]"):
+        TypeError, match=r"expected paths, PIL images, uint8 arrays or tensors, received (int|None|bytes)"
+    ):
+        cnnlab.load(completed_run).predict(images)
 
 
 def test_a_batch_of_another_shape_is_refused(completed_run: Path) -> None:
