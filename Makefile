@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test quick check format wheel notes book bench tensorboard clean
+.PHONY: help setup train test test-all torture check format wheel notes book bench tensorboard clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with the exact versions of constraints.txt
 
@@ -31,11 +31,14 @@ endef
 train: $(READY) ## train the default: a CNN on the UCI digits (ARGS='data=mnist trainer.epochs=2' for more)
 	$(BIN)/python train.py $(ARGS)
 
-test: $(READY) ## run all tests
+test: $(READY) ## run the tests: every promise at a small count, without data sets or network
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: $(READY) ## run the long tests too: whole trainings, every network of torchvision, every compile mode
 	$(BIN)/python -m pytest $(ARGS)
 
-quick: $(READY) ## run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+torture: $(READY) ## repeat kills and damage to their full figures (an hour or more)
+	CNNLAB_TORTURE=1 $(BIN)/python -m pytest -m torture $(ARGS)
 
 check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check .

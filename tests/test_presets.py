@@ -1,7 +1,6 @@
 """The presets for MNIST keep what they promise."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,6 @@ from commands import composed, run
 from cnnlab.cli import train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-
-DATA = Path(os.environ.get("CNNLAB_DATA", "nowhere")).absolute()
-with_mnist = pytest.mark.skipif(not (DATA / "MNIST").exists(), reason="CNNLAB_DATA names no folder with MNIST")
 
 
 def parameters(*overrides: str) -> int:
@@ -25,13 +21,13 @@ def test_the_best_networks_parameters_are_fewer_than_half_a_million() -> None:
 
 
 @pytest.mark.slow
-@with_mnist
-def test_the_fast_preset_is_past_98_5_percent_after_one_epoch(in_tmp_path: Path) -> None:
+@pytest.mark.mnist
+def test_the_fast_preset_is_past_98_5_percent_after_one_epoch(in_tmp_path: Path, mnist_root: Path) -> None:
     run_dir = in_tmp_path / "run"
     answer = run(
         train,
         "experiment=mnist_fast",
-        f"data.root={DATA}",
+        f"data.root={mnist_root}",
         "trainer.epochs=1",
         "observers=quiet",
         "device=cpu",

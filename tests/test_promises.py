@@ -1,7 +1,6 @@
 """The figures that the README gives, reached by its commands in fresh processes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,6 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-MNIST = Path(os.environ.get("CNNLAB_DATA", "nowhere")).absolute() / "MNIST" / "raw" / "train-images-idx3-ubyte"
-
-pytestmark = pytest.mark.slow
 
 
 def trained(run: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -30,11 +26,10 @@ def test_the_default_reads_digits(tmp_path: Path, seed: int) -> None:
     assert summary["test"]["accuracy"] >= 0.975
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason="CNNLAB_DATA names no folder with MNIST")
-def test_two_epochs_reach_99_percent_on_mnist(tmp_path: Path) -> None:
-    summary, _ = trained(
-        tmp_path / "run", "data=mnist", f"data.root={MNIST.parents[2]}", "model=cnn", "trainer.epochs=2"
-    )
+@pytest.mark.slow
+@pytest.mark.mnist
+def test_two_epochs_reach_99_percent_on_mnist(tmp_path: Path, mnist_root: Path) -> None:
+    summary, _ = trained(tmp_path / "run", "data=mnist", f"data.root={mnist_root}", "model=cnn", "trainer.epochs=2")
     assert summary["test"]["accuracy"] >= 0.99
 
 

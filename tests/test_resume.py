@@ -1,6 +1,7 @@
 """A run that was stopped, in a fresh process, ends as one that was not: every bit of it."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from repetitions import times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cnnlab.engine.checkpoint import read_checkpoint
@@ -32,8 +34,6 @@ SETTINGS = (
     "trainer.watch_every=4",
 )
 MEASURED_TIME = ("seconds", "images_per_second")
-
-pytestmark = pytest.mark.slow
 
 
 def start(*overrides: str, **options: Any) -> "subprocess.Popen[str]":
@@ -106,10 +106,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert stop_behind(run, 28, signal.SIGKILL) == -signal.SIGKILL
-    assert 28 <= last_step(run) < STEPS
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(times(1, 100)))
+def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path, seed: int) -> None:
+    run, step = tmp_path / "run", random.Random(seed).randrange(7, STEPS // 2)
+    assert stop_behind(run, step, signal.SIGKILL) == -signal.SIGKILL
+    assert step <= last_step(run) < STEPS
     run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)
 
@@ -124,15 +126,17 @@ def test_a_run_that_streams_its_images_is_killed_and_ends_with_the_bits_of_one_t
     assert_same_end(run, uninterrupted)
 
 
-def test_several_kills_in_one_run_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+@pytest.mark.torture
+@pytest.mark.parametrize("kills", range(3, times(4, 11)))
+def test_several_kills_in_one_run_change_nothing(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
+    run, draw = tmp_path / "run", random.Random(kills)
     stop_behind(run, 21, signal.SIGKILL)
-    for pause in (0.1, 0.3):
+    for _ in range(kills - 1):
         process = start(f"resume={run}")
         reached = last_step(run)
         while last_step(run) == reached and process.poll() is None:
             time.sleep(0.005)
-        time.sleep(pause)
+        time.sleep(draw.uniform(0, 0.3))
         process.kill()
         process.communicate()
     run_to_end(f"resume={run}")

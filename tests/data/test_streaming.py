@@ -160,7 +160,6 @@ def killed_after_a_batch(loader: ImageLoader, number: signal.Signals) -> tuple[l
     return batches, worker
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_named(
     monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int
@@ -176,7 +175,6 @@ def test_a_killed_worker_is_named(
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.slow
 def test_where_the_workers_were_asked_to_end_the_run_gets_its_batches_all_the_same(
     monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader]
 ) -> None:

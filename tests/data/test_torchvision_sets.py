@@ -1,5 +1,4 @@
 import hashlib
-import os
 import pickle
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +15,6 @@ from cnnlab.data.torchvision_sets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN,
 from cnnlab.runtime.errors import ConfigError
 
 FAMILY = [MNIST, FashionMNIST, KMNIST]
-REAL = Path(os.environ.get("CNNLAB_DATA", "")) / "MNIST" / "raw" / "train-images-idx3-ubyte"
 
 
 def idx(values: Tensor) -> bytes:
@@ -296,9 +294,9 @@ def test_a_failed_download_leaves_the_users_files_alone(tmp_path: Path, monkeypa
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["MNIST", "MNIST/mine.txt"]
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="CNNLAB_DATA names no folder with MNIST/raw")
-def test_the_real_mnist_has_its_known_mean_and_deviation() -> None:
-    images = MNIST(os.environ["CNNLAB_DATA"]).read("train")
+@pytest.mark.mnist
+def test_the_real_mnist_has_its_known_mean_and_deviation(mnist_root: Path) -> None:
+    images = MNIST(str(mnist_root)).read("train")
     counts = images.x_NCHW.flatten().bincount(minlength=256).double()
     levels = torch.arange(256).double()
     mean = (counts * levels).sum() / counts.sum()

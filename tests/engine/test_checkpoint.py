@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from repetitions import times
 from torch import nn
 
 import cnnlab
@@ -546,10 +547,11 @@ for kill in range(int(sys.argv[3])):
 """
 
 
-@pytest.mark.slow
-def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(checkpoints: Checkpoints) -> None:
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(times(1, 20)))
+def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(checkpoints: Checkpoints, seed: int) -> None:
     """The process that is killed is forked from a fresh one, so that torch is imported once."""
-    newest = [int(line) for line in run_script(KILLS, str(checkpoints.folder), "0", "12").splitlines()]
+    newest = [int(line) for line in run_script(KILLS, str(checkpoints.folder), str(seed), "12").splitlines()]
     assert len(newest) == 12
     assert newest == sorted(set(newest))
 

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from cnnlab.data.source import Images
 from cnnlab.run.loaders import read_training_data
 
 REPOSITORY = Path(__file__).parents[2]
-MNIST = Path(os.environ.get("CNNLAB_DATA", "nowhere")).absolute() / "MNIST" / "raw" / "train-images-idx3-ubyte"
 
 
 def measured(path: Path, split: str, step: int) -> dict[str, Any]:
@@ -288,21 +286,18 @@ def in_a_fresh_process(script: str, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained_on_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_on_mnist(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     """The cnn after an epoch of 6,000 real images, evaluated on the test split as it is and with its mirror image."""
     path = tmp_path_factory.mktemp("mnist") / "run"
-    short = ("data=mnist", f"data.root={MNIST.parents[2]}", "data.limit=6000", "trainer.epochs=1", "observers=quiet")
+    short = ("data=mnist", f"data.root={mnist_root}", "data.limit=6000", "trainer.epochs=1", "observers=quiet")
     in_a_fresh_process("train.py", *short, "+metrics.f1=f1_score", "+metrics.wrong=hamming_distance", f"run_dir={path}")
     in_a_fresh_process("evaluate.py", f"run={path}")
     in_a_fresh_process("evaluate.py", f"run={path}", "tta=flip", "top_k=3")
     return path
 
 
-with_mnist = pytest.mark.skipif(not MNIST.exists(), reason="CNNLAB_DATA names no folder with MNIST")
-
-
 @pytest.mark.slow
-@with_mnist
+@pytest.mark.mnist
 @pytest.mark.parametrize(("views", "top_k"), [("", 5), ("-flip", 3)])
 def test_every_figure_on_mnist_follows_from_the_predictions(trained_on_mnist: Path, views: str, top_k: int) -> None:
     name = f"test-step-{best_step(trained_on_mnist):08d}{views}"
@@ -314,15 +309,15 @@ def test_every_figure_on_mnist_follows_from_the_predictions(trained_on_mnist: Pa
 
 
 @pytest.mark.slow
-@with_mnist
-def test_the_labels_on_mnist_are_those_of_the_file(trained_on_mnist: Path) -> None:
+@pytest.mark.mnist
+def test_the_labels_on_mnist_are_those_of_the_file(trained_on_mnist: Path, mnist_root: Path) -> None:
     predicted = Predicted(trained_on_mnist / f"predictions-test-step-{best_step(trained_on_mnist):08d}.csv")
-    content = (MNIST.parent / "t10k-labels-idx1-ubyte").read_bytes()
+    content = (mnist_root / "MNIST/raw/t10k-labels-idx1-ubyte").read_bytes()
     assert predicted.label_N[predicted.index_N].tolist() == list(content[8:])
 
 
 @pytest.mark.slow
-@with_mnist
+@pytest.mark.mnist
 def test_the_named_metrics_on_mnist_are_those_of_the_run(trained_on_mnist: Path) -> None:
     told = measured(trained_on_mnist, "test", best_step(trained_on_mnist))
     then = read_json(trained_on_mnist / "summary.json")["test"]
@@ -332,7 +327,7 @@ def test_the_named_metrics_on_mnist_are_those_of_the_run(trained_on_mnist: Path)
 
 
 @pytest.mark.slow
-@with_mnist
+@pytest.mark.mnist
 def test_a_mirror_image_confuses_a_reader_of_digits(trained_on_mnist: Path) -> None:
     name = f"test-step-{best_step(trained_on_mnist):08d}"
     plain, mirrored = (read_json(trained_on_mnist / f"evaluation-{name}{views}.json") for views in ("", "-flip"))

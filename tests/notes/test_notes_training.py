@@ -72,7 +72,8 @@ def test_few_images_are_learned_by_heart_and_regularization_narrows_the_gap() ->
 
 
 @pytest.mark.slow
-def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_path: Path) -> None:
+@pytest.mark.mnist
+def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_path: Path, mnist_root: Path) -> None:
     """The book's c6-relu and c6-conv2 over three seeds each, on 3,000 images and three epochs."""
     mean = {}
     for name in ("c6-relu", "c6-conv2"):
@@ -81,6 +82,7 @@ def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_pat
             answer = run(
                 train,
                 f"experiment=book/{name}",
+                f"data.root={mnist_root}",
                 f"seed={seed}",
                 f"run_dir={name}-{seed}",
                 "data.limit=3000",

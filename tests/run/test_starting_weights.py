@@ -254,7 +254,6 @@ def test_a_run_that_has_no_checkpoint_yet_begins_from_its_source_again(finished:
     assert all(torch.equal(reference[name], again[name]) for name in reference)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_in_a_fresh_process_trains_the_head_alone_to_the_same_bits(finished: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py")]
     settings = [FAST, "schedule=constant", f"model.init_from={finished}", TRUNK, NEW_HEAD, "trainer.ema=0.9"]
@@ -432,7 +431,6 @@ def test_another_normalisation_is_noted(pretrained: dict[str, Tensor], capsys: p
     )
 
 
-@pytest.mark.slow
 def test_a_run_from_pretrained_weights_freezes_evaluates_and_resumes(
     pretrained: dict[str, Tensor], in_tmp_path: Path
 ) -> None:

@@ -363,7 +363,6 @@ def test_trust_is_not_kept_in_the_run(with_own_class: Path) -> None:
     assert saved(with_own_class)["trust"] == []
 
 
-@pytest.mark.slow
 def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
     code = (
         "import sys; from cnnlab.cli import train; "

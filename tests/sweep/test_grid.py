@@ -259,7 +259,6 @@ class Bomb(nn.Module):
 """
 
 
-@pytest.mark.slow
 def test_of_six_jobs_five_are_whole_where_one_is_killed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     axes = ("optimizer.lr=0.01,0.05,0.1", "model=cnn,mlp")
@@ -294,7 +293,6 @@ def test_of_six_jobs_five_are_whole_where_one_is_killed(tmp_path: Path) -> None:
     assert environment["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_lets_the_running_job_save_and_starts_no_other(
     tmp_path: Path, number: signal.Signals, to_all: bool
