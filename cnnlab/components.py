@@ -13,13 +13,14 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from cnnlab.runtime.errors import Complaints, ConfigError, did_you_mean, first_line, listing
 
 Factory = Callable[..., Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,33 @@ def bind_arguments(
             place = f"{key}.{parameter.name}" if key else parameter.name
             complaints.add(place, f"{name} needs it, and it is missing")
     return bound
+
+
+def attempt(check: Callable[[], Result], complaints: Complaints) -> Result | None:
+    """What `check` returns, or None with the `ConfigError` that it raised among the complaints."""
+    try:
+        return check()
+    except ConfigError as error:
+        complaints.add("", str(error))
+        return None
+
+
+def build_component(spec: Any, key: str, registry: Registry, complaints: Complaints, trust: Trust | None = None) -> Any:
+    """What a spec names, built with its arguments alone; None with complaints."""
+    component = bind(spec, key, registry, complaints, trust=trust)
+    return attempt(component.build, complaints) if component else None
+
+
+def build_settings(
+    factory: Callable[..., Result], given: Mapping[str, Any], key: str, complaints: Complaints
+) -> Result | None:
+    """A dataclass of settings from a section of the config, or None with complaints."""
+    before = len(complaints.messages)
+    bound = bind_arguments(factory, given, key, key, complaints)
+    if len(complaints.messages) > before:
+        return None
+    component = Component(key, key, factory, bound)
+    return attempt(lambda: cast(Result, component.build()), complaints)
 
 
 _HIDDEN = ("device", "dtype")

@@ -10,7 +10,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.components import Trust
-from cnnlab.config.check import check_config, schedule_depends_on_length
+from cnnlab.config.check import check_config
+from cnnlab.config.check_training import schedule_depends_on_length
 from cnnlab.config.compose import apply_overrides, as_given, value_overrides
 from cnnlab.config.programs import command, trusting
 from cnnlab.config.run_plan import RunPlan

@@ -6,7 +6,8 @@ import torch
 from commands import composed
 
 from cnnlab.components import Trust
-from cnnlab.config.check import check_config, schedule_depends_on_length
+from cnnlab.config.check import check_config
+from cnnlab.config.check_training import schedule_depends_on_length
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.observers import Console, JSONLines, TensorBoard
 from cnnlab.runtime.errors import ConfigError
@@ -195,7 +196,7 @@ def test_one_neuron_may_answer_for_two_classes() -> None:
 
 def test_a_single_output_for_two_classes_is_shown_the_way() -> None:
     blocks = {"flatten": "flatten", "neuron": {"type": "linear", "out_features": 1}}
-    with pytest.raises(ConfigError, match=r"neuron: the network's output is 1: expected 2, .* or two_classes behind"):
+    with pytest.raises(ConfigError, match=r"neuron: the network's output is 1: expected 2, .* or two_classes after"):
         check("data=logic_gates", model={"init": "default", "blocks": blocks})
 
 

@@ -1,0 +1,193 @@
+"""The sections `optimizer`, `schedule` and `trainer`, `trainer.execution` among it."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlab.components import Component, Registry, Trust, attempt, bind, build_settings
+from cnnlab.config.run_plan import build_schedule
+from cnnlab.config.sections import as_mapping, as_spec
+from cnnlab.data.settings import DataSettings
+from cnnlab.data.source import DataSpec
+from cnnlab.engine import optimization
+from cnnlab.engine.backends.compilation import reason_against_step
+from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
+from cnnlab.engine.execution import Execution
+from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer
+from cnnlab.engine.schedule import SCHEDULES
+from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.network import NetworkPlan
+from cnnlab.runtime.checks import integer
+from cnnlab.runtime.errors import Complaints, no_such_key
+
+OPTIMIZER = Registry("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
+SCHEDULE = Registry("schedule", SCHEDULES, torch.optim.lr_scheduler.LRScheduler, ("torch.optim.lr_scheduler",))
+TRAINER_KEYS = ("deterministic", "execution")  # beside the fields of TrainerSettings
+PROVIDED_TO_SCHEDULES = ("optimizer", "total_steps", "steps_per_epoch")
+
+
+def check_optimizer(
+    given: Any, network: NetworkPlan | None, complaints: Complaints, trust: Trust
+) -> tuple[Component | None, dict[str, dict[str, float]]]:
+    """The optimizer and its parameter groups, tried on the network without weights."""
+    section = as_spec(given)
+    groups = section.pop("groups", {})
+    component = bind(section, "optimizer", OPTIMIZER, complaints, withheld=("params",), trust=trust)
+    if component is None:
+        return None, {}
+    names: list[str] = []
+    with torch.device("meta"):
+        skeleton = network.build() if network else None
+    if skeleton is not None:
+        names = [name for name, parameter in skeleton.named_parameters() if parameter.requires_grad]
+        if not names:
+            complaints.add("model.blocks", "no block has a parameter: there is nothing to train")
+    before = len(complaints.messages)
+    checked = optimization.check_optimizer(component, groups, names, complaints)
+    if skeleton is not None and names and len(complaints.messages) == before:
+        attempt(lambda: build_optimizer(component, skeleton, checked), complaints)
+    return component, checked
+
+
+def check_trainer(given: Any, complaints: Complaints) -> TrainerSettings | None:
+    """The trainer's settings, without the keys that have a check of their own."""
+    section = as_mapping(given, "trainer", complaints)
+    names = [field.name for field in fields(TrainerSettings)]
+    for name in section:
+        if name not in (*names, *TRAINER_KEYS):
+            complaints.add(f"trainer.{name}", no_such_key(name, [*names, *TRAINER_KEYS]))
+    settings = {name: section[name] for name in names if name in section}
+    return build_settings(TrainerSettings, settings, "trainer", complaints)
+
+
+def check_trainer_against_data(
+    settings: TrainerSettings | None, data: DataSettings | None, spec: DataSpec | None, complaints: Complaints
+) -> None:
+    """What the trainer wants of the data: enough images in a batch, and the splits that it measures."""
+    if settings is None or data is None or spec is None:
+        return
+    if settings.accumulate > data.batch_size:
+        complaints.add(
+            "trainer.accumulate",
+            f"expected at most data.batch_size={data.batch_size}, received {settings.accumulate}",
+        )
+    if not data.has_validation(spec) and (settings.monitor or "").endswith("/val"):
+        complaints.add(
+            "trainer.monitor",
+            f"{settings.monitor} needs a validation split, but data.validation.count=0: expected "
+            f"trainer.monitor=null or a count",
+        )
+    if settings.monitor_test and "test" not in spec.counts:
+        complaints.add("trainer.monitor_test", "the data have no test split: expected false")
+
+
+def check_execution(trainer: Any, complaints: Complaints) -> Execution | None:
+    """`trainer.execution`."""
+    given = trainer.get("execution") if isinstance(trainer, Mapping) else {}
+    if not isinstance(given, Mapping):
+        names = ", ".join(field.name for field in fields(Execution))
+        complaints.add("trainer.execution", f"expected a mapping of {names}, received {given!r}")
+        return None
+    return build_settings(Execution, given, "trainer.execution", complaints)
+
+
+def check_deterministic(trainer: Any, complaints: Complaints) -> Any:
+    """`trainer.deterministic`: true, false or auto."""
+    given = trainer.get("deterministic", "auto") if isinstance(trainer, Mapping) else "auto"
+    if given not in (True, False, "auto"):
+        complaints.add("trainer.deterministic", f"expected true, false or auto, received {given!r}")
+    return given
+
+
+def check_compilation(
+    execution: Execution | None,
+    optimizer: Component | None,
+    schedule: Component | None,
+    settings: TrainerSettings | None,
+    complaints: Complaints,
+) -> None:
+    """A compiled or captured step has to allow the optimizer, the schedule and a watched update."""
+    if settings and settings.watch_every is not None:
+        for name, usual in (("compile", "none"), ("cuda_graph", "false")):
+            value = getattr(execution, name, None)
+            if value in ("network", "step", True):
+                complaints.add(
+                    "trainer.watch_every",
+                    f"what a step does is watched from Python, and trainer.execution.{name}={str(value).lower()} "
+                    f"leaves none of it there: expected {name}={usual}, or watch_every=null",
+                )
+    if execution and execution.cuda_graph is True and optimizer and schedule:
+        reason = reason_against_cuda_graph(optimizer, schedule)
+        if reason:
+            complaints.add("trainer.execution.cuda_graph", f"{reason}; expected auto or false")
+    if execution and execution.compile == "step" and optimizer and schedule:
+        reason = reason_against_step(optimizer, schedule)
+        if reason:
+            complaints.add("trainer.execution.compile", f"step: {reason}; expected network or none")
+
+
+def check_schedule(
+    given: Any, settings: TrainerSettings | None, steps_per_epoch: int | None, complaints: Complaints, trust: Trust
+) -> tuple[Component | None, int | None]:
+    """The schedule and the steps that it is made for: its own `total_steps` or the run's, None where unbounded."""
+    section = as_spec(given)
+    own = section.pop("total_steps", None)
+    if own is not None and attempt(lambda: integer("schedule.total_steps", own, 1), complaints) is None:
+        return None, None
+    length_known = own is not None or (settings is not None and steps_per_epoch is not None)
+    length = own
+    if own is None and settings and steps_per_epoch:
+        length = settings.total_steps(steps_per_epoch)
+    component = bind(
+        section,
+        "schedule",
+        SCHEDULE,
+        complaints,
+        provided=PROVIDED_TO_SCHEDULES,
+        constants={} if length is None else {"total_steps": length},
+        trust=trust,
+    )
+    if component is None:
+        return None, length
+    if component.factory is torch.optim.lr_scheduler.ReduceLROnPlateau:
+        complaints.add(
+            "schedule.type",
+            "ReduceLROnPlateau waits for a metric, while schedules here are functions of the step: expected "
+            "another, such as cosine or step",
+        )
+        return None, length
+    if "total_steps" in component.parameters and length is None:
+        if length_known:  # otherwise the complaint about trainer or data explains it
+            complaints.add(
+                "schedule.total_steps",
+                f"{component.type} needs the run's length, which max_time alone does not give: expected "
+                f"trainer.epochs, trainer.max_steps or schedule.total_steps",
+            )
+        return None, None
+    if length and steps_per_epoch:
+        _try_schedule(component, length, steps_per_epoch, complaints)
+    return component, length
+
+
+def _try_schedule(component: Component, length: int, steps_per_epoch: int, complaints: Complaints) -> None:
+    """Builds the schedule once, around an optimizer of one weight, to collect what it refuses."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    attempt(lambda: build_schedule(component, optimizer, length, steps_per_epoch), complaints)
+
+
+def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
+    """Whether another length of the run would change the learning rate of its earlier steps."""
+    if schedule.get("total_steps") is not None:
+        return False
+    component = bind(
+        {key: value for key, value in schedule.items() if key != "total_steps"},
+        "schedule",
+        SCHEDULE,
+        Complaints(),
+        provided=PROVIDED_TO_SCHEDULES,
+        constants={"total_steps": 0},
+    )
+    return component is not None and ("total_steps" in component.parameters or "total_steps" in schedule.values())
