@@ -149,9 +149,7 @@ def test_the_orientation_of_an_opened_photograph_is_applied(completed_run: Path,
 
 @pytest.mark.parametrize("images", [5, [None], b"a.png"])
 def test_what_is_no_image_is_refused(completed_run: Path, images: Any) -> None:
-    with pytest.raises(TypeError, match="expected paths, PIL images, uint8 arrays or tensors, received [iNb]"):
-        TypeError, match=r"expected paths, PIL images, uint8 arrays or tensors, received (int|None|bytes)"
-    ):
+    with pytest.raises(TypeError, match=r"expected paths, PIL images, uint8 arrays or tensors, received [iNb]"):
         cnnlab.load(completed_run).predict(images)
 
 
