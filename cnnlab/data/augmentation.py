@@ -1,8 +1,9 @@
-"""Augmentation: the images of a batch changed at random, each by numbers of its own.
+"""Augmentation: random changes to the images of a training batch.
 
 Every augmentation takes float images of 0…255, (N, C, H, W), and for each image `draws` uniform numbers that are a
-pure function of (seed, epoch, index): the same image comes out whatever the batch, the workers or the loader. Mixing
-joins the images of a batch, so it depends on the batch as well.
+pure function of (seed, index, turn), where `turn` counts how often the image came before: its epoch, unless classes
+are balanced. So the result does not depend on the batch, the workers or the loader. Mixing joins the images of a
+batch, so it depends on the batch as well.
 """
 
 import math
@@ -22,20 +23,21 @@ from cnnlab.runtime.randomness import derive
 Shape = tuple[int, int, int]
 Interval = tuple[float, float]
 BRIGHTEST = 255.0
+TURN_BITS = 32  # of a counter of 64 bits, the upper ones count turns, the lower ones images
 
 
 class Augmentation(ABC):
-    """Changes images, each by `draws` numbers of its own."""
+    """Changes each image by `draws` random numbers."""
 
     draws = 1
-    same_each_epoch = False  # whether an image keeps its numbers
+    same_each_turn = False  # True if an image keeps its numbers
 
     def check(self, shape: Shape) -> None:  # noqa: B027 — most fit any image
         """Raises `ArgumentError` where images of (C, H, W) are too small for it."""
 
     @abstractmethod
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
-        """The changed images; `u_ND` are the numbers in [0, 1), `epoch` counts from 0."""
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
+        """The changed images; `u_ND` are uniform in [0, 1), `turn_N` int64 from 0."""
 
 
 class HorizontalFlip(Augmentation):
@@ -44,20 +46,17 @@ class HorizontalFlip(Augmentation):
     def __init__(self, p: float = 0.5) -> None:
         self.p = number("p", p, 0, 1)
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         return _mirrored_where(u_ND[:, 0] < self.p, x_NCHW)
 
 
 class AlternatingFlip(Augmentation):
-    """Mirrors half of the images in the first epoch, the other half in the second, and so on in turns.
+    """Mirrors every other showing of an image; half of the images start mirrored (arXiv 2404.00498, §3.6)."""
 
-    Any two epochs in a row show both sides of every image (arXiv 2404.00498, §3.6).
-    """
+    same_each_turn = True
 
-    same_each_epoch = True
-
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
-        return _mirrored_where((u_ND[:, 0] < 0.5) ^ (epoch % 2 == 1), x_NCHW)
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
+        return _mirrored_where((u_ND[:, 0] < 0.5) ^ (turn_N % 2 == 1), x_NCHW)
 
 
 def _mirrored_where(chosen_N: Tensor, x_NCHW: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ class Shift(Augmentation):
                 "pixels", f"expected fewer than the {smallest} pixels of a side of the image, received {self.pixels}"
             )
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         height, width = x_NCHW.shape[2:]
         moved_N2 = (u_ND * (2 * self.pixels + 1)).long() - self.pixels
         rows_NH = torch.arange(height, device=x_NCHW.device) - moved_N2[:, :1]
@@ -132,7 +131,7 @@ class Affine(Augmentation):
         self.scale = _interval("scale", scale)
         self.shear = number("shear", shear, 0, 90, open_maximum=True)
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         height, width = x_NCHW.shape[2:]
         signed_ND = 2 * u_ND - 1
         angle_N = signed_ND[:, 0] * math.radians(self.degrees)
@@ -169,8 +168,8 @@ class Rotation(Affine):
 class RandomResizedCrop(Augmentation):
     """Cuts out a rectangle and stretches it to the image's size (as `torchvision.transforms.RandomResizedCrop`).
 
-    `scale` is an interval of shares of the area, `ratio` of width to height, drawn on a logarithmic scale; a rectangle
-    that would reach over an edge is cut to it. Raises `ArgumentError`.
+    `scale` is the interval of the crop's fraction of the area, `ratio` that of its width to its height in pixels, drawn
+    on a logarithmic scale; sides are cut to those of the image. Raises `ArgumentError`.
     """
 
     draws = 4
@@ -181,10 +180,12 @@ class RandomResizedCrop(Augmentation):
             raise ArgumentError("scale", f"expected shares of the area, at most 1, received {list(scale)!r}")
         self.ratio = _interval("ratio", ratio)
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
+        height, width = x_NCHW.shape[2:]
         area_N = self.scale[0] + u_ND[:, 0] * (self.scale[1] - self.scale[0])
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        stretch_N = (low + u_ND[:, 1] * (high - low)).exp().sqrt()
+        # relative to the image's own ratio, as affine_grid counts sides
+        stretch_N = ((low + u_ND[:, 1] * (high - low)).exp() * height / width).sqrt()
         sides_N2 = torch.stack([area_N.sqrt() * stretch_N, area_N.sqrt() / stretch_N], 1).clamp(max=1)
         middle_N2 = (2 * u_ND[:, 2:] - 1) * (1 - sides_N2)
         theta_N23 = torch.cat([torch.diag_embed(sides_N2), middle_N2[:, :, None]], 2)
@@ -209,7 +210,7 @@ class Cutout(Augmentation):
         if self.size > smallest:
             raise ArgumentError("size", f"expected at most a side of the image, {smallest}, received {self.size}")
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         sizes_2 = torch.tensor(x_NCHW.shape[2:], device=x_NCHW.device)
         first_N2 = (u_ND * sizes_2).long() - self.size // 2
         hit = []
@@ -226,7 +227,7 @@ class Brightness(Augmentation):
     def __init__(self, amount: float = 0.2) -> None:
         self.amount = number("amount", amount, 0, 1)
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         return (x_NCHW * _factors(u_ND, self.amount)).clamp(0, BRIGHTEST)
 
 
@@ -236,7 +237,7 @@ class Contrast(Augmentation):
     def __init__(self, amount: float = 0.2) -> None:
         self.amount = number("amount", amount, 0, 1)
 
-    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, epoch: int) -> Tensor:
+    def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         mean_N111 = x_NCHW.mean((1, 2, 3), keepdim=True)
         return torch.lerp(mean_N111, x_NCHW, _factors(u_ND, self.amount)).clamp(0, BRIGHTEST)
 
@@ -257,10 +258,10 @@ def _interval(argument: str, value: Interval) -> Interval:
 
 
 class Augment:
-    """What is done to the images of each training batch, in the order in which it is named.
+    """Applies named augmentations to each training batch, in their order.
 
-    The numbers of an image depend on (seed, the augmentation's name, epoch, index) alone; how a batch is mixed, on
-    (seed, name, epoch, position in the epoch). So nothing of it needs to be saved.
+    The numbers of an image depend on (seed, the augmentation's name, index, turn) alone; how a batch is mixed, on
+    (seed, name, epoch, position in the epoch). So it has no state to save.
     """
 
     def __init__(self, steps: Mapping[str, Augmentation | Mixing], classes: int, seed: int) -> None:
@@ -270,15 +271,15 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether what becomes of an image depends on its batch."""
+        """True if an image's result depends on its batch."""
         return any(isinstance(step, Mixing) for step in self.steps.values())
 
     def __call__(
-        self, x_NCHW: Tensor, target_N: Tensor, index_N: Tensor, epoch: int, position: int
+        self, x_NCHW: Tensor, target_N: Tensor, index_N: Tensor, turn_N: Tensor, epoch: int, position: int
     ) -> tuple[Tensor, Tensor]:
         """The changed images, and targets (N,), or (N, K) where images were mixed; `x_NCHW` float of 0…255.
 
-        `index_N` are what the images' numbers are drawn by, `position` is the batch's place in the epoch.
+        `turn_N` counts how often each image came before, `position` is the batch's in the epoch.
         """
         target = target_N
         for name, step in self.steps.items():
@@ -287,8 +288,9 @@ class Augment:
                 target_NK = target if target.dim() == 2 else F.one_hot(target, self.classes).float()
                 x_NCHW, target = step(x_NCHW, target_NK, generator)
             else:
-                key = derive(self.seed, "augment", name, 0 if step.same_each_epoch else epoch)
-                x_NCHW = step(x_NCHW, uniforms(key, index_N, step.draws), epoch)
+                counter_N = index_N if step.same_each_turn else (turn_N << TURN_BITS) + index_N
+                u_ND = uniforms(derive(self.seed, "augment", name), counter_N, step.draws)
+                x_NCHW = step(x_NCHW, u_ND, turn_N)
         return x_NCHW, target
 
 

@@ -266,14 +266,14 @@ def visible(folder: Path, root: Path) -> Entries:
 
 
 def _check_inside(link: Path, root: Path) -> None:
-    target = link.resolve()
+    target = Path(os.path.realpath(link))  # `resolve` raises for a link to itself
     if not target.is_relative_to(root.resolve()):
         raise ConfigError(
             f"{printable(link)}: the link leads out of {printable(root)} to {printable(target)}: expected links that "
             f"stay inside"
         )
     if not target.exists():
-        raise ConfigError(f"{printable(link)}: the link leads to {printable(target)}, where nothing is")
+        raise ConfigError(f"{printable(link)}: the link leads to {printable(target)}, where nothing can be read")
 
 
 def _check_circle(link: Path, linked: set[Path]) -> None:

@@ -65,7 +65,7 @@ class ImageFolder(Source):
         return read_files(self.root, chosen.paths, chosen.y_N, self.image_reader)
 
     def paths(self, split: str) -> list[str]:
-        return list(self._found.splits[split].paths)
+        return [printable(Path(path)) for path in self._found.splits[split].paths]
 
     def reader(self) -> ImageReader:
         return self.image_reader

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class ImageLoader(ABC):
     `batch_size` is over all ranks; every rank draws the same order and takes every `world_size`-th image of each
     batch. `shuffle` takes each image once an epoch; with `balanced` as well, an epoch is as long, and has each class
     as often as any other (`balanced_order`). `drop_last` leaves out the images that fill no whole batch. Position
-    within the epoch is an integer (`state_dict`), so an epoch can be taken up in the middle. Iterating yields the rest
+    within the epoch is an integer (`state_dict`), so an epoch can be resumed in the middle. Iterating yields the rest
     of the current epoch; then `set_epoch` starts another. `augment` changes the images of each batch.
 
     A subclass says where images are gathered; the batches are the same to the bit.
@@ -58,8 +59,8 @@ class ImageLoader(ABC):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.share = len(range(rank, batch_size, world_size))  # of a whole batch, for this rank
-        numbers = max(1, self.share) * images.stored_NCHW[0].numel()
+        self.per_rank = len(range(rank, batch_size, world_size))  # images of a whole batch
+        numbers = max(1, self.per_rank) * images.stored_NCHW[0].numel()
         block = BLOCK_ON_CUDA if device.type == "cuda" else BLOCK
         self.batches_at_once = 1 if augment and augment.mixes else max(1, block // numbers)
         self.epoch = 0
@@ -88,57 +89,67 @@ class ImageLoader(ABC):
     def close(self) -> None:  # noqa: B027 — most hold nothing but memory
         """Ends what works for the loader beside this process; iterating starts it again."""
 
-    def order(self, epoch: int) -> Tensor:
-        """(images,) int64 rows in the order of that epoch, the same on every device."""
-        if not self.shuffle:
-            return torch.arange(len(self.y_N))
-        if self.balanced:
+    def order(self, epoch: int) -> "Order":
+        """The order of that epoch, the same on every device."""
+        if self.shuffle and self.balanced:
             return balanced_order(self.y_N.cpu(), self.seed, epoch)
+        turn_N = torch.full((len(self.y_N),), epoch)
+        if not self.shuffle:
+            return Order(torch.arange(len(self.y_N)), turn_N)
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-        return torch.randperm(len(self.y_N), generator=generator)
+        return Order(torch.randperm(len(self.y_N), generator=generator), turn_N)
 
     def __iter__(self) -> Iterator[Batch]:
         places = torch.arange(self.images)
-        places = places[places % self.batch_size % self.world_size == self.rank]  # batch after batch, `share` in each
-        rows = self.order(self.epoch)[places]
+        # batch after batch, `per_rank` in each
+        order = self.order(self.epoch).take(places[places % self.batch_size % self.world_size == self.rank])
         # a block begins where it always does, so that a resumed epoch computes what an unbroken one did
         starts = range(self.position - self.position % self.batches_at_once, len(self), self.batches_at_once)
-        blocks = [slice(start * self.share, (start + self.batches_at_once) * self.share) for start in starts]
-        gathered = self._gathered(rows, blocks)
-        places, rows = self.moved(places), self.moved(rows)
+        blocks = [slice(start * self.per_rank, (start + self.batches_at_once) * self.per_rank) for start in starts]
+        gathered = self._gathered(order.row_N, blocks)
+        row_N, turn_N = self.moved(order.row_N), self.moved(order.turn_N)
         for start, block, x_NCHW in zip(starts, blocks, gathered, strict=True):
-            made = self._made(x_NCHW, rows[block], places[block], start)
+            made = self._made(x_NCHW, row_N[block], turn_N[block], start)
             for position in range(max(start, self.position), min(start + self.batches_at_once, len(self))):
                 # the position moves on before the batch is handed out: a checkpoint after its step counts it
                 self.position = position + 1
-                first = (position - start) * self.share
-                yield made[first : first + self.share]
+                first = (position - start) * self.per_rank
+                yield made[first : first + self.per_rank]
 
     def moved(self, numbers: Tensor) -> Tensor:
-        """On the device; from pinned memory, so that nothing waits until a GPU has done all that it was told before."""
+        """On the device; from pinned memory, so that nothing waits until a GPU has done its earlier work."""
         return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers
 
     @abstractmethod
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
         """The images of each block of rows, uint8 on the device, one block after the other."""
 
-    def _made(self, x_NCHW: Tensor, rows: Tensor, places: Tensor, position: int) -> Batch:
+    def _made(self, x_NCHW: Tensor, row_N: Tensor, turn_N: Tensor, position: int) -> Batch:
         """Some batches in one: augmented, normalised, with their targets."""
-        target, index_N = self.y_N[rows], self.index_N[rows]
+        target, index_N = self.y_N[row_N], self.index_N[row_N]
         if self.augment:
-            # balanced, an image comes several times in an epoch: it shall look different each time
-            numbered_N = places if self.balanced else index_N
-            x_NCHW, target = self.augment(x_NCHW.float(), target, numbered_N, self.epoch, position)
+            x_NCHW, target = self.augment(x_NCHW.float(), target, index_N, turn_N, self.epoch, position)
         return Batch(normalized(x_NCHW, self.shift_C11, self.scale_C11), target, index_N)
 
 
-def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:
-    """(N,) int64 rows of an epoch in which each class that has an image comes as often as any other, ± 1.
+@dataclass(frozen=True)
+class Order:
+    """The images of an epoch: `row_N` int64 rows, `turn_N` int64 how often each of them came before."""
 
-    The epoch goes in rounds; in each, every class gives one image, in an order drawn anew: so any beginning of it
-    is balanced, whatever `drop_last` cuts off. Each class goes through permutations of its own images without
-    end and goes on in the next epoch where it stopped, so that no image comes again before all others of its class
-    did. The images over at the end are given by other classes from epoch to epoch.
+    row_N: Tensor
+    turn_N: Tensor
+
+    def take(self, places: Tensor) -> "Order":
+        return Order(self.row_N[places], self.turn_N[places])
+
+
+def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Order:
+    """(N,) images of an epoch in which each class that has an image comes as often as any other, ± 1.
+
+    The epoch goes in rounds; in each, every class gives one image, in a new random order: so any beginning of it is
+    balanced, whatever `drop_last` cuts off. Each class goes through permutations of its own images without end and
+    continues in the next epoch where it stopped, so that no image comes again before all others of its class did.
+    The images that fill no round are given by other classes from epoch to epoch.
     """
     labels, class_N, sizes = y_N.unique(return_inverse=True, return_counts=True)
     count = len(labels)
@@ -147,23 +158,26 @@ def balanced_order(y_N: Tensor, seed: int, epoch: int) -> Tensor:
     whole = torch.rand(rounds, count, generator=generator).argsort(stable=True).flatten()
     last = ((torch.arange(rest) + epoch * rest) % count)[torch.randperm(rest, generator=generator)]
     giver_N = torch.cat([whole, last])
-    order = torch.empty_like(giver_N)
+    row_N, turn_N = torch.empty_like(giver_N), torch.empty_like(giver_N)
     rows_by_class = class_N.argsort(stable=True).split(sizes.tolist())
     places_by_class = giver_N.argsort(stable=True).split(giver_N.bincount(minlength=count).tolist())
     for number, label in enumerate(labels.tolist()):
         # in the whole rounds of the epochs before, and ⌈(epoch · rest − number) / count⌉ at their ends
         given_before = epoch * rounds - (number - epoch * rest) // count
-        places = places_by_class[number]
-        order[places] = _stream(rows_by_class[number], given_before, len(places), seed, label)
-    return order
+        places, rows = places_by_class[number], rows_by_class[number]
+        given = given_before + torch.arange(len(places))
+        turn_N[places] = given // len(rows)
+        row_N[places] = rows[_permutations(len(rows), given, seed, label)]
+    return Order(row_N, turn_N)
 
 
-def _stream(rows: Tensor, start: int, count: int, seed: int, label: int) -> Tensor:
-    """`count` rows of a class from position `start` of its endless row of permutations."""
-    first, last = start // len(rows), (start + count - 1) // len(rows)
+def _permutations(size: int, given: Tensor, seed: int, label: int) -> Tensor:
+    """The numbers at consecutive positions `given` of an endless sequence of permutations of 0 … size − 1."""
+    if not len(given):
+        return given
+    first, last = int(given[0]) // size, int(given[-1]) // size
     permutations = [
-        rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive(seed, "class", label, number)))]
-        for number in range(first, last + 1)
+        torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "class", label, turn)))
+        for turn in range(first, last + 1)
     ]
-    skipped = start - first * len(rows)
-    return torch.cat(permutations)[skipped : skipped + count]
+    return torch.cat(permutations)[given - first * size]

@@ -13,7 +13,9 @@ from cnnlab.runtime.counter import uniforms
 from cnnlab.runtime.randomness import derive
 
 SMALLEST = 8  # pixels: in less, a corner and a curve are the same blot
-CHUNK = 1024  # images drawn at a time: a bound on memory
+LARGEST = 1024
+MOST_PIXELS = 1 << 34  # of a split, a byte each
+CHUNK = 1 << 20  # pixels drawn at a time: a bound on memory
 TILT = math.radians(10)  # how far a line may be off its direction
 
 
@@ -35,10 +37,11 @@ class Shapes(Source):
         noise: float,
         drawing_seed: int,
     ) -> None:
-        self.size = int_or_pair("size", size, SMALLEST)
+        self.size = int_or_pair("size", size, SMALLEST, LARGEST)
+        most = MOST_PIXELS // math.prod(self.size)
         self.counts = {
-            "train": integer("train_count", train_count, len(SHAPES)),
-            "test": integer("test_count", test_count, len(SHAPES)),
+            "train": integer("train_count", train_count, len(SHAPES), most),
+            "test": integer("test_count", test_count, len(SHAPES), most),
         }
         thinnest = number("thickness[0]", thickness[0], 0, open_minimum=True)
         self.thickness = (thinnest, number("thickness[1]", thickness[1], thinnest))
@@ -51,7 +54,8 @@ class Shapes(Source):
     def read(self, split: str) -> Images:
         index_N = torch.arange(self.counts[split])
         key = derive(self.drawing_seed, "shapes", split)
-        return Images.of(torch.cat([self._images(chunk_N, key) for chunk_N in index_N.split(CHUNK)]), _labels(index_N))
+        chunks = index_N.split(max(1, CHUNK // math.prod(self.size)))
+        return Images.of(torch.cat([self._images(chunk_N, key) for chunk_N in chunks]), _labels(index_N))
 
     def _images(self, index_N: Tensor, key: int) -> Tensor:
         """(N, 1, height, width) uint8."""

@@ -106,7 +106,7 @@ class Source(ABC):
         """All images of one of the splits that `describe` counts."""
 
     def paths(self, split: str) -> list[str] | None:
-        """The files of a split, relative to the data's root, where each image is a file; None elsewhere.
+        """The files of a split, relative to the data's root and printable, where each image is a file; None elsewhere.
 
         `paths(split)[i]` is the image whose `index_N` in `read(split)` is i. A validation split that was carved out
         of the training images keeps their indices: its files are among `paths("train")`.

@@ -15,12 +15,13 @@ def integer(argument: str, value: Any, minimum: int, maximum: int | None = None)
     return int(value)
 
 
-def int_or_pair(argument: str, value: Any, minimum: int) -> tuple[int, int]:
-    """An int, or a pair of ints (height, width), each of at least `minimum`. Raises `ArgumentError`."""
+def int_or_pair(argument: str, value: Any, minimum: int, maximum: int | None = None) -> tuple[int, int]:
+    """An int, or a pair of ints (height, width), each from `minimum` to `maximum`. Raises `ArgumentError`."""
     values = (value, value) if isinstance(value, int) else value
     if not isinstance(values, list | tuple) or len(values) != 2:
         raise ArgumentError(argument, f"expected a whole number or a pair [height, width], received {value!r}")
-    return integer(argument, values[0], minimum), integer(argument, values[1], minimum)
+    height, width = (integer(argument, side, minimum, maximum) for side in values)
+    return height, width
 
 
 def number(

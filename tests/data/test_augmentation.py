@@ -41,6 +41,7 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor([values])
 
 
+FIRST = torch.tensor(0)  # turn: each image comes for the first time
 SINGLE = [name for name in AUGMENTATIONS if name not in ("mixup", "cutmix")]  # those that change image by image
 
 
@@ -52,14 +53,14 @@ def with_defaults(name: str) -> Augmentation:
 
 def test_a_flip_mirrors_where_the_number_is_below_p() -> None:
     flip = HorizontalFlip(p=0.3)
-    assert bright(flip(planted(2, 1), numbers(0.29), 0)) == [(2, 7)]
-    assert bright(flip(planted(2, 1), numbers(0.31), 0)) == [(2, 1)]
+    assert bright(flip(planted(2, 1), numbers(0.29), FIRST)) == [(2, 7)]
+    assert bright(flip(planted(2, 1), numbers(0.31), FIRST)) == [(2, 1)]
 
 
-def test_alternating_flips_show_both_sides_in_any_two_epochs() -> None:
+def test_alternating_flips_show_both_sides_in_any_two_turns() -> None:
     u_ND = uniforms(3, torch.arange(50), 1)
     x_NCHW = torch.rand(50, 1, 4, 4)
-    shown = [AlternatingFlip()(x_NCHW, u_ND, epoch) for epoch in range(4)]
+    shown = [AlternatingFlip()(x_NCHW, u_ND, torch.full((50,), turn)) for turn in range(4)]
     for before, after in pairwise(shown):
         torch.testing.assert_close(after, before.flip(3))
     mirrored = (shown[0] != x_NCHW).flatten(1).any(1).sum()
@@ -69,12 +70,12 @@ def test_alternating_flips_show_both_sides_in_any_two_epochs() -> None:
 @pytest.mark.parametrize(("number", "moved"), [(0.0, -2), (0.19, -2), (0.21, -1), (0.5, 0), (0.7, 1), (0.99, 2)])
 def test_a_shift_moves_by_whole_pixels(number: float, moved: int) -> None:
     shift = Shift(pixels=2, padding_mode="constant")
-    assert bright(shift(planted(4, 3), numbers(number, 0.5), 0)) == [(4 + moved, 3)]
-    assert bright(shift(planted(4, 3), numbers(0.5, number), 0)) == [(4, 3 + moved)]
+    assert bright(shift(planted(4, 3), numbers(number, 0.5), FIRST)) == [(4 + moved, 3)]
+    assert bright(shift(planted(4, 3), numbers(0.5, number), FIRST)) == [(4, 3 + moved)]
 
 
 def test_what_a_shift_brings_in_is_the_padding_value() -> None:
-    shifted = Shift(pixels=1, padding_mode="constant", padding_value=7)(torch.ones(1, 2, 3, 3), numbers(0.9, 0.5), 0)
+    shifted = Shift(pixels=1, padding_mode="constant", padding_value=7)(torch.ones(1, 2, 3, 3), numbers(0.9, 0.5), FIRST)
     assert shifted[0, :, 0].eq(7).all()
     assert shifted[0, :, 1:].eq(1).all()
 
@@ -82,7 +83,7 @@ def test_what_a_shift_brings_in_is_the_padding_value() -> None:
 def test_a_reflecting_shift_is_a_window_of_the_reflected_image() -> None:
     x_NCHW = torch.rand(6, 3, 8, 5)
     u_ND = uniforms(1, torch.arange(6), 2)
-    shifted = Shift(pixels=3)(x_NCHW, u_ND, 0)
+    shifted = Shift(pixels=3)(x_NCHW, u_ND, FIRST)
     padded = torch.nn.functional.pad(x_NCHW, (3, 3, 3, 3), mode="reflect")
     for n, (down, right) in enumerate((u_ND * 7).long().tolist()):
         window = padded[n, :, 6 - down : 14 - down, 6 - right : 11 - right]
@@ -97,7 +98,7 @@ def test_affine_equals_torchvisions(u: tuple[float, float, float], moved: tuple[
     x_NCHW = torch.rand(1, 3, 12, 12)
     degrees, scale, shear = 40.0, (0.7, 1.4), 20.0
     places = [0.5 + pixels / (2 * 0.25 * 12) for pixels in moved]
-    ours = Affine(degrees, 0.25, scale, shear)(x_NCHW, numbers(*u, *places), 0)
+    ours = Affine(degrees, 0.25, scale, shear)(x_NCHW, numbers(*u, *places), FIRST)
     theirs = TF.affine(  # it turns clockwise, and takes moves as (right, down)
         x_NCHW,
         -(2 * u[0] - 1) * degrees,
@@ -111,7 +112,7 @@ def test_affine_equals_torchvisions(u: tuple[float, float, float], moved: tuple[
 
 def test_a_quarter_turn_is_rot90() -> None:
     x_NCHW = torch.rand(2, 1, 7, 7)
-    turned = Rotation(degrees=90)(x_NCHW, torch.ones(2, 5), 0)
+    turned = Rotation(degrees=90)(x_NCHW, torch.ones(2, 5), FIRST)
     torch.testing.assert_close(turned, x_NCHW.rot90(1, (2, 3)), atol=1e-5, rtol=0)
 
 
@@ -123,7 +124,7 @@ def test_a_translation_moves_the_planted_pixel_by_a_share_of_the_side() -> None:
 
 
 def test_scaling_by_two_doubles_distances_from_the_middle() -> None:
-    large = Affine(degrees=0, translate=0, scale=(2.0, 2.0))(torch.eye(8)[None, None], torch.full((1, 5), 0.5), 0)
+    large = Affine(degrees=0, translate=0, scale=(2.0, 2.0))(torch.eye(8)[None, None], torch.full((1, 5), 0.5), FIRST)
     expected = torch.nn.functional.interpolate(torch.eye(8)[None, None, 2:6, 2:6], scale_factor=2, mode="bilinear")
     torch.testing.assert_close(large[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-5, rtol=0)
 
@@ -131,38 +132,46 @@ def test_scaling_by_two_doubles_distances_from_the_middle() -> None:
 def test_a_resized_crop_of_everything_changes_nothing() -> None:
     x_NCHW = torch.rand(3, 3, 6, 6)
     crop = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    torch.testing.assert_close(crop(x_NCHW, uniforms(0, torch.arange(3), 4), 0), x_NCHW)
+    torch.testing.assert_close(crop(x_NCHW, uniforms(0, torch.arange(3), 4), FIRST), x_NCHW)
 
 
 def test_a_resized_crop_of_a_quarter_is_a_corner_enlarged() -> None:
     x_NCHW = torch.rand(1, 1, 8, 8)
-    corner = RandomResizedCrop(scale=(0.25, 0.25), ratio=(1.0, 1.0))(x_NCHW, numbers(0.5, 0.5, 0.0, 0.0), 0)
+    corner = RandomResizedCrop(scale=(0.25, 0.25), ratio=(1.0, 1.0))(x_NCHW, numbers(0.5, 0.5, 0.0, 0.0), FIRST)
     expected = torch.nn.functional.interpolate(x_NCHW[:, :, :4, :4], scale_factor=2, mode="bilinear")
     torch.testing.assert_close(corner[:, :, :-1, :-1], expected[:, :, :-1, :-1])
 
 
+def test_the_ratio_of_a_resized_crop_is_that_of_its_sides_in_pixels() -> None:
+    x_NCHW = torch.arange(8.0)[:, None] * 100 + torch.arange(16.0)  # 8×16: 100 a row, 1 a column
+    square = RandomResizedCrop(scale=(0.5, 0.5), ratio=(1.0, 1.0))(x_NCHW[None, None], numbers(0.5, 0.5, 0.0, 0.0), FIRST)
+    # √(0.5·8·16) = 8 on each side: all 8 rows at their own size, the first 8 columns stretched to 16
+    torch.testing.assert_close(square[0, 0, :, 0].diff(), torch.full((7,), 100.0))
+    torch.testing.assert_close(square[0, 0, 0, 1:-1].diff(), torch.full((13,), 0.5))
+
+
 def test_cutout_paints_a_square_about_the_drawn_pixel() -> None:
-    painted = Cutout(size=3, fill=9)(torch.ones(1, 2, 8, 8), numbers(0.5, 0.25), 0)
+    painted = Cutout(size=3, fill=9)(torch.ones(1, 2, 8, 8), numbers(0.5, 0.25), FIRST)
     assert (painted[0] == 9).sum() == 2 * 9
     assert (painted[0, :, 3:6, 1:4] == 9).all()
 
 
 def test_cutout_is_cut_at_the_edges() -> None:
-    painted = Cutout(size=4, fill=9)(torch.ones(1, 1, 8, 8), numbers(0.0, 0.99), 0)
+    painted = Cutout(size=4, fill=9)(torch.ones(1, 1, 8, 8), numbers(0.0, 0.99), FIRST)
     assert (painted[0, 0, :2, 5:] == 9).all()
     assert (painted == 9).sum() == 6
 
 
 def test_brightness_multiplies_within_the_range() -> None:
     x_NCHW = torch.tensor([[[[100.0, 240.0]]]])
-    assert Brightness(0.5)(x_NCHW, numbers(1.0), 0).flatten().tolist() == [150, 255]
-    assert Brightness(0.5)(x_NCHW, numbers(0.0), 0).flatten().tolist() == [50, 120]
+    assert Brightness(0.5)(x_NCHW, numbers(1.0), FIRST).flatten().tolist() == [150, 255]
+    assert Brightness(0.5)(x_NCHW, numbers(0.0), FIRST).flatten().tolist() == [50, 120]
 
 
 def test_contrast_stretches_about_the_mean() -> None:
     x_NCHW = torch.tensor([[[[100.0, 140.0]]]])
-    assert Contrast(0.5)(x_NCHW, numbers(1.0), 0).flatten().tolist() == [90, 150]
-    assert Contrast(1.0)(x_NCHW, numbers(0.0), 0).flatten().tolist() == [120, 120]
+    assert Contrast(0.5)(x_NCHW, numbers(1.0), FIRST).flatten().tolist() == [90, 150]
+    assert Contrast(1.0)(x_NCHW, numbers(0.0), FIRST).flatten().tolist() == [120, 120]
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -170,9 +179,9 @@ def test_a_image_comes_out_the_same_in_whatever_batch(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(6, 3, 10, 10) * 255
     u_ND = uniforms(5, torch.arange(6), augmentation.draws)
-    whole = augmentation(x_NCHW, u_ND, 1)
+    whole = augmentation(x_NCHW, u_ND, FIRST)
     assert whole.shape == x_NCHW.shape
-    torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], 1), whole[4:5], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], FIRST), whole[4:5], rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -180,7 +189,7 @@ def test_images_that_came_in_stay_as_they_were(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(4, 1, 8, 8) * 255
     before = x_NCHW.clone()
-    augmentation(x_NCHW, torch.full((4, augmentation.draws), 0.1), 0)
+    augmentation(x_NCHW, torch.full((4, augmentation.draws), 0.1), FIRST)
     assert torch.equal(x_NCHW, before)
 
 
@@ -188,7 +197,7 @@ def test_images_that_came_in_stay_as_they_were(name: str) -> None:
 def test_an_augmentation_really_changes_images(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(20, 1, 8, 8) * 255
-    changed = augmentation(x_NCHW, uniforms(2, torch.arange(20), augmentation.draws), 0)
+    changed = augmentation(x_NCHW, uniforms(2, torch.arange(20), augmentation.draws), FIRST)
     assert (changed != x_NCHW).flatten(1).any(1).sum() >= 4
 
 
@@ -229,19 +238,19 @@ STEPS = {"flip": HorizontalFlip(), "shift": Shift(2), "turn": Rotation(20), "cut
 
 def test_a_name_gives_an_augmentation_numbers_of_its_own() -> None:
     x_NCHW, y_N, index_N = torch.rand(40, 1, 6, 6) * 255, torch.zeros(40, dtype=torch.int64), torch.arange(40)
-    one, _ = Augment({"a": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, 0, 0)
-    other, _ = Augment({"b": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, 0, 0)
+    one, _ = Augment({"a": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, FIRST, 0, 0)
+    other, _ = Augment({"b": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, FIRST, 0, 0)
     assert not torch.equal(one, other)
-    both, _ = Augment({"x": Brightness(0), "a": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, 0, 0)
+    both, _ = Augment({"x": Brightness(0), "a": HorizontalFlip()}, 2, seed=0)(x_NCHW, y_N, index_N, FIRST, 0, 0)
     torch.testing.assert_close(both, one)  # what stands before it takes nothing away from it
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}])
-def test_another_seed_or_epoch_gives_other_images(changed: dict[str, int]) -> None:
-    def augmented(seed: int = 0, epoch: int = 0) -> Tensor:
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"turn": 1}])
+def test_another_seed_or_turn_gives_other_images(changed: dict[str, int]) -> None:
+    def augmented(seed: int = 0, turn: int = 0) -> Tensor:
         x_NCHW = torch.arange(30 * 36.0).reshape(30, 1, 6, 6) % 256
         y_N = torch.zeros(30, dtype=torch.int64)
-        return Augment(STEPS, 2, seed)(x_NCHW, y_N, torch.arange(30), epoch, 0)[0]
+        return Augment(STEPS, 2, seed)(x_NCHW, y_N, torch.arange(30), torch.full((30,), turn), 0, 0)[0]
 
     assert torch.equal(augmented(), augmented())
     assert not torch.equal(augmented(), augmented(**changed))
@@ -249,7 +258,7 @@ def test_another_seed_or_epoch_gives_other_images(changed: dict[str, int]) -> No
 
 def test_mixing_makes_class_indices_into_probabilities_and_the_next_mixing_takes_those() -> None:
     x_NCHW, y_N = torch.rand(8, 1, 6, 6), torch.arange(8) % 3
-    _, target = Augment({"mix": MixUp(), "cut": CutMix()}, 3, seed=0)(x_NCHW, y_N, torch.arange(8), 0, 0)
+    _, target = Augment({"mix": MixUp(), "cut": CutMix()}, 3, seed=0)(x_NCHW, y_N, torch.arange(8), FIRST, 0, 0)
     assert target.shape == (8, 3)
     torch.testing.assert_close(target.sum(1), torch.ones(8))
 
@@ -257,5 +266,5 @@ def test_mixing_makes_class_indices_into_probabilities_and_the_next_mixing_takes
 def test_batches_of_an_epoch_are_mixed_differently() -> None:
     mix = Augment({"mix": MixUp(1.0)}, 2, seed=0)
     x_NCHW, y_N, index_N = torch.rand(8, 1, 4, 4), torch.arange(8) % 2, torch.arange(8)
-    assert not torch.equal(mix(x_NCHW, y_N, index_N, 0, 0)[0], mix(x_NCHW, y_N, index_N, 0, 1)[0])
-    assert torch.equal(mix(x_NCHW, y_N, index_N, 0, 1)[0], mix(x_NCHW, y_N, index_N, 0, 1)[0])
+    assert not torch.equal(mix(x_NCHW, y_N, index_N, FIRST, 0, 0)[0], mix(x_NCHW, y_N, index_N, FIRST, 0, 1)[0])
+    assert torch.equal(mix(x_NCHW, y_N, index_N, FIRST, 0, 1)[0], mix(x_NCHW, y_N, index_N, FIRST, 0, 1)[0])

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_the_path_of_a_image_stands_at_its_index(tmp_path: Path, split: str) -> 
         path = paths[int(index)]
         assert torch.equal(x_CHW, ImageReader((8, 8), 3).read(tmp_path / path))
         assert path.split("/")[:2] == [split, ("cat", "dog")[int(label)]]
+
+
+def test_a_file_name_that_is_not_utf8_can_be_read_and_shown(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "a" / "000.png").rename(tmp_path / "a" / os.fsdecode(b"\xff.png"))
+    folder = source(tmp_path, test_share=0)
+    shown = folder.paths("train")[int(folder.read("train").y_N.argmin())]
+    assert "a/\\udcff.png" in folder.paths("train")
+    assert shown.encode().startswith(b"a/")
 
 
 def test_a_selection_keeps_the_index_of_the_path(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from cnnlab.data.augmentation import Augment, Brightness, HorizontalFlip, Shift
+from cnnlab.data.augmentation import AlternatingFlip, Augment, Brightness, HorizontalFlip, Shift
 from cnnlab.data.loader import balanced_order
 from cnnlab.data.mixing import MixUp
 from cnnlab.data.normalization import Normalization
@@ -72,7 +72,7 @@ def test_loading_draws_nothing_from_the_global_generator() -> None:
 
 def test_a_shuffled_order_is_a_permutation_of_the_seed_and_epoch_alone() -> None:
     generator = torch.Generator().manual_seed(derive(7, "order", 3))
-    assert torch.equal(loader().order(3), torch.randperm(COUNT, generator=generator))
+    assert torch.equal(loader().order(3).row_N, torch.randperm(COUNT, generator=generator))
 
 
 def test_without_shuffling_the_order_is_the_files() -> None:
@@ -169,27 +169,27 @@ def uneven_labels() -> torch.Tensor:
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 3, 17])
 def test_a_balanced_epoch_is_as_long_and_has_each_class_as_often(epoch: int) -> None:
-    order = balanced_order(uneven_labels(), 3, epoch)
+    order = balanced_order(uneven_labels(), 3, epoch).row_N
     counts = Counter(uneven_labels()[order].tolist())
     assert sum(counts.values()) == 41
     assert sorted(counts.values()) == [10, 10, 10, 11]
 
 
 def test_each_class_is_the_one_with_a_image_more_in_its_turn() -> None:
-    epochs = [Counter(uneven_labels()[balanced_order(uneven_labels(), 3, epoch)].tolist()) for epoch in range(4)]
+    epochs = [Counter(uneven_labels()[balanced_order(uneven_labels(), 3, epoch).row_N].tolist()) for epoch in range(4)]
     assert sorted(max(UNEVEN, key=lambda label: counts[label]) for counts in epochs) == [0, 2, 5, 9]
 
 
 @pytest.mark.parametrize("length", [1, 4, 6, 13, 40])
 def test_any_beginning_of_a_balanced_epoch_is_balanced(length: int) -> None:
-    counts = Counter(uneven_labels()[balanced_order(uneven_labels(), 3, 2)[:length]].tolist())
+    counts = Counter(uneven_labels()[balanced_order(uneven_labels(), 3, 2).row_N[:length]].tolist())
     numbers = [counts[label] for label in UNEVEN]
     assert max(numbers) - min(numbers) <= 1
 
 
 def test_no_image_comes_again_before_all_of_its_class_did_whatever_the_epoch() -> None:
     y_N = uneven_labels()
-    rows = torch.cat([balanced_order(y_N, 3, epoch) for epoch in range(12)])
+    rows = torch.cat([balanced_order(y_N, 3, epoch).row_N for epoch in range(12)])
     for label, size in UNEVEN.items():
         given = rows[y_N[rows] == label]
         for turn in given.split(size)[:-1]:
@@ -197,20 +197,20 @@ def test_no_image_comes_again_before_all_of_its_class_did_whatever_the_epoch() -
 
 
 def test_a_balanced_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    later = [balanced_order(uneven_labels(), 3, epoch) for epoch in range(5)]
+    later = [balanced_order(uneven_labels(), 3, epoch).row_N for epoch in range(5)]
     torch.manual_seed(2)
-    assert torch.equal(balanced_order(uneven_labels(), 3, 4), later[4])
-    assert not torch.equal(balanced_order(uneven_labels(), 4, 4), later[4])
+    assert torch.equal(balanced_order(uneven_labels(), 3, 4).row_N, later[4])
+    assert not torch.equal(balanced_order(uneven_labels(), 4, 4).row_N, later[4])
     assert len({tuple(order.tolist()) for order in later}) == 5
 
 
 def test_the_order_of_classes_is_mixed() -> None:
-    classes = uneven_labels()[balanced_order(uneven_labels(), 3, 0)[:40]].reshape(10, 4)
+    classes = uneven_labels()[balanced_order(uneven_labels(), 3, 0).row_N[:40]].reshape(10, 4)
     assert len({tuple(turn) for turn in classes.tolist()}) > 3
 
 
 def test_of_one_class_a_balanced_epoch_is_a_permutation() -> None:
-    order = balanced_order(torch.full((9,), 4), 0, 5)
+    order = balanced_order(torch.full((9,), 4), 0, 5).row_N
     assert sorted(order.tolist()) == list(range(9))
 
 
@@ -218,7 +218,7 @@ def test_a_balanced_loader_drops_the_last_batch_and_goes_on_where_it_was() -> No
     source = loader(balanced=True, drop_last=True, batch_size=6)
     batches = epoch_of(source, 2)
     assert [len(batch) for batch in batches] == [6, 6, 6]
-    assert flat(batches) == (100 + balanced_order(images().y_N, 7, 2)[:18]).tolist()
+    assert flat(batches) == (100 + balanced_order(images().y_N, 7, 2).row_N[:18]).tolist()
     resumed = loader(balanced=True, drop_last=True, batch_size=6)
     resumed.load_state_dict({"epoch": 2, "position": 1})
     assert indices(list(resumed)) == batches[1:]
@@ -263,7 +263,7 @@ def test_an_augmented_image_changes_from_epoch_to_epoch() -> None:
 def test_augmentation_comes_before_normalisation() -> None:
     (index, found), *_ = augmented(batch_size=1, shuffle=False).items()
     x_1CHW, y_1 = noise().x_NCHW[index][None].float(), torch.tensor([0])
-    by_hand, _ = Augment(STEPS, 3, 7)(x_1CHW, y_1, torch.tensor([index]), 0, 0)
+    by_hand, _ = Augment(STEPS, 3, 7)(x_1CHW, y_1, torch.tensor([index]), torch.tensor([0]), 0, 0)
     expected = (by_hand[0] - torch.tensor([9.0, 5.0])[:, None, None]) / torch.tensor([2.0, 3.0])[:, None, None]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
@@ -292,3 +292,23 @@ def test_an_augmented_epoch_is_taken_up_in_the_middle() -> None:
     for batch, expected in zip(again, whole[3:], strict=True):
         assert torch.equal(batch.x_NCHW, expected.x_NCHW)
         assert torch.equal(batch.target, expected.target)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_an_alternating_flip_mirrors_every_other_showing_of_an_image(balanced: bool) -> None:
+    uneven = Images(noise().x_NCHW, (torch.arange(COUNT) > 16).long(), torch.arange(COUNT))
+    augment = Augment({"flip": AlternatingFlip()}, 2, 0)
+    source = ResidentLoader(
+        uneven, Normalization((0.0, 0.0), (1.0, 1.0)), 4, device=CPU, shuffle=True, balanced=balanced, augment=augment
+    )
+    shown: dict[int, list[torch.Tensor]] = {index: [] for index in range(COUNT)}
+    for epoch in range(6):
+        source.set_epoch(epoch)
+        for batch in source:
+            for index, x_CHW in zip(batch.index_N.tolist(), batch.x_NCHW, strict=True):
+                shown[index].append(x_CHW)
+    first_mirrored = 0
+    for index, views in shown.items():
+        assert all(torch.equal(after, before.flip(2)) for before, after in pairwise(views))
+        first_mirrored += torch.equal(views[0], noise().x_NCHW[index].flip(2).float())
+    assert 0 < first_mirrored < COUNT

@@ -59,7 +59,7 @@ def test_another_seed_and_another_split_draw_others() -> None:
 def test_more_images_leave_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     few = drawn(train_count=80)[0]
     assert torch.equal(drawn(train_count=160)[0][:80], few)
-    monkeypatch.setattr("cnnlab.data.shapes.CHUNK", 7)
+    monkeypatch.setattr("cnnlab.data.shapes.CHUNK", 7 * 20 * 20)
     assert torch.equal(drawn(train_count=160)[0][:80], few)
 
 
@@ -118,6 +118,8 @@ def test_no_image_is_empty(name: str) -> None:
         ({"thickness": (3, 1)}, "thickness[1]"),
         ({"noise": -0.1}, "noise"),
         ({"drawing_seed": -1}, "drawing_seed"),
+        ({"train_count": 10**11}, "train_count"),
+        ({"size": 10**6}, "size"),
     ],
     ids=str,
 )
