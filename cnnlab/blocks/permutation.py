@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.runtime.checks import integer
-from cnnlab.runtime.counter import uniforms
-from cnnlab.runtime.randomness import derive
+from cnnlab.runtime.randomness import derive, uniforms
 
 
 class PermutePixels(nn.Module):

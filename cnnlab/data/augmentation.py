@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from cnnlab.data.mixing import CutMix, Mixing, MixUp
 from cnnlab.runtime.checks import integer, number, one_of
-from cnnlab.runtime.counter import uniforms
 from cnnlab.runtime.errors import ArgumentError
-from cnnlab.runtime.randomness import derive
+from cnnlab.runtime.randomness import derive, uniforms
 
 Shape = tuple[int, int, int]
 Interval = tuple[float, float]

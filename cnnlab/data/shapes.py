@@ -9,8 +9,7 @@ from torch import Tensor
 from cnnlab.data.drawing import Size, arc, edge, stroke, towards
 from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.runtime.checks import int_or_pair, integer, number
-from cnnlab.runtime.counter import uniforms
-from cnnlab.runtime.randomness import derive
+from cnnlab.runtime.randomness import derive, uniforms
 
 SMALLEST = 8  # pixels: in less, a corner and a curve are the same blot
 LARGEST = 1024

@@ -1,7 +1,9 @@
 """Randomness that can be named, captured and put back.
 
-What can be derived is derived: `derive(seed, "order", epoch)` is a pure function, so the order of an epoch
-needs no state. What draws from a generator (dropout, a user's own block) is captured with `capture_generators`.
+What can be derived is derived: `derive(seed, "order", epoch)` is a pure function, so the order of an epoch needs no
+state, and `uniforms(key, index, draws)` hashes a counter, so an image's augmentation depends neither on its batch nor
+on what was drawn before. What draws from a generator (dropout, a user's own block) is captured with
+`capture_generators`.
 """
 
 import hashlib
@@ -13,12 +15,45 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MANTISSA = 24  # bits of a float32
 
 
 def derive(seed: int, *purpose: str | int) -> int:
     """A seed in [0, 2⁶³) for one purpose, such as `derive(seed, "order", epoch)`; SHA-256 keeps them apart."""
     text = json.dumps([seed, *purpose])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def uniforms(key: int, index_N: Tensor, draws: int) -> Tensor:
+    """(N, draws) float32 in [0, 1), a pure function of (key, index, draw), on the device of `index_N`.
+
+    splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); `key` is a whole
+    number in [0, 2⁶³), as `derive(seed, "augment", name)` gives.
+    """
+    image_N1 = _splitmix64(index_N.to(torch.int64)[:, None] * _signed(_GOLDEN) + _signed(key))
+    steps_D = torch.arange(1, draws + 1, device=index_N.device) * _signed(_GOLDEN)
+    return _shifted(_splitmix64(image_N1 + steps_D), 64 - _MANTISSA).float() * 2.0**-_MANTISSA
+
+
+def _splitmix64(z: Tensor) -> Tensor:
+    """Its finalizer; int64 products wrap around as unsigned ones do."""
+    z = (z ^ _shifted(z, 30)) * _signed(_FACTORS[0])
+    z = (z ^ _shifted(z, 27)) * _signed(_FACTORS[1])
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right; torch's repeats the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def seed_generators(seed: int) -> None:
@@ -65,7 +100,7 @@ def restore_generators(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def put_back(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+def put_back(tensors: Sequence[Tensor]) -> Iterator[None]:
     """The tensors, and the state of every global generator, are afterwards what they were before."""
     before, generators = [tensor.detach().clone() for tensor in tensors], capture_generators()
     try:
@@ -82,7 +117,7 @@ def same_generators(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
+    if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
         return all(_same(one[name], other[name]) for name in one)

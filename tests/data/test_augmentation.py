@@ -23,8 +23,8 @@ from cnnlab.data.augmentation import (
     Shift,
 )
 from cnnlab.data.mixing import CutMix, Mixing, MixUp
-from cnnlab.runtime.counter import uniforms
 from cnnlab.runtime.errors import ArgumentError
+from cnnlab.runtime.randomness import uniforms
 
 
 def planted(row: int, column: int, size: int = 9, channels: int = 1) -> Tensor:
@@ -75,7 +75,9 @@ def test_a_shift_moves_by_whole_pixels(number: float, moved: int) -> None:
 
 
 def test_what_a_shift_brings_in_is_the_padding_value() -> None:
-    shifted = Shift(pixels=1, padding_mode="constant", padding_value=7)(torch.ones(1, 2, 3, 3), numbers(0.9, 0.5), FIRST)
+    shifted = Shift(pixels=1, padding_mode="constant", padding_value=7)(
+        torch.ones(1, 2, 3, 3), numbers(0.9, 0.5), FIRST
+    )
     assert shifted[0, :, 0].eq(7).all()
     assert shifted[0, :, 1:].eq(1).all()
 
@@ -144,7 +146,9 @@ def test_a_resized_crop_of_a_quarter_is_a_corner_enlarged() -> None:
 
 def test_the_ratio_of_a_resized_crop_is_that_of_its_sides_in_pixels() -> None:
     x_NCHW = torch.arange(8.0)[:, None] * 100 + torch.arange(16.0)  # 8×16: 100 a row, 1 a column
-    square = RandomResizedCrop(scale=(0.5, 0.5), ratio=(1.0, 1.0))(x_NCHW[None, None], numbers(0.5, 0.5, 0.0, 0.0), FIRST)
+    square = RandomResizedCrop(scale=(0.5, 0.5), ratio=(1.0, 1.0))(
+        x_NCHW[None, None], numbers(0.5, 0.5, 0.0, 0.0), FIRST
+    )
     # √(0.5·8·16) = 8 on each side: all 8 rows at their own size, the first 8 columns stretched to 16
     torch.testing.assert_close(square[0, 0, :, 0].diff(), torch.full((7,), 100.0))
     torch.testing.assert_close(square[0, 0, 0, 1:-1].diff(), torch.full((13,), 0.5))
