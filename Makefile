@@ -65,7 +65,7 @@ notes: $(READY) ## walk through the notes: docs/notes.md with its images and che
 book: $(READY) ## reproduce published experiments and write docs/book.md (ARGS='c1-30 c3-98 --seeds 3 --jobs 2')
 	$(BIN)/python docs/make_book.py $(ARGS)
 
-bench: $(PEERS)/.ready ## measure beside Lightning, Keras and a plain loop, in .venv-bench (ARGS='cnn --repeats 3' for less)
+bench: $(PEERS)/.ready ## measure beside Lightning, Keras and a plain loop, in .venv-bench (ARGS='cnn --repeats 3' for less, --write to keep it)
 	$(PEERS)/bin/python benchmarks/run.py $(ARGS)
 
 tensorboard: $(READY) ## show the curves of all runs on this machine only (http://localhost:6006)

@@ -1,4 +1,4 @@
-"""Writes what follows from `results/*.json`: the tables in `results/README.md`, the plots, the table in README.md."""
+"""Makes of `results/*.json` the tables in `results/README.md`, the plots and the table in README.md."""
 
 import json
 from collections.abc import Mapping
@@ -79,11 +79,12 @@ def report(results: Mapping[str, Result]) -> str:
     """`results/README.md`."""
     parts = [
         "# Results\n",
-        "`make bench` wrote this. Contestants take turns, each time in a fresh process. A figure is the median of the "
-        "repetitions; a ratio, in brackets, the median of the quotients with the first row's figure in the same round. "
-        "All of a benchmark have equally many parameters and steps, but for accuracy. Peak memory is of the largest "
-        "process. Output goes to a file. The whole command of cnnlab's also validates, saves checkpoints and writes "
-        "TensorBoard's curves; Lightning's saves and writes curves.\n",
+        "`make bench ARGS=--write` wrote this. Contestants take turns, each time in a fresh process. A figure is "
+        "the median of the repetitions; a ratio, in brackets, the median of the quotients with the first row's "
+        "figure in the same round. All of a benchmark have equally many parameters and steps, but for accuracy. "
+        "Peak memory is of the largest process. Output goes to a file. The whole command of cnnlab's also "
+        "validates, saves checkpoints and writes TensorBoard's curves; Lightning's saves and writes "
+        "curves.\n",
     ]
     for name, result in results.items():
         parts += [f"## {name}\n", f"{result['title']}. {circumstances(result)}.\n", table(result)]
@@ -218,4 +219,4 @@ def plot_growth(results: Mapping[str, Result], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(write_report())
+    write_report()

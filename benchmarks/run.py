@@ -12,27 +12,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from measuring import Contestant, machine, measure, summary_of, versions
-from report import folder_of, write_report
+from report import Result, folder_of, table, write_report
 from suites import BENCHMARKS, ON_CUDA
 
 
-def main(names: list[str], repeats: int, also: list[str]) -> int:
-    """Returns how many benchmarks failed; the others go on."""
+def main(names: list[str], repeats: int, also: list[str], write: bool) -> int:
+    """Returns how many benchmarks failed; the others continue."""
     failures = 0
     for name in names or BENCHMARKS:
         if name == "images" and "CNNLAB_JPEGS" not in os.environ:
             print("images: left out; CNNLAB_JPEGS has to name a folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
             continue
         try:
-            run(name, repeats, also)
+            run(name, repeats, also, write)
         except RuntimeError as error:
             print(f"error: {name}: {error}", file=sys.stderr, flush=True)
             failures += 1
     return failures
 
 
-def run(name: str, repeats: int, also: list[str]) -> None:
-    """Measures one benchmark, and writes its result and whatever follows from it. Raises `RuntimeError`."""
+def run(name: str, repeats: int, also: list[str], write: bool) -> None:
+    """Measures one benchmark and prints its table; on request, its result is kept. Raises `RuntimeError`."""
     benchmark, found = BENCHMARKS[name], machine()  # its load is that before we begin
     if name in ON_CUDA and not found["gpu"]:
         print(f"{name}: left out; there is no GPU")
@@ -47,11 +47,18 @@ def run(name: str, repeats: int, also: list[str]) -> None:
         "repeats": repeats,
         "contestants": summary_of(contestants, measure(contestants, repeats, same_work=benchmark.same_work)),
     }
-    folder = folder_of(found)
+    print(table(result), flush=True)
+    if write:
+        keep(name, result)
+
+
+def keep(name: str, result: Result) -> None:
+    """Writes `results/NAME.json`, and the tables and plots made from it: README.md's, too."""
+    folder = folder_of(result["machine"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     write_report()
-    print(folder / "README.md", flush=True)
+    print(f"written: {folder / 'README.md'}", flush=True)
 
 
 def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Contestant]:
@@ -101,8 +108,9 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", type=known, metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="run cnnlab with it as well")
+    parser.add_argument("--write", action="store_true", help="keep the results, and rewrite the tables of README.md")
     given = parser.parse_args()
     name_folders_absolutely()
     with images_in_files() if "images" in (given.names or BENCHMARKS) else nullcontext():
-        failed = main(given.names, given.repeats, given.also)
+        failed = main(given.names, given.repeats, given.also, given.write)
     sys.exit(bool(failed))

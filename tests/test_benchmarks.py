@@ -231,12 +231,34 @@ def test_each_run_of_cnnlabs_comes_once_more_with_other_overrides() -> None:
     assert with_overrides(contestants, []) == contestants
 
 
+def test_results_are_kept_on_request_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}old\n{END}")
+    for name, path in {"RESULTS": tmp_path / "cpu", "RESULTS_ON_CUDA": tmp_path / "gpu", "README": readme}.items():
+        monkeypatch.setattr(f"report.{name}", path)
+    measured = Benchmark("nothing", lambda: [saying("A", "")], ("command_seconds",))
+    monkeypatch.setattr("run.BENCHMARKS", {"start": measured})
+    machine = {"cpu": "CPU", "cores": 2, "threads": 1, "memory_gb": 4, "load": 0.5, "gpu": None}
+    monkeypatch.setattr("run.machine", lambda: machine)
+    monkeypatch.setattr("run.versions", dict)
+    main(["start"], 1, [], write=False)
+    assert re.search(r"\| A \| [\d.]+ s \|", capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == [readme]
+    assert "old" in readme.read_text()
+    main(["start"], 1, [], write=True)
+    assert [path.suffix for path in tmp_path.rglob("start.*")] == [".json"]
+    assert "| Start | A: " in readme.read_text()
+
+
 def test_a_benchmark_that_fails_leaves_the_others_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing = Benchmark("nothing", lambda: [saying("A", "exit(1)")], ())
+    monkeypatch.setattr("run.machine", lambda: {"gpu": None})
     monkeypatch.setattr("run.BENCHMARKS", {"one": failing, "two": failing})
-    assert main([], 1, []) == 2
+    assert main([], 1, [], False) == 2
     assert re.findall("error: (.*): A ended with 1", capsys.readouterr().err) == ["one", "two"]
 
 

@@ -1,10 +1,15 @@
 """The walk through the notes says what was found, and what needs no training is found again."""
 
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from laboratory.shown import Shown
 from make_notes import CONCEPTS, IMAGES, PAGE, page, read_results, section
+
+import cnnlab
+from cnnlab.config.compose import CONFIGS
 
 WITHOUT_RUNS = (
     "planted_filter",
@@ -31,6 +36,21 @@ def test_every_concept_was_found_to_hold() -> None:
     ]
     assert missed == []
     assert set(read_results()) == set(CONCEPTS)
+
+
+def test_every_command_can_be_followed() -> None:
+    """Each training has a directory of its own, which the evaluations name, and every key is one of the commands'."""
+    commands = [shlex.split(line) for line in PAGE.read_text().splitlines() if line.startswith("python ")]
+    run_dirs = [word.removeprefix("run_dir=") for command in commands for word in command if "run_dir=" in word]
+    assert len(run_dirs) == len(set(run_dirs)) > 10
+    evaluate = set(yaml.safe_load((CONFIGS / "evaluate.yaml").read_text()))
+    for _, script, *overrides in commands:
+        if script == "train.py":
+            cnnlab.compose(*overrides)
+        else:
+            given = dict(override.split("=", 1) for override in overrides)
+            assert given["run"] in run_dirs
+            assert set(given) <= evaluate
 
 
 def test_every_image_of_the_page_is_there_and_no_other() -> None:

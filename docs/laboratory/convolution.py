@@ -101,7 +101,7 @@ def frozen_filter() -> Shown:
     steepest = (x_NHW[number, 14, 2:] - x_NHW[number, 14, :-2]).argmax().item() + 1
     peak = conv(images.x_NCHW[number : number + 1].float())[0, 0, 14].argmax().item()
     shown.claim(f"image {number}: where its middle row rises most, and the map's peak there", steepest, peak)
-    shown.evaluate(path, "layers=[conv1]", f"image={number}")
+    shown.evaluate(path, "layers=[conv1]", f"index={number}")
     shown.images["maps"] = newest(path, "maps-conv1-*.png")
     return shown
 

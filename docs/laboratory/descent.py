@@ -88,7 +88,7 @@ def gradients_both_ways() -> dict[str, tuple[Tensor, Tensor]]:
 
 def backward_pass() -> Shown:
     shown = Shown()
-    path = shown.train("watched", "trainer.watch_every=20", "trainer.epochs=6")
+    path = shown.train("watched_gradients", "trainer.watch_every=20", "trainer.epochs=6")
     both = gradients_both_ways()
     worst = max(((a - d).norm() / a.norm()).item() for a, d in both.values())
     shown.claim("backward pass against finite differences, relative error in float64", "< 1e-6", f"{worst:.0e}",
@@ -130,7 +130,7 @@ def relative_error(lr: float) -> float:
 
 def gradient_descent() -> Shown:
     shown = Shown()
-    path = shown.train("watched", "trainer.watch_every=20", "trainer.epochs=6")
+    path = shown.train("watched_updates", "trainer.watch_every=20", "trainer.epochs=6")
     rates = [2.0**-k * 1e-3 for k in range(5, -12, -1)]
     errors = [relative_error(lr) for lr in rates]
     halved = relative_error(2e-3) / relative_error(1e-3)

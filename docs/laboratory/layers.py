@@ -28,7 +28,7 @@ def built(**blocks: Any) -> nn.Sequential:
 
 def relu() -> Shown:
     shown = Shown()
-    path = shown.train("watched", "trainer.watch_every=20", "trainer.epochs=6")
+    path = shown.train("watched_outputs", "trainer.watch_every=20", "trainer.epochs=6")
     network = built(conv=CONV, relu="relu")
     z_NCHW = network.conv(images(50)).detach().requires_grad_()
     a_NCHW = network.relu(z_NCHW)
