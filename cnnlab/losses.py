@@ -45,7 +45,7 @@ class ClassWeighted(Loss):
     def __init__(self, weight: Weights = None) -> None:
         super().__init__()
         self.balanced = weight == "balanced"
-        self.register_buffer("weight", None)
+        self.register_buffer("weight", None, persistent=False)  # follows from the config and the training images
         if isinstance(weight, str):
             if not self.balanced:
                 raise ArgumentError("weight", f"expected balanced or a number for each class, received {weight!r}")
@@ -107,11 +107,11 @@ class Focal(ClassWeighted):
         self.gamma = number("gamma", gamma, 0)
 
     def each(self, logits_NK: Tensor, target: Tensor) -> Tensor:
-        log_p_NK = logits_NK.log_softmax(1)
+        log_p_NK = logits_NK.log_softmax(1, dtype=_at_least_fp32(logits_NK))
         tiny = torch.finfo(log_p_NK.dtype).tiny  # 0 ** γ has no slope for γ < 1
         missed_NK = (-torch.expm1(log_p_NK)).clamp_min(tiny)
-        cost_NK = -(missed_NK**self.gamma) * log_p_NK * _probabilities_of(target, logits_NK)
-        return (cost_NK if self.weight is None else cost_NK * self.weight).sum(1)
+        loss_NK = -(missed_NK**self.gamma) * log_p_NK * _probabilities_of(target, log_p_NK)
+        return (loss_NK if self.weight is None else loss_NK * self.weight).sum(1)
 
 
 class BCE(Loss):
@@ -135,8 +135,8 @@ class BCE(Loss):
         target_NK = _probabilities_of(target, logits_NK)
         if self.label_smoothing:
             target_NK = target_NK * (1 - self.label_smoothing) + self.label_smoothing / logits_NK.shape[1]
-        cost_NK = F.binary_cross_entropy_with_logits(logits_NK, target_NK, reduction="none")
-        return cost_NK.sum(1) if self.sum_classes else cost_NK.mean(1)
+        loss_NK = F.binary_cross_entropy_with_logits(logits_NK, target_NK, reduction="none")
+        return loss_NK.sum(1) if self.sum_classes else loss_NK.mean(1)
 
 
 class Quadratic(Loss):
@@ -150,6 +150,11 @@ class Quadratic(Loss):
     def forward(self, activation_NK: Tensor, target: Tensor) -> Tensor:
         # the mean over the images is K/2 times that over all outputs, which is one operation instead of four
         return F.mse_loss(activation_NK, _probabilities_of(target, activation_NK)) * (activation_NK.shape[1] / 2)
+
+
+def _at_least_fp32(output_NK: Tensor) -> torch.dtype:
+    """What autocast computes torch's own losses in, on CUDA and on CPU."""
+    return torch.promote_types(output_NK.dtype, torch.float32)
 
 
 def _probabilities_of(target: Tensor, output_NK: Tensor) -> Tensor:
@@ -176,6 +181,17 @@ def takes(loss: nn.Module) -> str | None:
         return "logits"
     declared: str | None = getattr(loss, "takes", None)
     return declared
+
+
+def check_untrained(loss: nn.Module) -> None:
+    """Raises `ArgumentError` for a parameter of the loss that wants a gradient: nothing would ever update it."""
+    for name, parameter in loss.named_parameters():
+        if parameter.requires_grad:
+            raise ArgumentError(
+                name,
+                f"{type(loss).__name__} declares it as an nn.Parameter, and only the network's parameters are trained: "
+                f"expected a buffer (register_buffer), or a block of the network that holds it",
+            )
 
 
 def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # what stands in a record beside the metrics
 RESERVED = ("loss", "accuracy", "step", "epoch", "split", "final", "seconds", "images_per_second")
+LARGEST_ARGUMENT = 100_000  # of whole numbers, such as thresholds and bins: a metric keeps counts for each
 BINS = 15
 MOST_CONFUSED = 10
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -76,7 +77,7 @@ def _build(name: str, spec: Any, key: str, classes: int, complaints: Complaints)
         provided=("num_classes",),
         withheld=("num_classes",),
     )
-    if component is None or not _known_arguments(component, complaints):
+    if component is None or not _check_arguments(component, complaints):
         return None
     try:
         metric: Metric = component.build(num_classes=classes)
@@ -98,14 +99,18 @@ def metric_classes() -> dict[str, Any]:
     }
 
 
-def _known_arguments(component: Component, complaints: Complaints) -> bool:
-    """torchmetrics takes any keyword and refuses it later, in words of its own."""
+def _check_arguments(component: Component, complaints: Complaints) -> bool:
+    """False with complaints: torchmetrics takes any keyword, and allocates whatever it asks for."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     legal = [n for n, parameter in component.parameters.items() if parameter.kind in kinds and n != "num_classes"]
     unknown = [name for name in component.arguments if name not in legal]
     for name in unknown:
         complaints.add(f"{component.key}.{name}", no_such_key(name, legal))
-    return not unknown
+    large = [name for name, value in component.arguments.items() if isinstance(value, int) and value > LARGEST_ARGUMENT]
+    for name in large:
+        received = component.arguments[name]
+        complaints.add(f"{component.key}.{name}", f"expected at most {LARGEST_ARGUMENT:,}, received {received}")
+    return not unknown and not large
 
 
 def _probe(metric: "Metric", key: str, classes: int) -> bool:

@@ -10,7 +10,18 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnlab.losses import BCE, LOSSES, CrossEntropy, Focal, Loss, Quadratic, loss_of_each, probabilities, takes
+from cnnlab.losses import (
+    BCE,
+    LOSSES,
+    CrossEntropy,
+    Focal,
+    Loss,
+    Quadratic,
+    check_untrained,
+    loss_of_each,
+    probabilities,
+    takes,
+)
 from cnnlab.runtime.errors import ArgumentError
 
 INDICES = torch.tensor([2, 0, 1, 2])
@@ -263,6 +274,15 @@ def test_the_gradient_of_focal_is_finite_where_the_network_is_sure(gamma: float,
     torch.testing.assert_close(logits_NK.grad, torch.tensor([[0.0, 0.0, 0.0], [0.0, -0.5, 0.5]]), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("loss", [CrossEntropy(0.1), Focal(0.5, WEIGHTS), BCE(), Quadratic()], ids=str)
+def test_a_loss_is_computed_in_fp32_under_autocast(loss: Loss) -> None:
+    output_NK = random_logits().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = loss(output_NK, INDICES)
+    assert under_autocast.dtype == torch.float32
+    torch.testing.assert_close(under_autocast, loss(output_NK.float(), INDICES), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("gamma", [-1, math.inf, "two"])
 def test_a_gamma_that_makes_no_sense_is_refused(gamma: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
@@ -362,6 +382,13 @@ class Hinge(nn.Module):
     def forward(self, output_NK: Tensor, target: Tensor) -> Tensor:
         own_N1 = output_NK.gather(1, target[:, None])
         return (self.margin + output_NK - own_N1).clamp_min(0).mean()
+
+
+def test_a_loss_with_a_trained_parameter_is_refused_by_its_name() -> None:
+    with pytest.raises(ArgumentError, match=r"margin: .* only the network's parameters are trained"):
+        check_untrained(Hinge())
+    check_untrained(Hinge().requires_grad_(False))
+    check_untrained(CrossEntropy(weight=WEIGHTS))
 
 
 def test_someones_own_loss_is_told_for_each_image() -> None:

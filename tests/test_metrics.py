@@ -277,3 +277,14 @@ def test_every_mistake_is_told() -> None:
     complaints = Complaints()
     build_metrics({"a": "f1_scor", "b": {"type": "recall", "x": 1, "y": 2}}, "metrics", 5, complaints)
     assert [message.split(":")[0] for message in complaints.messages] == ["metrics.a", "metrics.b.x", "metrics.b.y"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        ({"type": "auroc", "thresholds": 100_000_000_000}, "metrics.a.thresholds"),
+        ({"type": "calibration_error", "n_bins": 10**30}, "metrics.a.n_bins"),
+    ],
+)
+def test_an_argument_that_would_take_all_memory_is_refused(spec: Any, key: str) -> None:
+    assert complaint({"a": spec}).startswith(f"{key}: expected at most 100,000, received 1")

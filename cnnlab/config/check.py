@@ -17,6 +17,7 @@ from cnnlab.config.check_training import (
     check_compilation,
     check_deterministic,
     check_execution,
+    check_microbatches,
     check_optimizer,
     check_schedule,
     check_trainer,
@@ -67,6 +68,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     optimizer, groups = check_optimizer(config["optimizer"], network, complaints, trust)
     settings = check_trainer(config["trainer"], complaints)
     check_trainer_against_data(settings, data, spec, complaints)
+    check_microbatches(network, settings, data, spec, complaints)
     execution = check_execution(config["trainer"], complaints)
     deterministic = check_deterministic(config["trainer"], complaints)
     metrics = check_metrics(config["metrics"], settings, spec, complaints)

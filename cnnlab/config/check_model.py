@@ -10,7 +10,7 @@ from cnnlab.components import Registry, Trust, attempt, bind, build_settings
 from cnnlab.config.init_from import InitFrom
 from cnnlab.config.sections import as_mapping
 from cnnlab.data.source import DataSpec
-from cnnlab.losses import LOSSES, ClassWeighted, takes
+from cnnlab.losses import LOSSES, ClassWeighted, check_untrained, takes
 from cnnlab.network import NetworkPlan, plan_network
 from cnnlab.network.read import Reader
 from cnnlab.network.shape_inference import format_shape
@@ -90,11 +90,12 @@ def check_loss(
     loss: nn.Module | None = attempt(component.build, complaints) if component else None
     if component is None or loss is None:
         return None
-    if isinstance(loss, ClassWeighted) and spec:
-        try:
+    try:
+        check_untrained(loss)
+        if isinstance(loss, ClassWeighted) and spec:
             loss.check_classes(spec.classes)
-        except ArgumentError as error:
-            complaints.add_error("loss", error)
+    except ArgumentError as error:
+        complaints.add_error("loss", error)
     if network:
         check_loss_against_network(component.type, loss, network, complaints)
     return loss

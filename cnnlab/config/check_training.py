@@ -84,6 +84,51 @@ def check_trainer_against_data(
         complaints.add("trainer.monitor_test", "the data have no test split: expected false")
 
 
+def check_microbatches(
+    network: NetworkPlan | None,
+    settings: TrainerSettings | None,
+    data: DataSettings | None,
+    spec: DataSpec | None,
+    complaints: Complaints,
+) -> None:
+    """A batch norm has to get more than one value per channel from the smallest microbatch of an epoch."""
+    if network is None or settings is None or data is None or spec is None or complaints.messages:
+        return
+    images = data.train_count(spec)
+    sizes = {f"a batch of data.batch_size={data.batch_size}": min(data.batch_size, images)}
+    rest = images % data.batch_size
+    if rest and not data.drop_last:
+        sizes[f"the last batch of an epoch ({images} mod {data.batch_size} = {rest} images)"] = rest
+    for batch, size in sizes.items():
+        largest = -(-size // settings.accumulate)  # the others have as many images, the last what is left
+        if (size % largest or largest) == 1 and (layer := rejects_one_image(network)):
+            parts = f"in trainer.accumulate={settings.accumulate} microbatches " if settings.accumulate > 1 else ""
+            mend = ", or data.drop_last=true" if size == rest else ""
+            complaints.add(
+                "trainer.accumulate" if settings.accumulate > 1 else "data.batch_size",
+                f"{batch} {parts}leaves a single image, and the layer {layer!r} needs more than one value per channel "
+                f"for a variance: expected another batch_size or accumulate{mend}",
+            )
+            return
+
+
+def rejects_one_image(network: NetworkPlan) -> str | None:
+    """The path of the layer, such as a batch norm after global pooling, that cannot train on a single image."""
+    called: list[str] = []
+    with torch.device("meta"):
+        skeleton = network.build()
+        for name, module in skeleton.named_modules():
+            module.register_forward_pre_hook(lambda module, arguments, name=name: called.append(name))
+        try:
+            skeleton(torch.zeros(1, *network.input_shape))
+        except ValueError as error:
+            if "Expected more than 1 value per channel" in str(error):  # torch.nn.functional.batch_norm
+                return called[-1]
+        except Exception:  # a block of the user's own that does without a meta device
+            return None
+    return None
+
+
 def check_execution(trainer: Any, complaints: Complaints) -> Execution | None:
     """`trainer.execution`."""
     given = trainer.get("execution") if isinstance(trainer, Mapping) else {}

@@ -13,6 +13,7 @@ from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean
 
 AUTO = "auto"
+LARGEST_BATCH = 2**31 - 1  # images; torch splits by int64 and some of its kernels count in int32
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class DataSettings:
     workers: int | str = AUTO
 
     def __post_init__(self) -> None:
-        integer("batch_size", self.batch_size, 1)
-        integer("eval_batch_size", self.eval_batch_size, 1)
+        integer("batch_size", self.batch_size, 1, LARGEST_BATCH)
+        integer("eval_batch_size", self.eval_batch_size, 1, LARGEST_BATCH)
         integer("split_seed", self.split_seed, 0)
         if self.limit is not None:
             integer("limit", self.limit, 1)

@@ -35,12 +35,12 @@ def evaluate(
 ) -> dict[str, float]:
     """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode."""
     tally = Tally()
-    with in_evaluation_mode(network):
+    with in_evaluation_mode(network, *([loss] if isinstance(loss, nn.Module) else [])):
         for batch in batches:
             with execution.autocast(batch.x_NCHW.device):
                 output_NK = network(execution.arrange(batch.x_NCHW))
-                cost = loss(output_NK, batch.target)
-            tally.add(cost, count_correct(output_NK, batch.target), batch.index_N)
+                mean_loss = loss(output_NK, batch.target)
+            tally.add(mean_loss, count_correct(output_NK, batch.target), batch.index_N)
             if meter:
                 meter.update(output_NK, batch.target)
     return tally.read() | (meter.read() if meter else {})

@@ -1,8 +1,10 @@
 """Gradient descent, watched: what the gradient promised of one update, and what came of it."""
 
 import bisect
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate as running_sums
 from typing import Any, Self
 
@@ -26,12 +28,12 @@ COUNTED = (nn.ReLU, nn.Sigmoid, nn.Tanh)
 
 
 class Probe:
-    """Looks on while one step is taken: a context around `train_step`, read behind it.
+    """Watches one training step on `batch`: a context around `train_step`; `read` reports what the step did.
 
-    It changes no bit of the training. The cost after the update is that of the same function as before it: the batch
-    goes through the network again in its own modes, in the same parts, with the generators and buffers of the first
-    time, so that dropout draws the same masks and batch norm takes the batch's own statistics; then both are put back
-    as the step had left them. What a module keeps elsewhere than in parameters, buffers and generators is not.
+    It changes no bit of the training. The loss after the update is that of the same function as before it: a copy of
+    network and loss, made before the step, gets the updated parameters and the batch as it was, in the same modes and
+    microbatches and with the same generators. So dropout draws the same masks, batch norm takes the batch's own
+    statistics, and layers that work in place or keep state elsewhere than in buffers see what they saw.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Probe:
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         execution: Execution,
+        batch: Batch,
         *,
         accumulate: int = 1,
         clip_norm: float | None = None,
@@ -48,6 +51,7 @@ class Probe:
         self.loss = loss
         self.optimizer = optimizer
         self.execution = execution
+        self.batch = batch
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.activity = Activity()
@@ -55,7 +59,8 @@ class Probe:
 
     def __enter__(self) -> Self:
         self._generators = capture_generators()
-        self._buffers = [buffer.clone() for buffer in self.network.buffers()]
+        self._copy, self._loss = copy.deepcopy((self.network, self.loss))
+        self._batch = replace(self.batch, x_NCHW=self.batch.x_NCHW.clone())
         self._hooks = self.activity.watch(self.network)
         self._update = self.optimizer.step
         self.optimizer.step = self._watched_update  # type: ignore[method-assign]
@@ -78,51 +83,47 @@ class Probe:
         self._before = vector(trained.values()), vector(p.grad for p in trained.values() if p.grad is not None)
 
     @torch.no_grad()
-    def read(self, batch: Batch, result: StepResult, step: int, epoch: int, top: int) -> Descent | None:
-        """What the step on `batch` did; None where fp16's scaler skipped the update. This waits for the device."""
-        if self._before is None:
+    def read(self, result: StepResult, step: int, epoch: int, top: int) -> Descent | None:
+        """The record of the step; None where fp16's scaler skipped the update. This waits for the device."""
+        if self._before is None or not bool(self._before[1].isfinite().all()):
             return None
         weights_V, gradient_V = self._before
         if self.clip_norm is not None and result.gradient_norm is not None:
             gradient_V = gradient_V * _unclipped(result.gradient_norm, self.clip_norm)
         parameters = dict(self.network.named_parameters())
         change_V = vector(parameters[name] for name in self._shapes) - weights_V
-        cost_after, correct_after = self._again(batch)
+        loss_after, correct_after = self._again()
         norms = [self._layer_norms(vector_V) for vector_V in (gradient_V, change_V, weights_V)]
         return Descent(
             step=step,
             epoch=epoch,
-            images=len(batch),
-            cost=float(result.loss),
-            cost_change=float(cost_after - result.loss),
+            images=len(self.batch),
+            loss=float(result.loss),
+            loss_change=float(loss_after - result.loss),
             predicted_change=float(torch.dot(gradient_V.double(), change_V.double())),
             correct=int(result.correct),
             correct_change=int(correct_after - result.correct),
             gradient_norm=norms[0],
             update_ratio={name: norms[1][name] / size for name, size in norms[2].items() if size > 0},
-            **self.activity.read(len(batch.chunks(self.accumulate))),
+            **self.activity.read(len(self.batch.chunks(self.accumulate))),
             contributions=self._largest(weights_V, gradient_V, top),
         )
 
-    def _again(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cost and correct predictions with the new weights, through the old masks; see the class."""
-        generators, buffers = capture_generators(), [buffer.clone() for buffer in self.network.buffers()]
+    def _again(self) -> tuple[Tensor, Tensor]:
+        """Loss and correct predictions with the new weights, through the old masks; see the class."""
+        for mine, updated in zip(self._copy.parameters(), self.network.parameters(), strict=True):
+            mine.copy_(updated)
+        generators = capture_generators()
         restore_generators(self._generators)
-        self._put(self._buffers)
-        parts = []
-        for part in batch.chunks(self.accumulate):
-            with self.execution.autocast(batch.x_NCHW.device):
-                output_NK = self.network(self.execution.arrange(part.x_NCHW))
-                cost = self.loss(output_NK, part.target) * (len(part) / len(batch))
-            parts.append((cost, count_correct(output_NK, part.target)))
+        losses, corrects = [], []
+        for microbatch in self._batch.chunks(self.accumulate):
+            with self.execution.autocast(microbatch.x_NCHW.device):
+                output_NK = self._copy(self.execution.arrange(microbatch.x_NCHW))
+                loss = self._loss(output_NK, microbatch.target)
+            losses.append(loss * (len(microbatch) / len(self._batch)))
+            corrects.append(count_correct(output_NK, microbatch.target))
         restore_generators(generators)
-        self._put(buffers)
-        costs, corrects = zip(*parts, strict=True)
-        return torch.stack(costs).sum(), torch.stack(corrects).sum()
-
-    def _put(self, values: Sequence[Tensor]) -> None:
-        for buffer, value in zip(self.network.buffers(), values, strict=True):
-            buffer.copy_(value)
+        return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
     def _layer_norms(self, vector_V: Tensor) -> dict[str, float]:
         """The L2 norm of each layer's part: weight and bias of one module together."""

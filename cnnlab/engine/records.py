@@ -56,7 +56,7 @@ class Contribution:
 class Descent:
     """One update of the weights v, watched: the batch's mean cost C of so many `images`, before and after it.
 
-    `predicted_change` is ∇C·Δv, `cost_change` the ΔC that came of it; `correct` are correct predictions before, and
+    `predicted_change` is ∇C·Δv, `loss_change` the ΔC that came of it; `correct` are correct predictions before, and
     `correct_change` how many more after. By layer, weight and bias together: `gradient_norm` ‖∇C‖, before clipping;
     `update_ratio` ‖Δv‖/‖v‖, without layers whose weights are all zero. By activation, shares over the batch:
     `zero` outputs of a ReLU (z ≤ 0), `dead` units of it, zero for every image and place, and `saturated` outputs of
@@ -67,8 +67,8 @@ class Descent:
     step: int
     epoch: int
     images: int
-    cost: float
-    cost_change: float
+    loss: float
+    loss_change: float
     predicted_change: float
     correct: int
     correct_change: int

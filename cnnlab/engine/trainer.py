@@ -118,8 +118,9 @@ class TrainerSettings:
 class Progress:
     """Where a run stands. All of it is in every checkpoint.
 
-    `seconds` are of training and its records, `images` those seen in them. `best` is the monitored value at
-    `best_step`, `best_values` all that was measured there; without a monitor the latest measurement stands in.
+    `seconds` of training and its records, `images` seen in them; `recorded_…` are those of the last training record.
+    `best` is the monitored value at `best_step`, `best_values` all that was measured there (without a monitor, the
+    latest measurement), `last_values` the latest measurement.
     """
 
     step: int = 0
@@ -129,6 +130,9 @@ class Progress:
     best_step: int | None = None
     best_epoch: int | None = None
     best_values: dict[str, float] = field(default_factory=dict)
+    last_values: dict[str, float] = field(default_factory=dict)
+    recorded_images: int = 0
+    recorded_seconds: float = 0.0
     without_improvement: int = 0
 
 
@@ -157,6 +161,7 @@ class TrainState:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -165,6 +170,8 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if isinstance(self.loss, nn.Module):
+            self.loss.load_state_dict(state["loss"])
 
 
 class Trainer:
@@ -208,7 +215,6 @@ class Trainer:
 
     def fit(self) -> str:
         """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
-        self._recorded = (self.progress.images, self.progress.seconds)
         with self.profiler or nullcontext():
             return self._fit()
 
@@ -239,7 +245,7 @@ class Trainer:
         train_state, progress = self.train_state, self.progress
         record = due(progress.step + 1, self.settings.log_every)
         lr = train_state.optimizer.param_groups[0]["lr"]
-        probe = self._probe() if due(progress.step + 1, self.settings.watch_every) else None
+        probe = self._probe(batch) if due(progress.step + 1, self.settings.watch_every) else None
         take_step = train_step if probe else train_state.step  # a probe sees nothing of a step that is traced
         with probe or nullcontext():
             result = take_step(
@@ -267,17 +273,18 @@ class Trainer:
             self._record(lr, result.gradient_norm)
             if probe or not self.reads_later:
                 self._read_record()
-        descent = probe and probe.read(batch, result, progress.step, self.epoch, self.settings.watch_top)
+        descent = probe and probe.read(result, progress.step, self.epoch, self.settings.watch_top)
         if descent:
             self.log(descent)
 
-    def _probe(self) -> Probe:
+    def _probe(self, batch: Batch) -> Probe:
         train_state, settings = self.train_state, self.settings
         return Probe(
             train_state.network,
             train_state.loss,
             train_state.optimizer,
             train_state.execution,
+            batch,
             accumulate=settings.accumulate,
             clip_norm=settings.clip_norm,
         )
@@ -351,19 +358,18 @@ class Trainer:
         if self.train_state.scaler.is_enabled():
             values["loss_scale"] = self.train_state.scaler.get_scale()
         self.tally.reset()
-        self._recorded = (self.progress.images, self.progress.seconds)
+        self.progress.recorded_images, self.progress.recorded_seconds = self.progress.images, self.progress.seconds
         self.log(Metrics(self.progress.step, epoch, "train", values))
 
     def _window(self) -> dict[str, float]:
         """What was measured since the last training record."""
-        images, seconds = self._recorded
-        spent = max(self.progress.seconds - seconds, 1e-9)
-        rate = (self.progress.images - images) / spent
-        return {**self.tally.read(), "images_per_second": rate, "seconds": self.progress.seconds}
+        progress = self.progress
+        spent = max(progress.seconds - progress.recorded_seconds, 1e-9)
+        rate = (progress.images - progress.recorded_images) / spent
+        return {**self.tally.read(), "images_per_second": rate, "seconds": progress.seconds}
 
     def _validate(self) -> None:
-        """Records every held-out split, and whether the monitored value is better than ever."""
-        progress = self.progress
+        """Records every held-out split, and whether it is the best so far."""
         values: dict[str, float] = {}
         for split, loader in self.held_out.items():
             loader.set_epoch(0)
@@ -371,21 +377,33 @@ class Trainer:
             measured = evaluate(train_state.evaluated, train_state.loss, loader, train_state.execution, self.meter)
             self._log(split, measured)
             values.update({f"{metric}/{split}": value for metric, value in measured.items()})
-        if self.settings.monitor is None:
-            progress.best_step, progress.best_epoch, progress.best_values = progress.step, self.epoch, values
+        self.progress.last_values = values
+        self._judge(values)
+
+    def _judge(self, values: dict[str, float]) -> None:
+        """Moves `best` to a better monitored value, or to a lower loss at an equal one, which is no improvement."""
+        progress, monitor = self.progress, self.settings.monitor
+        if monitor is None:
+            self._set_best(values)
             return
-        value = values[self.settings.monitor]
-        sign = -1 if self.lower_is_better else 1
-        improved = math.isfinite(value) and (
-            progress.best is None or sign * (value - progress.best) > self.settings.min_delta
-        )
-        if improved:
-            progress.best, progress.best_step, progress.best_epoch = value, progress.step, self.epoch
-            progress.best_values, progress.without_improvement = values, 0
+        if self._improved(values[monitor]):
+            progress.best, progress.without_improvement = values[monitor], 0
+            self._set_best(values)
             return
+        loss = f"loss/{monitor.split('/')[1]}"
+        if values[monitor] == progress.best and values[loss] < progress.best_values[loss]:
+            self._set_best(values)
         progress.without_improvement += 1
         if progress.without_improvement == self.settings.patience:
-            self.log(Notice(f"{self.settings.monitor} has not improved for {self.settings.patience} validations"))
+            self.log(Notice(f"{monitor} has not improved for {self.settings.patience} validations"))
+
+    def _improved(self, value: float) -> bool:
+        sign, best = -1 if self.lower_is_better else 1, self.progress.best
+        return math.isfinite(value) and (best is None or sign * (value - best) > self.settings.min_delta)
+
+    def _set_best(self, values: dict[str, float]) -> None:
+        progress = self.progress
+        progress.best_step, progress.best_epoch, progress.best_values = progress.step, self.epoch, values
 
     @property
     def lower_is_better(self) -> bool:

@@ -19,7 +19,7 @@ from cnnlab.data.settings import AUTO
 from cnnlab.data.source import DataSpec
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.execution import Execution
-from cnnlab.run.loaders import fit_loss, load_network
+from cnnlab.run.loaders import fit_loss, load_loss, load_network
 from cnnlab.run.run_directory import RunDirectory
 from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
 
@@ -43,6 +43,7 @@ class SavedRun:
         spec, class_counts = _known_data(found)
         plan = check_config({**saved, "device": device}, trust, spec)
         fit_loss(plan, class_counts)
+        load_loss(plan.loss, found)
         return cls(directory, replace(plan, execution=_execution(plan, found)), found)
 
     @property

@@ -23,7 +23,7 @@ WATCHED = {
     "gradient descent": {
         "ΔC of the batch: promised by ∇C·Δv, and actual": [
             "Multiline",
-            ["descent/predicted_change", "descent/cost_change"],
+            ["descent/predicted_change", "descent/loss_change"],
         ],
         "more correct predictions after the update": ["Multiline", ["descent/correct_change"]],
         "‖∇C‖ by layer": ["Multiline", ["gradients/.*"]],
@@ -95,7 +95,7 @@ class TensorBoard:
 
 def _scalars(record: Descent) -> dict[str, float]:
     """A watched update's numbers by their tags, of which the first word is the group."""
-    names = ("cost", "cost_change", "predicted_change", "correct", "correct_change")
+    names = ("loss", "loss_change", "predicted_change", "correct", "correct_change")
     shares = {"zero": record.zero, "dead": record.dead, "saturated": record.saturated}
     return {
         **{f"descent/{name}": value for name, value in vars(record).items() if name in names},

@@ -140,6 +140,16 @@ def load_network(plan: RunPlan, checkpoint: Checkpoint) -> nn.Module:
     return plan.execution.place(network, plan.device)
 
 
+def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
+    """Gives a loss with state, such as running means in buffers, that of the checkpoint. Raises `ConfigError`."""
+    if not loss.state_dict():
+        return
+    try:
+        loss.load_state_dict(checkpoint.state()["train_state"]["loss"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"checkpoint: {checkpoint.folder} holds the state of another loss") from error
+
+
 def load_weights(network: nn.Module, checkpoint: Checkpoint, *, trained: bool = False) -> None:
     """Puts a checkpoint's weights (the averaged ones, unless `trained`) in. Raises `ConfigError`, at most 5 keys."""
     saved = checkpoint.weights if trained else checkpoint.inference_weights

@@ -83,6 +83,7 @@ def _from_elsewhere(init_from: InitFrom, wanted: Mapping[str, Tensor]) -> dict[s
     }
     if not fitting:
         raise ConfigError(f"{KEY}: nothing in {init_from.path} fits: there is {_names(saved)}; here {_names(wanted)}")
+    _check_finite(origin, fitting)
     used = {name_there[here] for here in fitting}
     _report(origin, fitting, wanted, [name for name in saved if name not in used])
     return fitting
@@ -163,6 +164,12 @@ def _check_strict(path: str, offered: Mapping[str, Tensor], expected: Mapping[st
             f"{KEY}: {path} holds another network: {_first(differences.values())}. {KEY}.strict=false takes what "
             f"fits; '{KEY}.map={{{layer}: null}}' leaves a layer out"
         )
+
+
+def _check_finite(origin: str, weights: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ConfigError(f"{KEY}: nan or inf in {_names(broken)} of {origin}: expected weights of finite numbers")
 
 
 def _first(differences: Iterable[str]) -> str:

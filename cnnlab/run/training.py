@@ -34,6 +34,7 @@ from cnnlab.run.loaders import (
     describe_placement,
     describe_splits,
     held_out_loader,
+    load_loss,
     load_network,
     read_split,
     read_training_data,
@@ -335,6 +336,7 @@ def _measure_test(
         "environment.json", {**directory.read_json("environment.json"), "test_digest": images.digest()}
     )
     network = load_network(plan, best)
+    load_loss(plan.loss, best)
     with closing(held_out_loader(plan, images, data.normalization)) as loader:
         values = evaluate(network, plan.loss, loader, plan.execution, plan.meter())
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
@@ -354,6 +356,7 @@ def _summary(status: str, trainer: Trainer) -> dict[str, Any]:
             "epoch": progress.best_epoch,
             **progress.best_values,
         },
+        "last": progress.last_values,
         "monitor_test": settings.monitor_test,
         "train": {
             "seconds": progress.seconds,
@@ -380,6 +383,16 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _best_and_last(summary: Mapping[str, Any]) -> str:
+    """Such as `best: step 546, accuracy/val 0.9874, loss/val 0.0411; last: step 585, …`, in one line."""
+    best, last = summary["best"], summary["last"]
+    shown = [tag for tag in last if tag.split("/")[0] in ("loss", "accuracy") or tag == best["monitor"]]
+    figures = [", ".join(f"{tag} {values[tag]:.4f}" for tag in shown) for values in (best, last)]
+    if best["step"] == summary["step"]:
+        return f"best and last: step {best['step']}, {figures[0]}"
+    return f"best: step {best['step']}, {figures[0]}; last: step {summary['step']}, {figures[1]}"
+
+
 def _print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: RunPlan) -> None:
     path, has_test = directory.path, "test" in plan.spec.counts
     best, test = summary["best"], summary.get("test")
@@ -387,6 +400,8 @@ def _print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Ru
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
     elif not has_test:
         print("\nthe data have no test split: no accuracy was measured on images that chose nothing")
+    if summary["last"]:
+        print(_best_and_last(summary))
     compared = plan.published.compare(_final_metrics(summary)) if plan.published else None
     if compared:
         print(compared)

@@ -7,10 +7,11 @@ from torch import nn
 
 
 @contextmanager
-def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Each module goes back to its own mode: one that is frozen in evaluation mode stays so."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+def in_evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Each submodule returns to its own mode: one that is frozen in evaluation mode stays so."""
+    modes = [(module, module.training) for whole in modules for module in whole.modules()]
+    for whole in modules:
+        whole.eval()
     try:
         yield
     finally:

@@ -146,7 +146,7 @@ def gradient_descent() -> Shown:
     watched = lines_of(path / "gradients.jsonl")
     steps = [line["step"] for line in watched]
     right.plot(steps, [line["predicted_change"] for line in watched], label="promised: ∇C·Δv")
-    right.plot(steps, [line["cost_change"] for line in watched], label="actual: ΔC")
+    right.plot(steps, [line["loss_change"] for line in watched], label="actual: ΔC")
     right.axhline(0, color="gray", lw=0.5)
     right.set(xlabel="step", ylabel="change of the batch's cost", title="a CNN on digits, SGD with momentum")
     right.legend()

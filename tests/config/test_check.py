@@ -231,3 +231,40 @@ def test_a_class_of_the_users_own_is_refused_where_it_is_not_trusted() -> None:
 def test_torchs_own_classes_need_no_trust() -> None:
     config = composed("++model.blocks.relu1=torch.nn.Hardswish")
     assert check_config(config, Trust(False)).network.layers[3].component.factory is torch.nn.Hardswish
+
+
+NORM_OF_ONE_VALUE = "+model.blocks.norm={type: batch_norm, after: flatten}"
+TEN_IMAGES = ("data.limit=10", "data.validation.count=0", "trainer.monitor=null", "data.drop_last=false")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.batch_size=1"], "data.batch_size: a batch of data.batch_size=1 leaves a single image"),
+        (
+            ["data.batch_size=3"],
+            r"data.batch_size: the last batch of an epoch \(10 mod 3 = 1 images\) leaves",
+        ),
+        (
+            ["data.batch_size=5", "trainer.accumulate=4"],
+            "a batch of data.batch_size=5 in trainer.accumulate=4 microb",
+        ),
+    ],
+)
+def test_a_microbatch_of_one_image_is_refused_where_a_norm_needs_more(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        check(*TEN_IMAGES, NORM_OF_ONE_VALUE, *overrides)
+    assert "the layer 'norm' needs more than one value per channel" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [NORM_OF_ONE_VALUE, "data.batch_size=5"],
+        [NORM_OF_ONE_VALUE, "data.batch_size=3", "data.drop_last=true"],
+        [NORM_OF_ONE_VALUE, "data.batch_size=1", "+model.freeze=[norm]"],
+        ["+model.blocks.norm={type: batch_norm, after: conv1}", "data.batch_size=1"],  # many places in one image
+    ],
+)
+def test_a_norm_that_gets_several_values_per_channel_is_accepted(overrides: list[str]) -> None:
+    assert check(*TEN_IMAGES, *overrides)

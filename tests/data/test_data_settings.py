@@ -30,6 +30,7 @@ def settings(**changes: Any) -> DataSettings:
         ({"batch_size": True}, "batch_size"),
         ({"batch_size": None}, "batch_size"),
         ({"eval_batch_size": 0}, "eval_batch_size"),
+        ({"eval_batch_size": 10**21}, "eval_batch_size"),
         ({"split_seed": -1}, "split_seed"),
         ({"limit": 0}, "limit"),
         ({"limit": "all"}, "limit"),

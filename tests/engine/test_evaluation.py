@@ -93,6 +93,25 @@ def test_every_module_keeps_its_own_mode() -> None:
     assert [module.training for module in model.modules()] == before
 
 
+class CountedLoss(nn.Module):
+    """Counts the batches it has trained on, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.tensor(0))
+
+    def forward(self, output_NK: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.batches += self.training
+        return F.cross_entropy(output_NK, target)
+
+
+def test_a_loss_with_a_mode_is_evaluated_in_evaluation_mode_and_left_in_its_own() -> None:
+    loss = CountedLoss()
+    evaluate(network(), loss, batches(3, 3), Execution())
+    assert loss.batches == 0
+    assert loss.training
+
+
 def test_the_modes_are_kept_where_the_network_fails() -> None:
     model = network(nn.Dropout())
     with pytest.raises(RuntimeError):

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,11 @@ def batch(count: int = 7) -> Batch:
     return Batch(x_NCHW, torch.randint(0, 3, (count,), generator=generator), torch.arange(count))
 
 
+def channels_last(images: Batch) -> Batch:
+    """In the layout of the step, which then reads the batch's own memory."""
+    return replace(images, x_NCHW=images.x_NCHW.contiguous(memory_format=torch.channels_last))
+
+
 def watched(
     model: nn.Module,
     images: Batch | None = None,
@@ -74,7 +80,9 @@ def watched(
     images = images or batch()
     execution = Execution(precision)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
-    with Probe(model, F.cross_entropy, optimizer, execution, accumulate=accumulate, clip_norm=clip_norm) as probe:
+    with Probe(
+        model, F.cross_entropy, optimizer, execution, images, accumulate=accumulate, clip_norm=clip_norm
+    ) as probe:
         result = train_step(
             model,
             F.cross_entropy,
@@ -85,12 +93,12 @@ def watched(
             accumulate=accumulate,
             clip_norm=clip_norm,
         )
-    descent = probe.read(images, result, 20, 1, top)
+    descent = probe.read(result, 20, 1, top)
     assert descent
     return descent
 
 
-def cost(model: nn.Module, images: Batch) -> Tensor:
+def loss_of(model: nn.Module, images: Batch) -> Tensor:
     with torch.no_grad():
         return F.cross_entropy(model(images.x_NCHW), images.target)
 
@@ -102,7 +110,7 @@ def gradients(model: nn.Module, images: Batch) -> dict[str, Tensor]:
 
 
 def relative_error(descent: Descent) -> float:
-    return abs(descent.predicted_change - descent.cost_change) / abs(descent.cost_change)
+    return abs(descent.predicted_change - descent.loss_change) / abs(descent.loss_change)
 
 
 # what gradient descent promises
@@ -110,10 +118,10 @@ def relative_error(descent: Descent) -> float:
 
 def test_the_cost_and_its_change_are_those_of_the_batch() -> None:
     model = network()
-    before = float(cost(model, batch()))
+    before = float(loss_of(model, batch()))
     descent = watched(model)
-    assert descent.cost == pytest.approx(before, rel=1e-12)
-    assert descent.cost_change == pytest.approx(float(cost(model, batch())) - before, rel=1e-9)
+    assert descent.loss == pytest.approx(before, rel=1e-12)
+    assert descent.loss_change == pytest.approx(float(loss_of(model, batch())) - before, rel=1e-9)
 
 
 def test_plain_sgd_is_promised_minus_lr_times_the_squared_gradient() -> None:
@@ -130,9 +138,9 @@ def test_the_promise_is_twice_as_good_at_half_the_step() -> None:
 
 
 def test_the_cost_falls_at_a_small_step_and_rises_at_a_huge_one() -> None:
-    assert watched(network(), lr=1e-3).cost_change < 0
+    assert watched(network(), lr=1e-3).loss_change < 0
     huge = watched(network(), lr=1e3)
-    assert huge.predicted_change < 0 < huge.cost_change
+    assert huge.predicted_change < 0 < huge.loss_change
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -140,7 +148,7 @@ def test_without_an_update_the_second_pass_gives_the_same_cost(accumulate: int) 
     """Dropout draws the same masks, in the same parts, and batch norm takes the same statistics."""
     seed_generators(5)
     descent = watched(noisy(), lr=0.0, accumulate=accumulate)
-    assert descent.cost_change == pytest.approx(0, abs=1e-15)
+    assert descent.loss_change == pytest.approx(0, abs=1e-15)
     assert descent.correct_change == 0
 
 
@@ -318,11 +326,11 @@ def trained(model: nn.Module, probed: bool, accumulate: int = 1) -> tuple[dict[s
     execution = Execution()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for step in range(1, 7):
-        probe = Probe(model, F.cross_entropy, optimizer, execution, accumulate=accumulate, clip_norm=0.5)
+        probe = Probe(model, F.cross_entropy, optimizer, execution, batch(), accumulate=accumulate, clip_norm=0.5)
         if probed and step % 2 == 0:
             with probe:
                 result = train_step_of(model, optimizer, execution, accumulate)
-            assert probe.read(batch(), result, step, 1, 5)
+            assert probe.read(result, step, 1, 5)
         else:
             train_step_of(model, optimizer, execution, accumulate)
     return copy.deepcopy(model.state_dict()), optimizer.state_dict(), capture_generators()
@@ -363,7 +371,7 @@ def test_the_hooks_go_where_the_step_fails() -> None:
     model = noisy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = optimizer.step
-    with pytest.raises(RuntimeError), Probe(model, F.cross_entropy, optimizer, Execution()):
+    with pytest.raises(RuntimeError), Probe(model, F.cross_entropy, optimizer, Execution(), batch()):
         model(torch.zeros(1))
     assert not any(module._forward_hooks for module in model.modules())
     assert optimizer.step == step
@@ -374,9 +382,49 @@ def test_an_update_that_the_scaler_skipped_has_nothing_to_tell() -> None:
     images = Batch(torch.full((7, 2, 5, 5), math.inf), batch().target, batch().index_N)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     execution, scaler = Execution(), torch.amp.GradScaler("cpu")
-    with Probe(model, F.cross_entropy, optimizer, execution) as probe:
+    with Probe(model, F.cross_entropy, optimizer, execution, images) as probe:
         result = train_step(model, F.cross_entropy, optimizer, images, execution=execution, scaler=scaler)
-    assert probe.read(images, result, 1, 1, 5) is None
+    assert probe.read(result, 1, 1, 5) is None
+
+
+class Counting(nn.Module):
+    """Scales its input by the number of its calls, which is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_first_layer_that_works_in_place_changes_no_measured_loss(accumulate: int) -> None:
+    first = named({"leaky": nn.LeakyReLU(0.5, inplace=True), "flatten": nn.Flatten(), "output": nn.Linear(50, 3)})
+    plain = copy.deepcopy(first)
+    plain.leaky.inplace = False
+    changes = [
+        watched(model.double(), channels_last(batch()), accumulate=accumulate).loss_change for model in (first, plain)
+    ]
+    assert changes[0] == pytest.approx(changes[1], rel=1e-9)
+
+
+def test_what_a_module_and_a_loss_keep_in_python_is_as_the_step_left_it() -> None:
+    model = named({"count": Counting(), "flatten": nn.Flatten(), "output": nn.Linear(50, 3)}).double()
+    assert watched(model, lr=0.0).loss_change == 0
+    assert model.count.calls == 1
+
+
+def test_a_fused_update_that_the_scaler_skipped_is_not_recorded() -> None:
+    model = named({"flatten": nn.Flatten(), "output": nn.Linear(50, 3)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    images = Batch(100 * batch().x_NCHW.float(), batch().target, batch().index_N)
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e38)  # a finite loss, and gradients that overflow
+    with Probe(model, F.cross_entropy, optimizer, Execution(), images) as probe:
+        result = train_step(model, F.cross_entropy, optimizer, images, execution=Execution(), scaler=scaler)
+    assert result.loss.isfinite()
+    assert probe.read(result, 1, 1, 5) is None
 
 
 def test_bf16_keeps_its_word_too() -> None:
@@ -384,4 +432,4 @@ def test_bf16_keeps_its_word_too() -> None:
     images = Batch(batch().x_NCHW.float(), batch().target, batch().index_N)
     descent = watched(model, images, precision="bf16", lr=0.1)
     assert descent.predicted_change < 0
-    assert descent.cost_change == pytest.approx(descent.predicted_change, rel=0.5)
+    assert descent.loss_change == pytest.approx(descent.predicted_change, rel=0.5)

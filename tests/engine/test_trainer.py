@@ -346,8 +346,8 @@ def test_a_watched_update_tells_the_change_of_its_own_batch(tmp_path: Path) -> N
     run.trainer.fit()
     after = F.cross_entropy(run.network(images.x_NCHW), images.target).item()
     (descent,) = [record for record in run.records if isinstance(record, Descent)]
-    assert descent.cost == pytest.approx(before, rel=1e-6)
-    assert descent.cost_change == pytest.approx(after - before, rel=1e-4)
+    assert descent.loss == pytest.approx(before, rel=1e-6)
+    assert descent.loss_change == pytest.approx(after - before, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_training_goes_on_in_training_mode_after_validation(tmp_path: Path) -> N
     ("monitor", "values", "best"),
     [
         ("accuracy/val", [0.1, 0.4, 0.3], 2),
-        ("accuracy/val", [0.4, 0.4, 0.4], 1),  # ties go to the earlier
+        ("accuracy/val", [0.4, 0.4, 0.4], 1),  # of equal losses the earlier
         ("accuracy/val", [0.1, 0.2, 0.3], 3),
         ("loss/val", [0.9, 0.2, 0.3], 2),
         ("loss/val", [0.2, 0.2, 0.9], 1),
@@ -445,6 +445,34 @@ def test_best_is_the_step_with_the_best_monitor(
     assert run.progress.best == values[best - 1]
     assert run.progress.best_values[monitor] == values[best - 1]
     assert run.checkpoints.named("last") == 3
+
+
+@pytest.mark.parametrize(
+    ("monitor", "losses", "best"),
+    [
+        ("accuracy/val", [0.9, 0.5, 0.7], 2),  # of equal accuracies the lower loss
+        ("accuracy/val", [0.5, 0.5, math.nan], 1),  # then the earlier step
+        (None, [0.1, 0.2, 0.3], 3),
+    ],
+)
+def test_of_equal_monitors_the_lower_loss_is_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, monitor: str | None, losses: list[float], best: int
+) -> None:
+    script_validation(monkeypatch, "loss", losses)
+    run = Run(tmp_path, monitor=monitor, max_steps=3, validate_every_steps=1)
+    run.trainer.fit()
+    assert run.progress.best_step == run.checkpoints.named("best") == best
+    assert run.progress.best_values["loss/val"] == losses[best - 1]
+    assert run.progress.last_values["loss/val"] is losses[-1]
+
+
+def test_a_lower_loss_at_the_same_accuracy_does_not_reset_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, "loss", [0.5, 0.4, 0.3, 0.2])
+    run = Run(tmp_path, patience=2, epochs=2, validate_every_steps=1)
+    run.trainer.fit()
+    assert (run.progress.step, run.progress.best_step) == (3, 3)
 
 
 def test_the_best_checkpoint_has_the_weights_that_were_measured(
@@ -590,6 +618,45 @@ def test_a_resumed_run_keeps_its_patience(tmp_path: Path, monkeypatch: pytest.Mo
     second.trainer.load_state_dict(first.trainer.state_dict())
     second.trainer.fit()
     assert second.progress.step == 3
+
+
+class Wandering(nn.Module):
+    """Cross-entropy that follows a running mean of its own values, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(0.0))
+
+    def forward(self, output_NK: Tensor, target: Tensor) -> Tensor:
+        loss = F.cross_entropy(output_NK, target)
+        if self.training:
+            self.mean.lerp_(loss.detach(), 0.5)
+        return loss * (1 + self.mean)
+
+
+def test_the_state_of_a_loss_is_in_the_checkpoint(tmp_path: Path) -> None:
+    whole, first, second = Run(tmp_path / "a"), Run(tmp_path / "b", interrupted_at=3), Run(tmp_path / "b")
+    for run in (whole, first, second):
+        run.train_state.loss = Wandering()
+    whole.trainer.fit()
+    first.trainer.fit()
+    checkpoint = second.checkpoints.newest_whole()
+    assert checkpoint is not None
+    second.network.load_state_dict(checkpoint.weights)
+    second.trainer.load_state_dict(checkpoint.state())
+    second.trainer.fit()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], value)
+
+
+def test_resuming_a_finished_run_records_its_last_steps_as_before(tmp_path: Path) -> None:
+    run, resumed = Run(tmp_path, log_every=3, max_steps=7), Run(tmp_path, log_every=3, max_steps=7)
+    run.trainer.fit()
+    checkpoint = resumed.checkpoints.newest_whole()
+    assert checkpoint is not None
+    resumed.trainer.load_state_dict(checkpoint.state())
+    assert resumed.trainer.fit() == "completed"
+    assert resumed.records == run.records[-1:]
 
 
 def test_a_checkpoint_carries_the_runs_description(tmp_path: Path) -> None:

@@ -51,15 +51,15 @@ def descents(
     optimizer = build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, {"lr": lr}), model, {})
     execution = Execution()
     for step in range(1, steps + 1):
-        with Probe(model, loss, optimizer, execution) as probe:
+        with Probe(model, loss, optimizer, execution, batch) as probe:
             result = train_step(model, loss, optimizer, batch, execution=execution, scaler=execution.scaler(CPU))
-        descent = probe.read(batch, result, step, 1, top)
+        descent = probe.read(result, step, 1, top)
         assert descent
         yield descent
 
 
 def error_of_the_promise(descent: Descent) -> float:
-    return abs(descent.cost_change - descent.predicted_change) / abs(descent.cost_change)
+    return abs(descent.loss_change - descent.predicted_change) / abs(descent.loss_change)
 
 
 @pytest.mark.parametrize(("loss", "activation"), [(Quadratic(), "sigmoid"), (CrossEntropy(), None)])
@@ -81,18 +81,18 @@ def test_a_small_step_against_the_gradient_always_lowers_the_cost(digits: Batch)
     for descent in descents(network("sigmoid"), Quadratic(), digits, lr=0.05, steps=30):
         squared = sum(norm**2 for norm in descent.gradient_norm.values())
         assert descent.predicted_change == pytest.approx(-0.05 * squared, rel=1e-9)
-        assert descent.cost_change < 0
+        assert descent.loss_change < 0
 
 
 def test_a_huge_step_raises_the_cost_in_spite_of_the_promise(digits: Batch) -> None:
     descent = next(descents(network(), CrossEntropy(), digits, lr=30))
-    assert descent.predicted_change < 0 < descent.cost_change
+    assert descent.predicted_change < 0 < descent.loss_change
 
 
 def test_the_cost_falls_where_the_number_of_right_answers_stands_still(digits: Batch) -> None:
     """Why a smooth cost and not the number of correct predictions."""
     watched = list(descents(network("sigmoid"), Quadratic(), digits, lr=1e-3, steps=30))
-    assert all(descent.cost_change < 0 for descent in watched)
+    assert all(descent.loss_change < 0 for descent in watched)
     assert sum(descent.correct_change == 0 for descent in watched) > 15
 
 

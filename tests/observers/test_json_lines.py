@@ -131,7 +131,7 @@ def test_a_watched_update_is_a_line_of_a_file_of_its_own(tmp_path: Path) -> None
     watch(tmp_path, 0, 4)
     assert read(tmp_path) == []
     (line,) = [json.loads(text) for text in (tmp_path / WATCHED).read_text().splitlines()]
-    assert line["cost_change"] == -0.25
+    assert line["loss_change"] == -0.25
     assert line["gradient_norm"] == {"conv1": 2.0}
     assert line["contributions"] == [{"name": "conv1.weight[0, 0, 1, 2]", "weight": 0.5, "gradient": -0.25}]
 

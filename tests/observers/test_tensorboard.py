@@ -48,8 +48,8 @@ def watch(directory: Path) -> EventAccumulator:
             step=20,
             epoch=1,
             images=8,
-            cost=0.5,
-            cost_change=-0.25,
+            loss=0.5,
+            loss_change=-0.25,
             predicted_change=-0.375,
             correct=6,
             correct_change=1,
@@ -178,8 +178,8 @@ def test_a_watched_update_is_grouped_by_what_it_tells(tmp_path: Path) -> None:
     events = watch(tmp_path)
     points = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert points == {
-        "descent/cost": [(20, 0.5)],
-        "descent/cost_change": [(20, -0.25)],
+        "descent/loss": [(20, 0.5)],
+        "descent/loss_change": [(20, -0.25)],
         "descent/predicted_change": [(20, -0.375)],
         "descent/correct": [(20, 6.0)],
         "descent/correct_change": [(20, 1.0)],
