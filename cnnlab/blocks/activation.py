@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnlab.blocks.facts import Facts, Shape, format_shape, unchanged
+from cnnlab.blocks.receptive_field import local
 from cnnlab.runtime.checks import integer, number
-from cnnlab.runtime.errors import ArgumentError
+from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 
 class LeakyReLU(nn.LeakyReLU):
@@ -17,12 +19,14 @@ class LeakyReLU(nn.LeakyReLU):
 
 
 class Step(nn.Module):
-    """1 where x > 0 and 0 elsewhere: what a perceptron puts out; keeps the shape.
+    """1 where x > 0 and 0 elsewhere, as a perceptron's output; keeps the shape.
 
-    Its gradient is 0 everywhere, so that nothing before it learns. With `straight_through` the backward pass takes it
-    for the identity (arXiv 1308.3432): behind a weighted sum and under the quadratic loss, an update of
-    plain SGD is the perceptron rule Δw = η·(y − a)·x.
+    Its gradient is 0 everywhere, so that nothing before it learns. With `straight_through` the backward pass treats it
+    as the identity (arXiv 1308.3432): after a weighted sum and under the quadratic loss, an update of plain SGD is the
+    perceptron rule Δw = η·(y − a)·x.
     """
+
+    facts = unchanged
 
     def __init__(self, straight_through: bool = False) -> None:
         super().__init__()
@@ -47,9 +51,14 @@ class _Step(torch.autograd.Function):
 class TwoClasses(nn.Module):
     """One neuron's activation a as those of two classes, 1 − a and a: (N, 1) → (N, 2).
 
-    So a single neuron, whose 1 means the second class, answers for both. The quadratic loss ½·‖…‖² sums the same error
-    over both of them: it is (a − y)².
+    So a single neuron, whose 1 means the second class, classifies. The quadratic loss ½·‖…‖² sums the same error over
+    both outputs: it is (a − y)².
     """
+
+    def facts(self, shape: Shape) -> Facts:
+        if shape != (1,):
+            raise ConfigError(f"expected the activation of one neuron, received {format_shape(shape)}")
+        return Facts((2,), field=local)
 
     def forward(self, activation_N1: Tensor) -> Tensor:
         return torch.cat((1 - activation_N1, activation_N1), 1)

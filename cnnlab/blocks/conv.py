@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnnlab.blocks.torch_facts import convolution
 from cnnlab.runtime.checks import int_or_pair, integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError
 
@@ -18,6 +19,8 @@ class Conv(nn.Conv2d):
 
     Raises `ArgumentError` for a value out of range.
     """
+
+    facts = convolution
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cnnlab.blocks.facts import Facts, Shape, expect_channels
+from cnnlab.blocks.receptive_field import local, whole
 from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import ArgumentError
 
@@ -34,6 +36,10 @@ class BatchNorm(_BatchNorm):
             affine,
             track_running_stats,
         )
+
+    def facts(self, shape: Shape) -> Facts:
+        expect_channels("num_features", self.num_features, shape)
+        return Facts(shape, field=local if self.track_running_stats else whole)  # in evaluation mode
 
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.dim() in (2, 3, 4), f"batch_norm takes 2 to 4 dimensions, received {input.dim()}"

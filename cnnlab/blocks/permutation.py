@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from cnnlab.blocks.facts import Facts, Shape, expect_image
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.randomness import derive, uniforms
 
@@ -19,9 +20,14 @@ class PermutePixels(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int], seed: int = 0) -> None:
         super().__init__()
         key = derive(integer("seed", seed, 0), "permute_pixels")
+        expect_image(input_shape)
         _, height, width = input_shape
         places_P = torch.arange(height * width)
         self.register_buffer("order_P", uniforms(key, places_P, 1)[:, 0].argsort(stable=True), persistent=False)
+
+    def facts(self, shape: Shape) -> Facts:
+        """Each unit sees one pixel, but not by any rule of windows."""
+        return Facts(shape)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return x_NCHW.flatten(2)[:, :, self.order_P].view(x_NCHW.shape)

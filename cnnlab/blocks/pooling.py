@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from cnnlab.blocks.facts import Facts, Shape, expect_image
+from cnnlab.blocks.receptive_field import whole
 from cnnlab.runtime.checks import int_or_pair
 from cnnlab.runtime.errors import ArgumentError
 
@@ -75,12 +77,18 @@ class AdaptiveMaxPool(nn.AdaptiveMaxPool2d):
 class GlobalAvgPool(nn.Module):
     """The mean of each channel: (N, C, H, W) → (N, C)."""
 
+    def facts(self, shape: Shape) -> Facts:
+        expect_image(shape)
+        return Facts(shape[:1], field=whole)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return x_NCHW.mean(dim=(2, 3))
 
 
 class GlobalMaxPool(nn.Module):
     """The largest value of each channel: (N, C, H, W) → (N, C)."""
+
+    facts = GlobalAvgPool.facts
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return x_NCHW.amax(dim=(2, 3))

@@ -1,10 +1,12 @@
-"""Recurrent layers that read an image as a sequence and answer with their last hidden state."""
+"""Recurrent layers that read an image as a sequence and return their last hidden state."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from cnnlab.blocks.facts import Facts, Shape, expect_image
+from cnnlab.blocks.receptive_field import whole
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError
 
@@ -15,8 +17,8 @@ class Recurrent(nn.Module):
     """What `rnn`, `gru` and `lstm` share: (N, C, H, W) → (N, hidden_size), or 2·hidden_size where `bidirectional`.
 
     `order` says what one step reads: `rows` the C·W values of a row, in H steps from the top; `pixels` the C values of
-    a pixel, in H·W steps, row by row. Behind `permute_pixels` that is the permuted sequence. The answer is the last
-    layer's hidden state at the end; the backward direction's, at the image's beginning, stands behind it.
+    a pixel, in H·W steps, row by row; after `permute_pixels` that is the permuted sequence. The output is the last
+    layer's hidden state at the end, followed by the backward direction's at the image's beginning.
 
     Each of the `num_layers` layers is one of torch's, of one layer: `layers.0.weight_ih_l0`, … are named, shaped and
     drawn as there. Between them, `dropout` draws from torch's generator on every device, so that a resumed run draws
@@ -43,6 +45,7 @@ class Recurrent(nn.Module):
                 "dropout", f"it acts between layers: expected num_layers of 2 or more beside it, received {dropout!r}"
             )
         self.order = one_of("order", order, ORDERS)
+        expect_image(input_shape, "; layers are stacked with num_layers")
         channels, _, width = input_shape
         sizes = [channels * width if order == "rows" else channels]
         sizes += [hidden_size * (2 if bidirectional else 1)] * (integer("num_layers", num_layers, 1) - 1)
@@ -50,6 +53,14 @@ class Recurrent(nn.Module):
             kind(size, hidden_size, bias=bias, bidirectional=bidirectional, **more) for size in sizes
         )
         self.dropout = nn.Dropout(dropout)
+        self.features = hidden_size * (2 if bidirectional else 1)
+
+    def facts(self, shape: Shape) -> Facts:
+        """Each step multiplies every weight once; what gates do value by value is no multiply-accumulate."""
+        _, height, width = shape
+        weights = sum(parameter.numel() for parameter in self.parameters() if parameter.dim() == 2)
+        steps = height if self.order == "rows" else height * width
+        return Facts((self.features,), weights * steps, whole)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_TNF = self.sequence(x_NCHW)

@@ -1,10 +1,17 @@
-"""Blocks made of blocks. They receive modules; `network.py` builds those from the nested `blocks`."""
+"""Blocks made of blocks. They receive modules; `network/plan.py` builds those from the nested `blocks`.
+
+Their facts take the output shape of each nested column as an input.
+"""
 
 from torch import Tensor, nn
 
+from cnnlab.blocks.facts import Facts, Shape, format_shape
+from cnnlab.blocks.receptive_field import local, union
+from cnnlab.runtime.errors import ConfigError
+
 
 class Sequential(nn.Module):
-    """Runs a column of named blocks: the shape is whatever the last of them gives.
+    """Runs a column of named blocks; the output shape is the last one's.
 
     In YAML, `repeat: n` builds the column n times, one after the other, each with weights of its own.
     """
@@ -13,6 +20,9 @@ class Sequential(nn.Module):
         super().__init__()
         for name, block in blocks.named_children():
             self.add_module(name, block)
+
+    def facts(self, blocks: Shape) -> Facts:
+        return Facts(blocks, field=local)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.children():
@@ -31,6 +41,15 @@ class Residual(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.projection = projection if projection is not None else nn.Identity()
+
+    def facts(self, blocks: Shape, projection: Shape) -> Facts:
+        """The addition's; without a projection its second input is that of the block."""
+        if blocks != projection:
+            raise ConfigError(
+                f"the blocks give {format_shape(blocks)} and the projection {format_shape(projection)}: expected one "
+                f"shape, to add them"
+            )
+        return Facts(blocks, field=union)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x) + self.projection(x)

@@ -1,14 +1,18 @@
 """Shortcuts without parameters, for residual blocks that change the size."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnnlab.blocks.facts import Facts, Shape, expect_channels
+from cnnlab.blocks.window import Axis, Window
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError
 
 
 class ZeroPadShortcut(nn.Module):
-    """Every `stride`-th pixel, behind it channels of zeros (arXiv 1512.03385, option A).
+    """Every `stride`-th pixel, and channels of zeros after those of the input (arXiv 1512.03385, option A).
 
     (N, in_channels, H, W) → (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉). Raises `ArgumentError`.
     """
@@ -21,11 +25,13 @@ class ZeroPadShortcut(nn.Module):
             raise ArgumentError(
                 "out_channels", f"expected at least the {in_channels} channels that reach it, received {out_channels}"
             )
-        # the attributes of a window of one pixel, from which the layer table reads what it gives and sees
-        self.kernel_size = (1, 1)
-        self.stride = (integer("stride", stride, 1),) * 2
-        self.padding = (0, 0)
+        self.stride = integer("stride", stride, 1)
+
+    def facts(self, shape: Shape) -> Facts:
+        expect_channels("in_channels", self.in_channels, shape)
+        pixel = Axis(kernel=1, stride=self.stride, border=0, dilation=1)
+        return replace(Window(pixel, pixel).facts(shape, self.out_channels), label="")
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        kept_NCHW = x_NCHW[:, :, :: self.stride[0], :: self.stride[1]]
+        kept_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
         return F.pad(kept_NCHW, (0, 0, 0, 0, 0, self.out_channels - self.in_channels))

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from cnnlab.blocks.activation import Step, TwoClasses
+from cnnlab.blocks.facts import format_shape
 from cnnlab.components import Registry, Trust, attempt, bind, build_settings
 from cnnlab.config.init_from import InitFrom
 from cnnlab.config.sections import as_mapping
@@ -13,7 +14,6 @@ from cnnlab.data.source import DataSpec
 from cnnlab.losses import LOSSES, ClassWeighted, check_untrained, takes
 from cnnlab.network import NetworkPlan, plan_network
 from cnnlab.network.read import Reader
-from cnnlab.network.shape_inference import format_shape
 from cnnlab.runtime.device import machine_memory
 from cnnlab.runtime.errors import ArgumentError, Complaints, no_such_key
 

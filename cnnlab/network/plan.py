@@ -1,35 +1,36 @@
 """A mapping of layer name → spec becomes a network.
 
 Three passes: `Reader` binds every spec to its class and collects complaints; `_fit` builds each layer on the meta
-device, fills in what follows from the incoming shape, and checks that it fits; `_construct` builds the network
-anew, for real. No weights exist before the last.
+device, infers arguments from the incoming shape and asks for the layer's facts; `_construct` builds the network with
+weights, which do not exist before.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from cnnlab.blocks.conv import Conv
+from cnnlab.blocks.facts import Shape, format_shape
 from cnnlab.blocks.initialization import Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
+from cnnlab.blocks.receptive_field import START, Field
 from cnnlab.blocks.sequential import Residual, Sequential
 from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
 from cnnlab.network.freeze import check_freeze, freeze_matching
 from cnnlab.network.read import INFERRED, Layer, Reader
-from cnnlab.network.receptive_field import START, ReceptiveField, receptive_field
-from cnnlab.network.shape_inference import Fit, Shape, check_fit, check_image, format_shape, measure
+from cnnlab.network.shape_inference import measure
 from cnnlab.network.table import LayerRow, make_row
 from cnnlab.runtime.errors import Complaints, ConfigError
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """A network that was checked and not yet built: `rows` is its layer table, `build` makes the weights."""
+    """A network that is checked but not yet built: `rows` is its layer table, `build` makes the weights."""
 
     layers: list[Layer]
     input_shape: Shape
@@ -38,29 +39,29 @@ class NetworkPlan:
     initialize: Initializer
     freeze: tuple[str, ...] = ()
 
-    def build(self) -> nn.Sequential:
+    def build(self) -> nn.Module:
         """Builds the network on the CPU; draws its weights from torch's global generator."""
         network = _construct(self.layers, self.initialize)
         freeze_matching(network, self.freeze)
         return network
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
-        """Every layer by its path in the network, nested ones behind their container."""
+        """Every layer by its path in the network, nested ones after their container."""
         return _named_layers(self.layers)
 
     @property
     def output_type(self) -> type[nn.Module]:
-        """The class of the last layer, that of a sequence being its last block's: what the loss has to go with."""
+        """The class of the last layer, of a sequential that of its last block: the loss has to match it."""
         layer = self.layers[-1]
         while layer.component.factory is Sequential:
-            layer = layer.parts["blocks"][-1]
+            layer = layer.nested["blocks"][-1]
         factory = layer.component.factory
         return factory if isinstance(factory, type) else nn.Module
 
 
 def build_network(
     input_shape: Shape, blocks: Mapping[str, Any], classes: int | None = None, init: Any = "default"
-) -> nn.Sequential:
+) -> nn.Module:
     """A network from blocks, for example `build_network((1, 28, 28), {"flatten": "flatten", "output": …}, 10)`.
 
     `input_shape` is (C, H, W) without the batch. Raises `ConfigError` with every complaint.
@@ -98,7 +99,7 @@ def plan_network(
             freeze_matching(skeleton.train(), frozen)
             if len(complaints.messages) > before:
                 return None
-            rows = _rows(layers)
+            rows, _ = _rows(layers, START)
     except ConfigError as error:
         complaints.add("", str(error))
         return None
@@ -117,41 +118,28 @@ def _fit(layers: list[Layer], shape: Shape, initialize: Initializer) -> tuple[nn
 
 def _fit_one(layer: Layer, shape: Shape, initialize: Initializer) -> tuple[nn.Module, Shape]:
     component = layer.component
-    parts: dict[str, nn.Module] = {}
-    part_shapes: dict[str, Shape] = {}
-    for parameter, layers in layer.parts.items():
-        parts[parameter], part_shapes[parameter] = _fit(layers, shape, initialize)
-    if component.factory is Residual:
-        if "projection" not in parts and part_shapes["blocks"] != shape:
-            layer.parts["projection"] = _default_projection(component.key, shape, part_shapes["blocks"])
-            parts["projection"], part_shapes["projection"] = _fit(layer.parts["projection"], shape, initialize)
-        skip = part_shapes.get("projection", shape)
-        if skip != part_shapes["blocks"]:
-            raise ConfigError(
-                f"{component.key}: the blocks give {format_shape(part_shapes['blocks'])} and the projection "
-                f"{format_shape(skip)} from an input of {format_shape(shape)}: expected one shape, to add them"
-            )
-    check_image(component.factory, component.key, shape)
+    fitted = {parameter: _fit(nested, shape, initialize) for parameter, nested in layer.nested.items()}
+    if component.factory is Residual and "projection" not in fitted and fitted["blocks"][1] != shape:
+        layer.nested["projection"] = _default_projection(component.key, shape, fitted["blocks"][1])
+        fitted["projection"] = _fit(layer.nested["projection"], shape, initialize)
+    columns = {parameter: column for parameter, (column, _) in fitted.items()}
     layer.inferred = _infer(component, shape)
-    module = component.build(**layer.inferred, **parts)
+    module = component.build(**layer.inferred, **columns)
     assert isinstance(module, nn.Module)
     module.eval()
-    check_fit(module, component.key, shape)
-    _initialize(module, parts, initialize)  # on the meta device: only to hear of weights that do not fit
+    # what reaches the block's own operation: of a container, the outputs of its columns
+    inputs = [fitted[parameter][1] if parameter in fitted else shape for parameter in layer.inputs]
+    nested_macs = sum(_macs(nested) for nested in layer.nested.values())
+    layer.facts = facts = measure(module, component.key, shape, inputs, nested_macs)
     layer.skeleton = module
-    if isinstance(module, Sequential | Residual):
-        layer.fit = Fit(shape, part_shapes["blocks"], 0)  # its parts count their own MACs
-    else:
-        layer.fit = measure(module, component.key, shape)
-        nested = sum(_macs(layers) for layers in layer.parts.values())
-        layer.fit = replace(layer.fit, macs=layer.fit.macs - nested)
-    return module, layer.fit.output_shape
+    _initialize(module, columns, initialize)  # on the meta device: only to find weights that do not fit
+    assert facts.output_shape is not None
+    return module, facts.output_shape
 
 
 def _macs(layers: list[Layer]) -> int:
-    return sum(
-        (layer.fit.macs if layer.fit else 0) + sum(_macs(nested) for nested in layer.parts.values()) for layer in layers
-    )
+    own = sum(layer.facts.macs for layer in layers if layer.facts)
+    return own + sum(_macs(nested) for layer in layers for nested in layer.nested.values())
 
 
 def _infer(component: Component, shape: Shape) -> dict[str, Any]:
@@ -186,7 +174,7 @@ def _default_projection(key: str, shape: Shape, target: Shape) -> list[Layer]:
 
 @contextmanager
 def _at(key: str) -> Iterator[None]:
-    """Whatever a user's own class raises while it is fitted is told with the layer's key."""
+    """Adds the layer's key to what a user's own class raises while it is fitted."""
     try:
         yield
     except ConfigError:
@@ -201,48 +189,50 @@ def _construct(layers: list[Layer], initialize: Initializer) -> nn.Sequential:
     column = nn.Sequential()
     for layer in layers:
         own = layer.initialize or initialize
-        parts = {parameter: _construct(nested, own) for parameter, nested in layer.parts.items()}
-        module = layer.component.build(**layer.inferred, **parts)
-        _initialize(module, parts, own)
+        columns = {parameter: _construct(nested, own) for parameter, nested in layer.nested.items()}
+        module = layer.component.build(**layer.inferred, **columns)
+        _initialize(module, columns, own)
         column.add_module(layer.name, module)
     return column
 
 
-def _initialize(module: nn.Module, parts: Mapping[str, nn.Module], initialize: Initializer) -> None:
+def _initialize(module: nn.Module, columns: Mapping[str, nn.Module], initialize: Initializer) -> None:
     """Fills a layer's own weights; its nested layers have theirs already."""
-    nested = {inner for part in parts.values() for inner in part.modules()}
+    nested = {inner for column in columns.values() for inner in column.modules()}
     for inner in module.modules():
         if inner not in nested:
             initialize(inner)
 
 
-def _rows(
-    layers: list[Layer], prefix: str = "", depth: int = 0, field: ReceptiveField | None = START
-) -> list[LayerRow]:
-    """The rows of fitted layers, nested ones under their container."""
+def _rows(layers: list[Layer], field: Field, prefix: str = "", depth: int = 0) -> tuple[list[LayerRow], Field]:
+    """The rows of fitted layers, nested ones under their container, and the receptive field of the last one's units."""
     rows: list[LayerRow] = []
     for layer in layers:
         assert layer.skeleton is not None
-        assert layer.fit is not None
-        path, before = f"{prefix}{layer.name}", field
-        field = receptive_field(layer.skeleton, before)
-        parts = [nested.skeleton for layers in layer.parts.values() for nested in layers if nested.skeleton]
-        rows.append(make_row(path, _block_name(layer), depth, layer.skeleton, layer.fit, field, parts))
-        for parameter, nested_layers in layer.parts.items():
-            rows.extend(_rows(nested_layers, _inner_prefix(layer, path, parameter), depth + 1, before))
-    return rows
+        assert layer.facts is not None
+        path = f"{prefix}{layer.name}"
+        inner = {
+            parameter: _rows(nested, field, _inner_prefix(layer, path, parameter), depth + 1)
+            for parameter, nested in layer.nested.items()
+        }
+        inputs = [inner[parameter][1] if parameter in inner else field for parameter in layer.inputs]
+        field = layer.facts.field(*(inputs or [field]))
+        skeletons = [below.skeleton for nested in layer.nested.values() for below in nested if below.skeleton]
+        rows.append(make_row(path, _block_name(layer), depth, layer.skeleton, layer.facts, field, skeletons))
+        rows.extend(row for nested_rows, _ in inner.values() for row in nested_rows)
+    return rows, field
 
 
 def _named_layers(layers: list[Layer], prefix: str = "") -> Iterator[tuple[str, Layer]]:
     for layer in layers:
         path = f"{prefix}{layer.name}"
         yield path, layer
-        for parameter, nested_layers in layer.parts.items():
-            yield from _named_layers(nested_layers, _inner_prefix(layer, path, parameter))
+        for parameter, nested in layer.nested.items():
+            yield from _named_layers(nested, _inner_prefix(layer, path, parameter))
 
 
 def _inner_prefix(layer: Layer, path: str, parameter: str) -> str:
-    """What stands before the names of a container's layers: a sequence holds them as its own."""
+    """The prefix of a nested column's layers: a sequential has them as its own children."""
     return f"{path}." if isinstance(layer.skeleton, Sequential) else f"{path}.{parameter}."
 
 

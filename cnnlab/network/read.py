@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from cnnlab.blocks import BLOCKS
+from cnnlab.blocks.facts import Facts
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer
 from cnnlab.blocks.sequential import Sequential
 from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec
-from cnnlab.network.shape_inference import Fit
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
 BLOCK = Registry("block", BLOCKS, nn.Module, ("torch.nn",))
@@ -32,16 +32,21 @@ RESERVED = ("after", "init")  # keys of a layer that are not arguments of its bl
 
 @dataclass
 class Layer:
-    """One named layer of the plan. `parts` holds nested layers by the constructor parameter they are for."""
+    """One named layer of the plan.
+
+    A container has columns of `nested` layers by the constructor parameter they are for, and runs its own operation on
+    their outputs: `inputs` names those parameters in order. A column that is not given passes the container's input on.
+    """
 
     name: str
     component: Component
     initialize: Initializer | None = None
-    parts: dict[str, "list[Layer]"] = field(default_factory=dict)
+    nested: dict[str, "list[Layer]"] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
     # filled when the layer is fitted
     inferred: dict[str, Any] = field(default_factory=dict)
     skeleton: nn.Module | None = None  # on the meta device
-    fit: Fit | None = None
+    facts: Facts | None = None
 
 
 class Reader:
@@ -148,18 +153,18 @@ class Reader:
             constants=self.constants,
             trust=self.trust,
         )
-        parts = {argument: self.read(blocks, f"{key}.{argument}") for argument, blocks in nested.items()}
+        columns = {argument: self.read(blocks, f"{key}.{argument}") for argument, blocks in nested.items()}
         if component is None:
             return None
-        if repeat is not None and "blocks" in parts:
-            copies = [parts["blocks"], *(self.read(nested["blocks"], f"{key}.blocks") for _ in range(1, repeat))]
-            parts["blocks"] = [
-                Layer(f"r{index}", Component(key, "sequential", Sequential), parts={"blocks": layers})
+        if repeat is not None and "blocks" in columns:
+            copies = [columns["blocks"], *(self.read(nested["blocks"], f"{key}.blocks") for _ in range(1, repeat))]
+            columns["blocks"] = [
+                Layer(f"r{index}", Component(key, "sequential", Sequential), None, {"blocks": layers}, ("blocks",))
                 for index, layers in enumerate(copies)
             ]
         if not modules:
             self._probe(component)
-        return Layer(name, component, initialize, parts)
+        return Layer(name, component, initialize, columns, tuple(modules))
 
     def _repeat(self, count: Any, key: str) -> int:
         if isinstance(count, int) and not isinstance(count, bool) and count >= 1:

@@ -1,4 +1,4 @@
-"""The layer table: what each layer gives, what it costs, how far it sees."""
+"""The layer table: output shape, parameters, MACs and receptive field of each layer."""
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from cnnlab.blocks.facts import Facts, Shape, format_shape
 from cnnlab.blocks.normalization import NORMS
-from cnnlab.network.receptive_field import START, ReceptiveField
-from cnnlab.network.shape_inference import Fit, Shape, dropped, format_shape, window
+from cnnlab.blocks.receptive_field import START, Field
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,24 @@ def make_row(
     block: str,
     depth: int,
     module: nn.Module,
-    fit: Fit,
-    field: ReceptiveField | None,
-    parts: Rows[nn.Module] = (),
+    facts: Facts,
+    field: Field,
+    nested: Rows[nn.Module] = (),
 ) -> LayerRow:
-    """The row of one fitted layer; `field` is the receptive field behind it, `parts` have rows of their own."""
-    inner = {id(p) for part in parts for p in part.parameters()}
+    """The row of one layer with known facts; `field` is that of its units, `nested` layers have their own rows."""
+    assert facts.output_shape is not None
+    inner = {id(parameter) for layer in nested for parameter in layer.parameters()}
     own = [parameter for parameter in module.parameters() if id(parameter) not in inner]
     frozen = sum(parameter.numel() for parameter in own if not parameter.requires_grad)
     return LayerRow(
         path,
-        block + _window_note(module),
+        f"{block} {facts.label}".rstrip(),
         depth,
-        fit.output_shape,
+        facts.output_shape,
         sum(parameter.numel() for parameter in own),
-        fit.macs,
+        facts.macs,
         str(field or "–"),
-        ", ".join(filter(None, (_frozen_note(module, own), _remark(module, fit.input_shape)))),
+        ", ".join(filter(None, (_frozen_note(module, own), facts.remark))),
         frozen,
     )
 
@@ -58,27 +59,6 @@ def _frozen_note(module: nn.Module, own: list[nn.Parameter]) -> str:
     if not own:  # a norm without parameters still has statistics
         return "frozen" if isinstance(module, NORMS) and not module.training else ""
     return "" if all(training) else "partly frozen" if any(training) else "frozen"
-
-
-def _window_note(module: nn.Module) -> str:
-    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        return ""
-    kernel, stride, _, _ = window(module)
-    note = f" {format_shape(kernel)}"
-    if stride == (1, 1):
-        return note
-    return f"{note} / {stride[0] if stride[0] == stride[1] else format_shape(stride)}"
-
-
-def _remark(module: nn.Module, shape: Shape) -> str:
-    if len(shape) != 3:
-        return ""
-    lost = [
-        f"{count} {name}{'s' if count > 1 else ''}"
-        for count, name in zip(dropped(module, shape), ("row", "column"), strict=True)
-        if count
-    ]
-    return f"drops {', '.join(lost)}" if lost else ""
 
 
 def render_table(rows: Rows[LayerRow], input_shape: Shape) -> Table:

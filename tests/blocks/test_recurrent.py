@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnlab.blocks import GRU, LSTM, RNN
 from cnnlab.blocks.recurrent import Recurrent
 from cnnlab.network import build_network, plan_network
-from cnnlab.network.shape_inference import measure
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
 
 SHAPE = (2, 3, 5)  # channels, height, width
@@ -127,16 +126,16 @@ def test_macs_are_half_of_torchs_flops(block_type: Any, settings: dict[str, Any]
         counter = FlopCounterMode(display=False)
         with counter:
             output_NF = block(torch.empty(1, *SHAPE))
-    fit = measure(block, "key", SHAPE)
-    assert fit.macs == counter.get_total_flops() // 2
-    assert fit.output_shape == output_NF.shape[1:]
+    facts = block.facts(SHAPE)
+    assert facts.macs == counter.get_total_flops() // 2
+    assert facts.output_shape == output_NF.shape[1:]
 
 
 @pytest.mark.parametrize(("hidden", "macs"), [(64, 659_456), (128, 2_236_416)])
 def test_rows_of_mnist_by_hand(hidden: int, macs: int) -> None:
     # 28 rows through four gates, each of which sees 28 pixels and the hidden units
     assert macs == 28 * 4 * hidden * (28 + hidden)
-    assert measure(LSTM((1, 28, 28), hidden), "key", (1, 28, 28)).macs == macs
+    assert LSTM((1, 28, 28), hidden).facts((1, 28, 28)).macs == macs
 
 
 def test_every_unit_sees_the_whole_image() -> None:

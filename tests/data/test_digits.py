@@ -33,8 +33,8 @@ def test_images_are_bytes_and_labels_int64(splits: dict[str, Images]) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_images_are_those_of_scikit_learn_stretched_to_255(splits: dict[str, Images], split: str) -> None:
     images = splits[split]
-    images = load_digits().images[images.index_N.numpy()]
-    assert np.array_equal(images.x_NCHW[:, 0].numpy(), np.rint(images * 255 / 16))
+    theirs = load_digits().images[images.index_N.numpy()]
+    assert np.array_equal(images.x_NCHW[:, 0].numpy(), np.rint(theirs * 255 / 16))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
