@@ -175,10 +175,11 @@ class TrainState:
 
 
 class Trainer:
-    """Trains until the settings, early stopping or an interruption say so.
+    """Trains until the settings end the run, patience runs out or `stop` returns a status.
 
-    `interrupted` is asked at every step; a checkpoint is written before the loop ends. `log` takes the records. `meter`
-    measures the held-out splits beside loss and accuracy. `profiler` watches the first steps.
+    `stop` is polled after each step and each validation and returns None, or the status to end with: `completed`,
+    which validates first, `interrupted` or `pruned`. A checkpoint is written before the loop ends. `log` takes the
+    records. `meter` measures the held-out splits beside loss and accuracy. `profiler` watches the first steps.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class Trainer:
         meta: Mapping[str, Any],
         meter: Meter | None = None,
         profiler: torch.profiler.profile | None = None,
-        interrupted: Callable[[], bool] = lambda: False,
+        stop: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.train_state = train_state
         self.train = train
@@ -204,7 +205,7 @@ class Trainer:
         self.meta = meta
         self.meter = meter
         self.profiler = profiler
-        self.interrupted = interrupted
+        self.stop = stop
         self.progress = Progress()
         self.tally = Tally()
         self.total_steps = settings.total_steps(len(train))
@@ -214,7 +215,7 @@ class Trainer:
         self._unread: tuple[int, float, Tensor | None] | None = None
 
     def fit(self) -> str:
-        """Runs to the end; returns `completed` or `interrupted`. Raises `TrainingError` for a non-finite loss."""
+        """Runs to the end; returns `completed` or what `stop` did. Raises `TrainingError` for a non-finite loss."""
         with self.profiler or nullcontext():
             return self._fit()
 
@@ -225,7 +226,7 @@ class Trainer:
 
     def _fit(self) -> str:
         self._clock = time.perf_counter()
-        status = "completed" if self._finished() else None
+        status = self._ended()
         while status is None:
             for batch in self.train:
                 self._step(batch)
@@ -292,22 +293,26 @@ class Trainer:
     def _after_step(self) -> str | None:
         """Validates and saves where either is due; returns the status the run ends with, or None.
 
-        The clock of training stands still while it does; what is recorded between two steps counts. An interruption
-        saves and leaves; it does not validate.
+        The clock of training stands still meanwhile; what is recorded between two steps counts.
         """
         step, settings = self.progress.step, self.settings
-        interrupted = self.interrupted()
-        validate = due(step, settings.validate_every_steps) or (
-            self.train.position == len(self.train) and due(self.epoch, settings.validate_every_epochs)
-        )
-        if not (validate or interrupted or due(step, settings.checkpoint_every) or self._finished()):
+        status = self._poll()
+        validate = status == "completed" or self._validation_is_due()
+        if not (validate or status or due(step, settings.checkpoint_every)):
             return None
         self._catch_up()
-        if validate or self._finished():
+        if validate:
             self._validate()
+            status = self._poll() or status
         self._save()
         self._clock = time.perf_counter()
-        return "completed" if self._finished() else "interrupted" if interrupted else None
+        return status
+
+    def _validation_is_due(self) -> bool:
+        ends_epoch = self.train.position == len(self.train)
+        return due(self.progress.step, self.settings.validate_every_steps) or (
+            ends_epoch and due(self.epoch, self.settings.validate_every_epochs)
+        )
 
     def _catch_up(self) -> None:
         """Waits for a GPU: what it still has to do of the steps is training, too."""
@@ -321,13 +326,19 @@ class Trainer:
         self.progress.seconds += now - self._clock
         self._clock = now
 
-    def _finished(self) -> bool:
+    def _poll(self) -> str | None:
+        """The status to end with, if any: the run's own end before that of anybody else."""
+        return self._ended() or self.stop()
+
+    def _ended(self) -> str | None:
+        """`completed` at the last step, after `max_time` or where patience has run out; None before."""
         progress, settings = self.progress, self.settings
-        return (
+        ended = (
             (self.total_steps is not None and progress.step >= self.total_steps)
             or (settings.max_time is not None and progress.seconds >= settings.max_time)
             or (settings.patience is not None and progress.without_improvement >= settings.patience)
         )
+        return "completed" if ended else None
 
     @property
     def epoch(self) -> int:

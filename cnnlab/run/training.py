@@ -58,8 +58,24 @@ from cnnlab.version import __version__
 
 # what says nothing about what was learned
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
+_TRAINING = threading.Lock()
 
 
+@contextmanager
+def the_only_training() -> Iterator[None]:
+    """Raises `ConfigError` while another thread of this process trains."""
+    if not _TRAINING.acquire(blocking=False):
+        raise ConfigError(
+            "another training runs in this process, and both would draw from the same random generators: expected one "
+            "at a time, or a process for each"
+        )
+    try:
+        yield
+    finally:
+        _TRAINING.release()
+
+
+@the_only_training()
 def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
     """Trains or resumes; returns the run's directory, or None where only the table was wanted.
 
@@ -259,7 +275,7 @@ def _build_trainer(
         },
         meter=plan.meter(),
         profiler=make_profiler(directory.path, notify) if plan.settings.profile else None,
-        interrupted=lambda: bool(stopped_by),
+        stop=lambda: "interrupted" if stopped_by else None,
     )
     seed_generators(plan.seed)
     if checkpoint:

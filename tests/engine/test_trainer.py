@@ -70,6 +70,7 @@ class Run:
         lr: float = 0.1,
         factor: Factor = constant(),  # noqa: B008 — a pure function
         interrupted_at: int | None = None,
+        stop: Callable[[], str | None] | None = None,
         **changes: Any,
     ) -> None:
         torch.manual_seed(0)
@@ -100,7 +101,7 @@ class Run:
             self.checkpoints,
             self.records.append,
             meta={"name": "tiny"},
-            interrupted=lambda: self.trainer.progress.step == interrupted_at,
+            stop=stop or (lambda: "interrupted" if self.progress.step == interrupted_at else None),
         )
 
     @property
@@ -565,6 +566,25 @@ def test_an_interruption_saves_and_leaves_without_validating(tmp_path: Path) -> 
     assert run.progress.step == 3
     assert run.checkpoints.steps() == [3]
     assert run.steps("val") == []
+
+
+def test_stop_is_polled_after_each_step_and_each_validation(tmp_path: Path) -> None:
+    polled: list[tuple[int, int]] = []
+
+    def stop() -> str | None:
+        polled.append((run.progress.step, len(run.steps("val"))))
+        return "pruned" if polled[-1] == (3, 1) else None
+
+    run = Run(tmp_path, stop=stop, validate_every_steps=3)
+    assert run.trainer.fit() == "pruned"
+    assert polled == [(1, 0), (2, 0), (3, 0), (3, 1)]
+    assert run.checkpoints.steps() == [3]
+
+
+def test_a_run_that_is_stopped_as_completed_is_validated(tmp_path: Path) -> None:
+    run = Run(tmp_path, stop=lambda: "completed" if run.progress.step == 2 else None)
+    assert run.trainer.fit() == "completed"
+    assert run.steps("val") == run.checkpoints.steps() == [2]
 
 
 def test_an_interruption_at_the_last_step_is_a_completed_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 import yaml
 from commands import Answer, run
 from fast_run import read_json, train_fast
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cnnlab
 from cnnlab.cli import evaluate, train
 from cnnlab.data.source import Images
 from cnnlab.run.run_directory import RunDirectory
+from cnnlab.run.training import run_training, the_only_training
+from cnnlab.runtime.errors import ConfigError
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -395,3 +399,12 @@ def test_a_run_leaves_the_garbage_collector_as_it_found_it(in_tmp_path: Path) ->
     frozen = gc.get_freeze_count()
     assert train_fast("run_dir=run").code == 0
     assert gc.get_freeze_count() == frozen
+
+
+def test_a_second_training_in_another_thread_is_refused(in_tmp_path: Path) -> None:
+    with the_only_training(), ThreadPoolExecutor(1) as threads:
+        refusal = threads.submit(run_training, OmegaConf.create(), []).exception()
+    assert isinstance(refusal, ConfigError)
+    assert "another training runs in this process" in str(refusal)
+    with the_only_training():  # the first has ended
+        pass
