@@ -14,14 +14,30 @@ from cnnlab.runtime.errors import Complaints
 
 # its published count has the auxiliary head: 1×1 and 5×5 convolutions, two norms, 1,000 classes
 AUXILIARY = {"inception_v3": 768 * 128 + 128 * 768 * 5 * 5 + 2 * 128 + 2 * 768 + 1000 * 768 + 1000}
+ONE_OF_EACH_FAMILY = {
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "squeezenet1_1",
+    "swin_t",
+    "vit_b_16",
+}
 
 
 def test_the_names_are_torchvisions() -> None:
     assert list(NAMES) == models.list_models(module=models)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ONE_OF_EACH_FAMILY else pytest.mark.slow) for name in NAMES]
+)
 def test_every_name_composes_and_plans_with_the_parameters_of_the_published_network(name: str) -> None:
     model = composed(f"model={name}")["model"]
     complaints = Complaints()
