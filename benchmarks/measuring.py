@@ -56,7 +56,7 @@ def measure(contestants: Sequence[Contestant], repeats: int, *, same_work: bool 
 
 
 def run_once(contestant: Contestant, repetition: int) -> Figures:
-    """Figures of the process itself and those that it tells. Raises `RuntimeError` where it fails."""
+    """Figures of the process itself and those that it reports. Raises `RuntimeError` where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [part.replace("{folder}", folder).replace("{round}", str(repetition)) for part in contestant.command]
         # this checkout is measured, whatever cnnlab is installed
@@ -73,14 +73,14 @@ def run_once(contestant: Contestant, repetition: int) -> Figures:
         text = log.read_text(errors="replace")
         if process.returncode != contestant.exit_status:
             raise RuntimeError(f"{contestant} ended with {process.returncode}:\n{text[-3000:]}")
-        told = of_a_run(Path(folder, "run")) or told_last(text)
-    if "train_seconds" in told:
-        told["step_us"] = told["train_seconds"] / told["steps"] * 1e6
-    figures = {"command_seconds": seconds, "peak_mb": usage.ru_maxrss / 1024, **told}
+        reported = of_a_run(Path(folder, "run")) or last_json(text)
+    if "train_seconds" in reported:
+        reported["step_us"] = reported["train_seconds"] / reported["steps"] * 1e6
+    figures = {"command_seconds": seconds, "peak_mb": usage.ru_maxrss / 1024, **reported}
     return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
 
-def told_last(text: str) -> Figures:
+def last_json(text: str) -> Figures:
     """The JSON object in the last line, if it is one."""
     last = (text.splitlines() or [""])[-1]
     return json.loads(last) if last.startswith("{") else {}
@@ -114,15 +114,15 @@ def seconds_until(records: Sequence[Mapping[str, Any]], accuracy: float) -> floa
 
 
 def check_same_work(contestants: Sequence[Contestant], runs: Sequence[Sequence[Figures]]) -> None:
-    """Raises `RuntimeError` unless contestants with the same `at` tell the same parameters and steps."""
+    """Raises `RuntimeError` unless contestants with the same `at` report the same parameters and steps."""
     for name in HAVE_TO_AGREE:
-        told = {str(one): (one.at, figures[-1].get(name)) for one, figures in zip(contestants, runs, strict=True)}
+        reported = {str(one): (one.at, figures[-1].get(name)) for one, figures in zip(contestants, runs, strict=True)}
         by_point: dict[int | None, set[float]] = {}
-        for at, value in told.values():
+        for at, value in reported.values():
             if value is not None:
                 by_point.setdefault(at, set()).add(value)
         if any(len(values) > 1 for values in by_point.values()):
-            raise RuntimeError(f"the contestants do not do the same work: {name} {told}")
+            raise RuntimeError(f"the contestants do not do the same work: {name} {reported}")
 
 
 def summary_of(contestants: Sequence[Contestant], runs: Sequence[Sequence[Figures]]) -> list[dict[str, Any]]:

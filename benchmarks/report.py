@@ -65,7 +65,7 @@ def folder_of(machine: Mapping[str, Any]) -> Path:
 
 
 def speed_tables() -> str:
-    """What README.md says: a table for CPU, and one for CUDA where it was measured."""
+    """The tables of README.md: one for CPU, and one for CUDA where it was measured."""
     on_cuda = read_results(RESULTS_ON_CUDA)
     return speed_table(read_results(RESULTS)) + (f"\n{speed_table(on_cuda)}" if on_cuda else "")
 
@@ -138,7 +138,7 @@ def speed_table(results: Mapping[str, Result]) -> str:
         own, rest = (
             [ratio_of(entry, figure) for entry in shown if is_own(entry) == wanted] for wanted in (True, False)
         )
-        reached = right(first) if name == "accuracy" else ""
+        reached = accuracy_of(first) if name == "accuracy" else ""
         value = COLUMNS[figure][1].format(first["median"][figure])
         rows.append([label, f"{first['name']}: {value}{reached}", "; ".join(own), "; ".join(rest)])
     return markdown(rows) + f"\n{origin(results)}\n"
@@ -167,10 +167,10 @@ def spread(values: list[float]) -> str:
 
 def ratio_of(entry: Mapping[str, Any], figure: str) -> str:
     name = entry["name"].removeprefix("cnnlab").removeprefix(", ")
-    return f"{name} {entry['ratio'][figure]:.2f} ×{right(entry) if 'experiment=' in name else ''}".strip()
+    return f"{name} {entry['ratio'][figure]:.2f} ×{accuracy_of(entry) if 'experiment=' in name else ''}".strip()
 
 
-def right(entry: Mapping[str, Any]) -> str:
+def accuracy_of(entry: Mapping[str, Any]) -> str:
     return f" for {cell(entry, 'accuracy', first=True)}"
 
 

@@ -62,7 +62,7 @@ def keep(name: str, result: Result) -> None:
 
 
 def with_overrides(contestants: list[Contestant], also: list[str]) -> list[Contestant]:
-    """Each run of cnnlab's comes once more with `also` behind its other overrides."""
+    """Each run of cnnlab's comes once more with `also` after its other overrides."""
     more = [
         replace(contestant, name=f"{contestant.name}, {' '.join(also)}", command=(*contestant.command, *also))
         for contestant in contestants

@@ -17,7 +17,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`title` says what every contestant does; `figures` are shown, in this order.
+    """`title` is what every contestant does; `figures` are shown, in this order.
 
     With `same_work`, all have to have equally many parameters and steps.
     """

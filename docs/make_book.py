@@ -1,8 +1,8 @@
 """Reproduces the published experiments of `configs/experiment/book` and writes `docs/book.md`: see `make book`.
 
 Each (experiment, seed) is one run of the product's own command in `runs/book/EXPERIMENT/seed-N`. What is complete is
-not run again and what was interrupted goes on. `docs/book.json` keeps what the page shows, so that it grows with every
-call, wherever it is made.
+not run again and what was interrupted is resumed. `docs/book.json` keeps what the page shows, so that it grows with
+every call, wherever it is made.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class Book:
         self.lock = Lock()
 
     def add(self, name: str, seed: int, overrides: Sequence[str], threads: int) -> bool:
-        """Runs, goes on with, or finds complete; says which. False for a run that failed."""
+        """Runs it, resumes it or finds it complete, and prints which. False for a run that failed."""
         if str(seed) in self.results.get(name, {}):
             print(f"{name} seed {seed}: in {RESULTS.name}", flush=True)
             return True

@@ -18,7 +18,7 @@ from cnnlab.config.saved_config import resolved
 
 @dataclass(frozen=True)
 class Answer:
-    """How a command ended and what it said."""
+    """A command's exit status and output."""
 
     code: int
     out: str

@@ -35,7 +35,7 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import resolved
 
 
-def saying(name: str, code: str, **more: object) -> Contestant:
+def contestant(name: str, code: str, **more: object) -> Contestant:
     return Contestant(name, (sys.executable, "-c", code), **more)
 
 
@@ -50,7 +50,7 @@ def test_the_tables_of_the_results_follow_from_the_results(readme: Path) -> None
 
 def result(**microseconds: float) -> dict[str, Any]:
     """Of contestants in this order, each measured once."""
-    contestants = [saying(name, "") for name in microseconds]
+    contestants = [contestant(name, "") for name in microseconds]
     machine = {"cpu": "CPU", "cores": 2, "threads": 1, "load": 0.5}
     return {
         "machine": machine,
@@ -59,14 +59,14 @@ def result(**microseconds: float) -> dict[str, Any]:
     }
 
 
-def test_a_row_says_how_many_times_the_first_contestants_figure_each_needs() -> None:
+def test_a_row_gives_how_many_times_the_first_contestants_figure_each_needs() -> None:
     table = speed_table({"tiny": result(loop=400, cnnlab=200, Lightning=1000)})
     assert table.splitlines()[2] == (
         "| 784-30-10 sigmoid, a step of 10 images | loop: 400 µs | 0.50 × | Lightning 2.50 × |"
     )
 
 
-def test_the_table_says_where_it_was_measured() -> None:
+def test_the_table_names_where_it_was_measured() -> None:
     assert "Measured on CPU, 2 cores, 1 thread, repeated 1 times; load of the machine before: 0.5." in speed_table(
         {"tiny": result(loop=400)}
     )
@@ -95,7 +95,7 @@ def test_every_result_is_of_a_benchmark() -> None:
 def test_contestants_take_turns_in_fresh_processes(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = "import os; print('{}', os.getpid(), file=open({!r}, 'a'))"
-    measure([saying(name, code.format(name, str(log))) for name in "AB"], repeats=3)
+    measure([contestant(name, code.format(name, str(log))) for name in "AB"], repeats=3)
     names, processes = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
     assert "".join(names) == "ABABAB"
     assert len(set(processes)) == 6
@@ -103,13 +103,15 @@ def test_contestants_take_turns_in_fresh_processes(tmp_path: Path) -> None:
 
 def test_every_repetition_has_a_seed_and_an_empty_folder_of_its_own() -> None:
     code = "import os, json; print(json.dumps({'round': {round}, 'files': len(os.listdir('{folder}'))}))"
-    [runs] = measure([saying("A", code)], repeats=2)
+    [runs] = measure([contestant("A", code)], repeats=2)
     assert [figures["round"] for figures in runs] == [0, 1]
     assert [figures["files"] for figures in runs] == [1, 1]  # its log
 
 
 def test_seconds_are_those_of_the_process() -> None:
-    nothing, long = (run_once(saying("A", code), 0)["command_seconds"] for code in ("", "import time; time.sleep(0.5)"))
+    nothing, long = (
+        run_once(contestant("A", code), 0)["command_seconds"] for code in ("", "import time; time.sleep(0.5)")
+    )
     assert 0.5 < long < 0.5 + 100 * nothing
 
 
@@ -127,15 +129,15 @@ def test_peak_memory_is_that_of_the_process() -> None:
 
 def test_a_contestant_that_fails_is_quoted() -> None:
     with pytest.raises(RuntimeError, match=r"A ended with 3:\nno such file"):
-        run_once(saying("A", "print('no such file'); exit(3)"), 0)
+        run_once(contestant("A", "print('no such file'); exit(3)"), 0)
 
 
 def test_an_exit_status_that_is_expected_is_no_failure() -> None:
-    assert run_once(saying("A", "exit(2)", exit_status=2), 0)["command_seconds"] > 0
+    assert run_once(contestant("A", "exit(2)", exit_status=2), 0)["command_seconds"] > 0
 
 
 def test_contestants_that_do_other_work_are_not_compared() -> None:
-    contestants = [saying("A", "", at=1), saying("B", "", at=1), saying("C", "", at=2)]
+    contestants = [contestant("A", "", at=1), contestant("B", "", at=1), contestant("C", "", at=2)]
     check_same_work(contestants, [[{"parameters": 5}], [{"parameters": 5}], [{"parameters": 6}]])
     with pytest.raises(RuntimeError, match="do not do the same work: parameters"):
         check_same_work(contestants, [[{"parameters": 5}], [{"parameters": 6}], [{"parameters": 6}]])
@@ -144,14 +146,14 @@ def test_contestants_that_do_other_work_are_not_compared() -> None:
 
 
 def test_a_ratio_is_the_median_of_the_quotients_of_each_round() -> None:
-    contestants = [saying("A", ""), saying("B", "")]
+    contestants = [contestant("A", ""), contestant("B", "")]
     entries = summary_of(contestants, [[{"s": 1.0}, {"s": 2.0}, {"s": 10.0}], [{"s": 2.0}, {"s": 2.0}, {"s": 30.0}]])
     assert [entry["median"]["s"] for entry in entries] == [2.0, 2.0]
     assert entries[1]["ratio"]["s"] == 2.0  # of 2, 1 and 3
 
 
 def test_a_ratio_is_to_the_first_at_the_same_point() -> None:
-    contestants = [saying(name, "", at=at) for at in (1, 2) for name in "AB"]
+    contestants = [contestant(name, "", at=at) for at in (1, 2) for name in "AB"]
     entries = summary_of(contestants, [[{"s": 1.0}], [{"s": 3.0}], [{"s": 4.0}], [{"s": 8.0}]])
     assert [entry["ratio"]["s"] for entry in entries] == [1.0, 3.0, 1.0, 2.0]
 
@@ -208,7 +210,7 @@ def test_the_networks_by_hand_are_those_of_the_configs(
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in CONTESTANTS.glob("*.py") if path.name != "setting.py"))
-def test_every_contestant_says_what_it_is(script: str) -> None:
+def test_every_contestant_is_short_and_documented(script: str) -> None:
     text = (CONTESTANTS / script).read_text()
     assert len(text.splitlines()) <= 100
     assert text.startswith('"""')
@@ -224,7 +226,7 @@ def test_what_can_be_measured_is_listed() -> None:
 
 
 def test_each_run_of_cnnlabs_comes_once_more_with_other_overrides() -> None:
-    contestants = [saying("by hand", ""), saying("cnnlab", "")]
+    contestants = [contestant("by hand", ""), contestant("cnnlab", "")]
     added = with_overrides(contestants, ["trainer.clip_norm=1", "seed=3"])[2:]
     assert [one.name for one in added] == ["cnnlab, trainer.clip_norm=1 seed=3"]
     assert list(added[0].command) == [*contestants[1].command, "trainer.clip_norm=1", "seed=3"]
@@ -238,7 +240,7 @@ def test_results_are_kept_on_request_alone(
     readme.write_text(f"{BEGIN}old\n{END}")
     for name, path in {"RESULTS": tmp_path / "cpu", "RESULTS_ON_CUDA": tmp_path / "gpu", "README": readme}.items():
         monkeypatch.setattr(f"report.{name}", path)
-    measured = Benchmark("nothing", lambda: [saying("A", "")], ("command_seconds",))
+    measured = Benchmark("nothing", lambda: [contestant("A", "")], ("command_seconds",))
     monkeypatch.setattr("run.BENCHMARKS", {"start": measured})
     machine = {"cpu": "CPU", "cores": 2, "threads": 1, "memory_gb": 4, "load": 0.5, "gpu": None}
     monkeypatch.setattr("run.machine", lambda: machine)
@@ -252,10 +254,10 @@ def test_results_are_kept_on_request_alone(
     assert "| Start | A: " in readme.read_text()
 
 
-def test_a_benchmark_that_fails_leaves_the_others_to_go_on(
+def test_a_benchmark_that_fails_leaves_the_others_to_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing = Benchmark("nothing", lambda: [saying("A", "exit(1)")], ())
+    failing = Benchmark("nothing", lambda: [contestant("A", "exit(1)")], ())
     monkeypatch.setattr("run.machine", lambda: {"gpu": None})
     monkeypatch.setattr("run.BENCHMARKS", {"one": failing, "two": failing})
     assert main([], 1, [], False) == 2
@@ -263,13 +265,13 @@ def test_a_benchmark_that_fails_leaves_the_others_to_go_on(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [(["nope"], "expected one of cnn, mlp"), (["cnn", "--repeats", "0"], "a whole number of 1 or more, received 0")],
 )
-def test_what_cannot_be_measured_is_refused(arguments: list[str], told: str) -> None:
+def test_what_cannot_be_measured_is_refused(arguments: list[str], expected: str) -> None:
     answer = run_benchmarks(*arguments)
     assert answer.returncode == 2
-    assert told in answer.stderr
+    assert expected in answer.stderr
 
 
 def test_folders_are_found_from_wherever_a_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

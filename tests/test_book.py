@@ -1,4 +1,4 @@
-"""The page of reproduced experiments says what was measured, and no more."""
+"""The page of reproduced experiments shows what was measured, and no more."""
 
 import json
 from pathlib import Path

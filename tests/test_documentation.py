@@ -65,13 +65,13 @@ def test_the_trip_of_a_batch(in_tmp_path: Path) -> None:
 def test_the_trip_of_a_key(in_tmp_path: Path) -> None:
     text = section(CONTRIBUTING, "The trip of a key")
     command = re.search(r"`python train\.py (.*?)`", text)
-    told = re.search(r"`(error: .*?)`", text)
+    expected = re.search(r"`(error: .*?)`", text)
     assert command
-    assert told
+    assert expected
     answers = []
     calls = called_in(lambda: answers.append(run(train, *command[1].split())))
     assert answers[0].code == 2
-    assert answers[0].err.strip() == told[1]
+    assert answers[0].err.strip() == expected[1]
     assert in_order(["compose_job", "check_config", "plan_network", "Reader.read", "Dropout.__init__"], calls)
     assert "bind" in calls
 
@@ -110,10 +110,10 @@ def test_the_network_of_the_readme_builds() -> None:
 
 
 def test_the_error_of_the_readme_is_what_is_said() -> None:
-    told = re.search(r"error: (model\.blocks\.conv2: .*)", README)
-    assert told
+    expected = re.search(r"error: (model\.blocks\.conv2: .*)", README)
+    assert expected
     blocks = {name: {"type": "conv", "out_channels": 20, "kernel_size": 5} for name in ("conv1", "conv2")}
-    with pytest.raises(ValueError, match=re.escape(told[1])):
+    with pytest.raises(ValueError, match=re.escape(expected[1])):
         build_network((1, 8, 8), blocks)
 
 

@@ -4,7 +4,7 @@ import argparse
 import tempfile
 
 import torch
-from setting import tell
+from setting import report
 
 import cnnlab
 from cnnlab.engine.profiling import kernels_of, share_busy
@@ -27,11 +27,11 @@ def watcher(*_: object) -> torch.profiler.profile:
     return torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CUDA],
         schedule=torch.profiler.schedule(wait=BEFORE - 5, warmup=5, active=WATCHED, repeat=1),
-        on_trace_ready=report,
+        on_trace_ready=report_trace,
     )
 
 
-def report(profiler: torch.profiler.profile) -> None:
+def report_trace(profiler: torch.profiler.profile) -> None:
     spans = [span for _, span in kernels_of(profiler)]
     whole = max(end for _, end in spans) - min(start for start, _ in spans)
     figures.update(step_us=whole / WATCHED, busy=share_busy(spans))
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     training.make_profiler = watcher
     with tempfile.TemporaryDirectory() as folder:
         cnnlab.train(cnnlab.compose(*SETTINGS, f"data.batch_size={batch}", f"run_dir={folder}/run"))
-    tell(**figures)
+    report(**figures)

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from setting import BATCH, DEVICE, MEAN, SD, SGD, SGD_OF_A_FIRST_LESSON, TRAIN_COUNT, build, mnist, tell, wait
+from setting import BATCH, DEVICE, MEAN, SD, SGD, SGD_OF_A_FIRST_LESSON, TRAIN_COUNT, build, mnist, report, wait
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ def main(options: Options) -> None:
     seconds = time.perf_counter() - start
     steps *= options.epochs
 
-    tell(
+    report(
         train_seconds=seconds,
         images_per_second=steps * options.batch / seconds,
         steps=steps,
@@ -67,8 +67,8 @@ def tensors(split: str) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     network.eval()
-    right = [network(part).argmax(1) == label for part, label in zip(x.split(512), y.split(512), strict=True)]
-    return torch.cat(right).float().mean().item()
+    correct = [network(x_NCHW).argmax(1) == y_N for x_NCHW, y_N in zip(x.split(512), y.split(512), strict=True)]
+    return torch.cat(correct).float().mean().item()
 
 
 if __name__ == "__main__":

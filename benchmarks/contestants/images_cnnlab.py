@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from setting import tell, wait
+from setting import report, wait
 
 import cnnlab
 from cnnlab.components import Trust
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args().overrides
     first, later = epochs(given, 2)
-    tell(first_epoch_seconds=first, later_epoch_seconds=later, next_run_seconds=epochs(given, 1)[0])
+    report(first_epoch_seconds=first, later_epoch_seconds=later, next_run_seconds=epochs(given, 1)[0])

@@ -4,7 +4,7 @@ import argparse
 import os
 import time
 
-from setting import BATCH, DEVICE, tell, wait
+from setting import BATCH, DEVICE, report, wait
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -37,7 +37,7 @@ def main(workers: int) -> None:
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     first, later = seconds
-    tell(first_epoch_seconds=first, later_epoch_seconds=later, next_run_seconds=first)
+    report(first_epoch_seconds=first, later_epoch_seconds=later, next_run_seconds=first)
 
 
 if __name__ == "__main__":

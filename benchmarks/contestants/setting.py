@@ -1,4 +1,4 @@
-"""What the contestants have in common: the images, the networks, the optimizer's settings, how figures are told."""
+"""What the contestants have in common: the images, the networks, the optimizer's settings, how figures are reported."""
 
 import json
 import os
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as devi
 
 
 def wait() -> None:
-    """Until the device has done what it was told: before a clock is read."""
+    """Waits until the device has done its work: before a clock is read."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
@@ -68,6 +68,6 @@ def convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 3, padding="same", bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def tell(**figures: float) -> None:
+def report(**figures: float) -> None:
     """The last line that a contestant prints."""
     print("\n" + json.dumps(figures), flush=True)

@@ -9,7 +9,7 @@ os.environ["KERAS_BACKEND"] = "torch"  # read when keras is imported
 import keras
 import numpy as np
 from keras import layers
-from setting import BATCH, MEAN, SD, SGD, TRAIN_COUNT, mnist, tell, wait
+from setting import BATCH, MEAN, SD, SGD, TRAIN_COUNT, mnist, report, wait
 
 
 class Clock(keras.callbacks.Callback):
@@ -61,7 +61,7 @@ def main(network: str, seed: int) -> None:
     )
     model.fit(x[: steps * BATCH], y[: steps * BATCH], batch_size=BATCH, callbacks=[clock])
     _, accuracy = model.evaluate(*arrays("t10k"), batch_size=512)
-    tell(
+    report(
         train_seconds=clock.seconds,
         steps=steps,
         parameters=sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),

@@ -5,7 +5,7 @@ import time
 
 import lightning
 import torch
-from setting import BATCH, DEVICE, MEAN, ROOT, SD, SGD, TRAIN_COUNT, build, tell, wait
+from setting import BATCH, DEVICE, MEAN, ROOT, SD, SGD, TRAIN_COUNT, build, report, wait
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
@@ -54,7 +54,7 @@ def main(network: str, workers: int, seed: int) -> None:
     reading = {"num_workers": workers, "pin_memory": DEVICE.type == "cuda"}
     trainer.fit(module, DataLoader(images, BATCH, shuffle=True, drop_last=True, **reading))
     [measured] = trainer.test(module, DataLoader(test, 512, **reading))
-    tell(
+    report(
         train_seconds=clock.seconds,
         steps=trainer.global_step,
         parameters=sum(parameter.numel() for parameter in module.parameters()),

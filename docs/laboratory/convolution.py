@@ -37,12 +37,12 @@ def rows_of(shape: tuple[int, ...], **blocks: Any) -> list[LayerRow]:
 
 
 def planted(x: float, angle: float = 0.0) -> Tensor:
-    """(1, 1, 28, 28), black before the edge through (x, x) and white behind it."""
+    """(1, 1, 28, 28), black before the edge through (x, x) and white after it."""
     return edge(torch.tensor([[x, x]]), torch.tensor([angle]), (28, 28))[:, None]
 
 
 def cp20_cp40(pool: str) -> dict[str, Any]:
-    """The blocks of two convolutions, each with 2×2 pooling behind it."""
+    """The blocks of two convolutions, each followed by 2×2 pooling."""
     window = {"type": pool, "kernel_size": 2}
     return {"conv1": CONV, "pool1": window, "conv2": CONV | {"out_channels": 40}, "pool2": window}
 
@@ -92,7 +92,7 @@ def frozen_filter() -> Shown:
     )
     conv = cnnlab.load(path).network.conv1
     kept = conv.weight[0, 0].tolist()
-    shown.claim("the filter's weights behind the training", VERTICAL, kept)
+    shown.claim("the filter's weights after the training", VERTICAL, kept)
     images = Shapes(28, 4000, 1000, (1, 3), 0.0, 0).read("test")
     x_NHW = images.x_NCHW[:, 0].float()
     brighter_N = x_NHW[:, :, -4:].mean((1, 2)) - x_NHW[:, :, :4].mean((1, 2))

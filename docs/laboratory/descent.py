@@ -34,18 +34,18 @@ def four_steps() -> Shown:
     exact = sum(int((now == before[name] - 0.5 * grad).sum()) for name, (now, grad) in parameters.items())
     count = sum(p.numel() for p in network.parameters())
     shown.claim(f"weights that are w − η·∂C/∂w to the bit, of {count:,}", f"{count:,}", f"{exact:,}")
-    shown.claim("the cost of 100 digits behind the update", f"< {cost:.4f}", f"{after:.4f}", after < cost)
-    decayed, eta, share = sigmoid_network(), 0.5, 5.0 / 50_000
+    shown.claim("the cost of 100 digits after the update", f"< {cost:.4f}", f"{after:.4f}", after < cost)
+    decayed, eta, decay = sigmoid_network(), 0.5, 5.0 / 50_000
     old = decayed.hidden.weight.detach().clone()
     grad = gradients(decayed, QUADRATIC, x_NCHW, y_N)["hidden.weight"]
-    update(decayed, QUADRATIC, x_NCHW, y_N, eta, weight_decay=share)
+    update(decayed, QUADRATIC, x_NCHW, y_N, eta, weight_decay=decay)
     factor = ((decayed.hidden.weight.detach() + eta * grad) / old).mean().item()
-    shown.claim("with λ = 5, n = 50,000, η = 0.5: the factor 1 − ηλ/n", f"{1 - eta * share:.6f}", f"{factor:.6f}")
+    shown.claim("with λ = 5, n = 50,000, η = 0.5: the factor 1 − ηλ/n", f"{1 - eta * decay:.6f}", f"{factor:.6f}")
     now, grad_OIHW = parameters["conv.weight"]
     change = -0.5 * grad_OIHW
     shown.images["update"] = tiles_figure(
         torch.cat((before["conv.weight"], change * 20, now))[:, 0],
-        "four filters: before the update, 20 × its change, and behind it",
+        "four filters: before the update, 20 × its change, and after it",
         [f"{kind} {k}" for kind in ("before", "20·Δw", "after") for k in range(4)],
         signed=True,
         columns=4,
@@ -137,7 +137,7 @@ def gradient_descent() -> Shown:
     shown.claim("half the η: the relative error of ∇C·Δv is divided by", "2.0", f"{halved:.1f}")
     shown.claim("that error at η = 0.001", "< 1 %", f"{100 * relative_error(1e-3):.2f} %", relative_error(1e-3) < 0.01)
     small, huge = descent(1e-3, updates_before=200)[1], descent(1e3, updates_before=200)[1]
-    shown.claim("ΔC behind an update with η = 0.001", "< 0", f"{small:.1e}", small < 0)
+    shown.claim("ΔC after an update with η = 0.001", "< 0", f"{small:.1e}", small < 0)
     shown.claim("and with η = 1,000", "> 0", f"{huge:+.2f}", huge > 0)
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -36,13 +36,13 @@ def relu() -> Shown:
     assert z_NCHW.grad is not None
     below = (z_NCHW <= 0).double().mean().item()
     silent, flat = ((x == 0).double().mean().item() for x in (a_NCHW, z_NCHW.grad))
-    shown.claim("share of z ≤ 0, and of outputs that are 0", f"{100 * below:.2f} %", f"{100 * silent:.2f} %")
-    shown.claim("share of z whose gradient is 0", f"{100 * below:.2f} %", f"{100 * flat:.2f} %")
+    shown.claim("fraction of z ≤ 0, and of outputs that are 0", f"{100 * below:.2f} %", f"{100 * silent:.2f} %")
+    shown.claim("fraction of z whose gradient is 0", f"{100 * below:.2f} %", f"{100 * flat:.2f} %")
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     grid = torch.linspace(-3, 3, 121)
     left.plot(grid, network.relu(grid), label="max(0, z)")
-    left.hist(z_NCHW.detach().flatten(), 60, density=True, alpha=0.3, label="z behind a convolution")
+    left.hist(z_NCHW.detach().flatten(), 60, density=True, alpha=0.3, label="z after a convolution")
     left.set(xlabel="z", xlim=(-3, 3), title="ReLU")
     left.legend()
     watched = lines_of(path / "gradients.jsonl")
@@ -66,7 +66,7 @@ def pooling() -> Shown:
     kept = pooled["flatten"].output_shape[0] / plain["flatten"].output_shape[0]
     shown.claim("what 2×2 max pooling keeps", "25 %", f"{100 * kept:g} %")
     weights = [f"{rows['dense'].parameters - 100:,}" for rows in (plain, pooled)]
-    shown.claim("weights of a dense layer of 100, behind 20 maps of 24×24 and pooled", "1,152,000 and 288,000",
+    shown.claim("weights of a dense layer of 100, after 20 maps of 24×24 and pooled", "1,152,000 and 288,000",
                 " and ".join(weights))  # fmt: skip
     x_NCHW = Shapes(28, 8, 8, (2, 2), 0.0, 0).read("train").x_NCHW[4:5] / 255
     filtered = build_network(
@@ -98,8 +98,8 @@ def dropout(p: float = 0.5, masks: int = 10_000) -> Shown:
     away = ((masked_MK.mean(0) - evaluated_K).abs() / sd_K).max().item()
     shown.claim(f"mean of {masks:,} masks beside evaluation's output, the furthest of 5", "< 3 sd", f"{away:.1f} sd",
                 0 < away < 3)  # fmt: skip
-    share = (masked_MK[:, 0] != evaluated_K[0]).double().mean().item()
-    shown.claim("passes that differ from evaluation's", "> 99 %", f"{100 * share:.1f} %", share > 0.99)
+    fraction = (masked_MK[:, 0] != evaluated_K[0]).double().mean().item()
+    shown.claim("passes that differ from evaluation's", "> 99 %", f"{100 * fraction:.1f} %", fraction > 0.99)
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(masked_MK[:, 0], 60, alpha=0.5, label=f"{masks:,} masks")

@@ -29,7 +29,7 @@ def rows_of(gate: str) -> tuple[Tensor, Tensor]:
     return rows.x_NCHW / 255, rows.y_N
 
 
-def right_answers(network: nn.Module, gate: str) -> int:
+def correct_rows(network: nn.Module, gate: str) -> int:
     x_NCHW, y_N = rows_of(gate)
     return int((network(x_NCHW).argmax(1) == y_N).sum())
 
@@ -48,7 +48,7 @@ def learns(model: dict[str, Any], gate: str) -> bool:
     for _ in range(25):
         for row in range(4):
             update(network, QUADRATIC, x_NCHW[row : row + 1], y_N[row : row + 1], lr=0.5)
-        if right_answers(network, gate) == 4:
+        if correct_rows(network, gate) == 4:
             return True
     return False
 

@@ -1,4 +1,4 @@
-"""What a concept of the notes shows: claims with their numbers, images, and the commands behind them."""
+"""What a concept of the notes shows: claims with their numbers, images, and the commands that make them."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Shown:
     text: str = ""
 
     def claim(self, what: str, expected: Any, found: Any, holds: bool | None = None) -> None:
-        """Equal, if `holds` does not say otherwise."""
+        """Holds if both are equal, where `holds` is not given."""
         self.claims.append(Claim(what, str(expected), str(found), bool(expected == found if holds is None else holds)))
 
     def train(self, name: str, *overrides: str) -> Path:

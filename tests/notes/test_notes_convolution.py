@@ -34,8 +34,8 @@ def test_an_edge_filter_tells_drawn_vertical_edges_from_horizontal_ones() -> Non
 
 
 def test_shared_weights_are_520_where_a_dense_layer_has_9_million() -> None:
-    (shared,) = rows_of((1, 28, 28), conv=CONV)
-    assert (shared.parameters, shared.output_shape) == (520, (20, 24, 24))
+    (row,) = rows_of((1, 28, 28), conv=CONV)
+    assert (row.parameters, row.output_shape) == (520, (20, 24, 24))
     dense = rows_of((1, 28, 28), flatten="flatten", dense={"type": "linear", "out_features": 20 * 24 * 24})[-1]
     assert dense.parameters == 9_043_200
 

@@ -66,7 +66,7 @@ def error_of_the_promise(descent: Descent) -> float:
 def test_the_change_of_the_cost_is_about_gradient_times_change_of_the_weights(
     digits: Batch, loss: nn.Module, activation: str | None
 ) -> None:
-    """ΔC ≈ ∇C·Δv: the error of a smooth network is of second order, so that half the η halves its share."""
+    """ΔC ≈ ∇C·Δv: the error of a smooth network is of second order, so that half the η halves its fraction."""
     errors = [
         error_of_the_promise(next(descents(network(activation, "sigmoid"), loss, digits, lr)))
         for lr in (8e-3, 4e-3, 2e-3, 1e-3)

@@ -43,7 +43,7 @@ def test_cross_entropy_takes_the_slope_of_the_sigmoid_out_of_the_gradient(
         assert found == pytest.approx(ratio, abs=0.05)
 
 
-def test_a_nudge_moves_the_cost_and_not_the_number_of_right_answers() -> None:
+def test_a_nudge_moves_the_cost_and_not_the_number_of_correct_predictions() -> None:
     costs_moved, counts_moved = nudged(1e-6)
     assert costs_moved == 200
     assert counts_moved < 2  # under 1 %

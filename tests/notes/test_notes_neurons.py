@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import composed, run
-from laboratory.neurons import QUADRATIC, learns, nand, right_answers, rows_of
+from laboratory.neurons import QUADRATIC, correct_rows, learns, nand, rows_of
 from laboratory.updates import gradients, update
 from torch import nn
 
@@ -29,7 +29,7 @@ def test_a_perceptron_with_weights_minus_2_and_bias_3_is_a_nand() -> None:
 
 
 def test_four_nands_are_an_xor() -> None:
-    assert right_answers(built("xor_of_nands"), "xor") == 4
+    assert correct_rows(built("xor_of_nands"), "xor") == 4
 
 
 @pytest.mark.parametrize("row", range(4))

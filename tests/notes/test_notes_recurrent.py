@@ -72,7 +72,7 @@ def test_a_feed_forward_network_gives_each_step_once_and_a_recurrent_one_hands_i
 
 
 def accuracy(blocks: dict[str, object], permuted: bool, seed: int, epochs: int = 12) -> float:
-    """On the digits' test split, behind training on the first 400 of them."""
+    """On the digits' test split, after training on the first 400 of them."""
     source = Digits()
     images = source.read("train").select(torch.arange(400))
     normalization = Normalization.fit("standardize", images.x_NCHW)

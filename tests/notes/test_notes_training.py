@@ -51,11 +51,11 @@ def accuracies(lambda_: float, seed: int) -> tuple[float, float]:
                 execution=execution,
                 scaler=execution.scaler(torch.device("cpu")),
             )
-    return share_right(network, x_train, y_train), share_right(network, x_test, y_test)
+    return accuracy_on(network, x_train, y_train), accuracy_on(network, x_test, y_test)
 
 
 @torch.no_grad()
-def share_right(network: nn.Module, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> float:
+def accuracy_on(network: nn.Module, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> float:
     return count_correct(network(x_NCHW), y_N).item() / len(y_N)
 
 
