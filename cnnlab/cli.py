@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, compose_job
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import FULL_ERROR, show_traceback
+from cnnlab.config.saved_config import resolved
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
 
 USER_MISTAKE, FAILURE = 2, 1
@@ -40,9 +41,10 @@ def evaluate() -> None:
 def _train_job(composed: DictConfig) -> None:
     overrides = _task_overrides()
     config = compose_job(composed, overrides)
+    from cnnlab.config.run_config import RunConfig
     from cnnlab.run.training import run_training
 
-    run_training(config, overrides)
+    run_training(RunConfig(config, tuple(overrides)))
 
 
 def _task_overrides() -> list[str]:
@@ -55,7 +57,7 @@ def _task_overrides() -> list[str]:
 def _evaluate_job(composed: DictConfig) -> None:
     from cnnlab.inference.evaluate_command import run_evaluation
 
-    run_evaluation(composed)
+    run_evaluation(resolved(composed))
 
 
 def _command(config_name: str, job: Callable[[DictConfig], None]) -> None:

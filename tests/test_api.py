@@ -44,6 +44,20 @@ def test_a_run_goes_on_from_python(in_tmp_path: Path) -> None:
     assert again == run
 
 
+def test_a_resumed_run_takes_the_changes_of_compose_and_of_python(in_tmp_path: Path) -> None:
+    run = cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "schedule=constant"))
+    config = cnnlab.compose(f"resume={run}", "trainer.max_steps=7")
+    assert (config.name, list(config.observers)) == ("fast", ["json_lines"])  # the run's own
+    cnnlab.train(config)
+    assert read_json(run / "summary.json")["step"] == 7
+    config.trainer.max_steps = 8
+    cnnlab.train(config)
+    assert read_json(run / "summary.json")["step"] == 8
+    config.optimizer.lr = 0.5
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: the run was started with 0\.05"):
+        cnnlab.train(config)
+
+
 def test_yaml_of_ones_own_is_found(in_tmp_path: Path) -> None:
     (in_tmp_path / "mine" / "model").mkdir(parents=True)
     (in_tmp_path / "mine" / "model" / "tiny.yaml").write_text("init: he\nblocks: {flatten: flatten}\n")

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab.config.saved_config import find_config, load_saved_config
 from cnnlab.config.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 
@@ -66,7 +67,12 @@ def groups_and_choices() -> str:
 
 
 def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config of a job: Hydra's, with the value overrides applied by our rules. Raises `ConfigError`."""
+    """The config of a job: Hydra's, with the value overrides applied by our rules. Raises `ConfigError`.
+
+    With `resume=RUN` it is that run's config with the changes of this command.
+    """
+    if composed.resume is not None:
+        return _compose_resumed(Path(str(composed.resume)), overrides)
     loader = _config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     values = [override for override in parsed if not _chooses(override, loader)]
@@ -124,8 +130,9 @@ def as_given(override: str) -> str:
     return override.removeprefix("++")
 
 
-def value_overrides(overrides: Sequence[str]) -> list[Override]:
-    """The overrides, which have to be of values. Raises `ConfigError` for one of a group."""
+def _compose_resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
+    """The config of the run at `run`, changed by value overrides. Raises `ConfigError`, also for one of a group."""
+    config = load_saved_config(find_config(run, "resume"))
     loader = _config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     for override in parsed:
@@ -134,7 +141,8 @@ def value_overrides(overrides: Sequence[str]) -> list[Override]:
                 f"{override.key_or_group}: a resumed run keeps its {override.key_or_group}; expected values such "
                 f"as trainer.epochs=20, received {as_given(str(override.input_line))}"
             )
-    return parsed
+    apply_overrides(config, parsed)
+    return config
 
 
 def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:

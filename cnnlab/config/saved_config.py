@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.runtime.errors import ConfigError, first_line, listing
@@ -14,25 +14,30 @@ from cnnlab.runtime.errors import ConfigError, first_line, listing
 LARGEST = 1 << 20
 DEEPEST = 32
 MOST_EXPANSIONS = 1000
+EXPECTED = {  # for the keys that YAML leaves to the user with ???
+    "run": "expected a run's directory, as in run=runs/digits/…",
+    "data.root": "expected the folder of your images, as in data.root=my_images",
+}
 # what a saved config may ask for: its own keys, and the folder of the data
 _LEGAL_INTERPOLATION = re.compile(r"(\.*[A-Za-z_][\w.]*|oc\.env:CNNLAB_DATA(,[^${}]*)?)")
 _INTERPOLATION = re.compile(r"\$\{\s*([^{}]*)")
 
 
+def find_config(run: Path, key: str) -> Path:
+    """The `config.yaml` of a run directory, which the config names at `key`. Raises `ConfigError`."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{key}: expected a run's directory with a config.yaml, received {str(run)!r}"
+            + ("" if run.exists() else f"; {run.absolute()} does not exist")
+        )
+    return path
+
+
 def load_saved_config(path: Path) -> DictConfig:
     """Reads a run's `config.yaml`. Raises `ConfigError` for what a config written by cnnlab never holds."""
-    if path.stat().st_size > LARGEST:
-        raise ConfigError(f"{path}: expected at most {LARGEST:,} bytes, received {path.stat().st_size:,}")
-    try:
-        text = path.read_text()
-        _check_structure(text, path)
-        config = OmegaConf.create(text)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"{path}: expected YAML, but {getattr(error, 'problem', None) or first_line(error)}"
-        ) from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path}: expected a mapping, received {type(config).__name__}")
+    config = _load(path, yaml.MappingStartEvent, "a mapping")
+    assert isinstance(config, DictConfig)
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
     forbidden = sorted({"hydra", "defaults"} & set(map(str, content)))
@@ -42,10 +47,33 @@ def load_saved_config(path: Path) -> DictConfig:
     return config
 
 
-def _check_structure(text: str, path: Path) -> None:
+def load_saved_overrides(path: Path) -> tuple[str, ...]:
+    """Reads a run's `overrides.yaml`; empty where there is none. Raises `ConfigError`."""
+    if not path.is_file():
+        return ()
+    overrides = OmegaConf.to_container(_load(path, yaml.SequenceStartEvent, "a list"), resolve=False)
+    assert isinstance(overrides, list)
+    return tuple(map(str, overrides))
+
+
+def _load(path: Path, kind: type[yaml.Event], noun: str) -> DictConfig | ListConfig:
+    """Parses YAML within the limits, its top a mapping or a list."""
+    if path.stat().st_size > LARGEST:
+        raise ConfigError(f"{path}: expected at most {LARGEST:,} bytes, received {path.stat().st_size:,}")
+    try:
+        text = path.read_text()
+        _check_structure(text, path, kind, noun)
+        return OmegaConf.create(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{path}: expected YAML, but {getattr(error, 'problem', None) or first_line(error)}"
+        ) from error
+
+
+def _check_structure(text: str, path: Path, kind: type[yaml.Event], noun: str) -> None:
     """Reads events only, one by one: what would explode is refused before it is built."""
     depth = 0
-    mapping = False
+    top: yaml.Event | None = None
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise ConfigError(f"{path}: expected no YAML aliases in a saved config")
@@ -53,9 +81,9 @@ def _check_structure(text: str, path: Path) -> None:
         if depth > DEEPEST:
             raise ConfigError(f"{path}: expected YAML of at most {DEEPEST} levels")
         if depth == 1:
-            mapping = mapping or isinstance(event, yaml.MappingStartEvent)
-    if not mapping:
-        raise ConfigError(f"{path}: expected a mapping, received something else")
+            top = top or event
+    if not isinstance(top, kind):
+        raise ConfigError(f"{path}: expected {noun}, received something else")
 
 
 def _check_interpolations(content: Mapping[Any, Any], path: Path) -> None:
@@ -110,8 +138,16 @@ def _target(inner: str, place: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """Plain values, interpolations resolved."""
-    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """Plain values, interpolations resolved. Raises `ConfigError` for a value that is missing or cannot be resolved."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(
+            "\n  ".join(f"{key}: {EXPECTED.get(key, 'expected a value')}, received none" for key in missing)
+        )
+    try:
+        content = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or error.key}: {first_line(error)}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 

@@ -6,13 +6,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from PIL import Image
 
 from cnnlab.components import Trust
 from cnnlab.config.programs import command, trusting
 from cnnlab.config.run_plan import RunPlan
-from cnnlab.config.saved_config import resolved, trusted_names
+from cnnlab.config.saved_config import trusted_names
 from cnnlab.data.source import Images
 from cnnlab.engine.evaluation import VIEWS, Outputs, collect
 from cnnlab.engine.execution import allow_tf32, make_deterministic
@@ -34,11 +33,8 @@ KEYS = ("run", "split", "layers", "index", "images", "data", "checkpoint", "devi
 SPLITS = ("train", "val", "test")
 
 
-def run_evaluation(config: DictConfig) -> None:
+def run_evaluation(request: Mapping[str, Any]) -> None:
     """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`."""
-    if config._get_node("run")._is_missing():  # type: ignore[union-attr]
-        raise ConfigError("run: expected a run's directory, as in run=runs/digits/…, received none")
-    request = resolved(config)
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")

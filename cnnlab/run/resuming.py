@@ -6,16 +6,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
-
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.check_training import schedule_depends_on_length
-from cnnlab.config.compose import apply_overrides, as_given, value_overrides
 from cnnlab.config.programs import command, trusting
+from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
-from cnnlab.config.saved_config import load_saved_config, resolved
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.run.run_directory import RunDirectory
 from cnnlab.runtime.errors import ConfigError, listing
@@ -39,7 +35,6 @@ CHANGEABLE = (
     "data.workers",
     "device",
 )
-COMMAND_ONLY = ("resume", "trust")
 ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "deterministic")
 
 
@@ -48,8 +43,7 @@ class Resumption:
     """A run to go on with: its directory, its config with this command's changes, checked."""
 
     directory: RunDirectory
-    config: DictConfig
-    overrides: list[str]
+    config: RunConfig
     plan: RunPlan
 
     def newest_checkpoint(self) -> Checkpoint | None:
@@ -60,35 +54,24 @@ class Resumption:
         return checkpoint
 
 
-def prepare_resume(path: Path, overrides: Sequence[str], trusted: tuple[str, ...]) -> Resumption:
-    """Reads and checks the run at `path` with the changes of this command. Raises `ConfigError`."""
+def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
+    """Reads and checks the run that `config.resume` names, changed to `config`. Raises `ConfigError`."""
+    path = Path(str(config.values["resume"]))
     directory = RunDirectory.open(path, "resume")
-    config = load_saved_config(path / "config.yaml")
-    before = resolved(config)
-    changes = [change for change in value_overrides(overrides) if change.key_or_group not in COMMAND_ONLY]
-    _check_changes(changes, before)
-    apply_overrides(config, changes)
-    after = resolved(config)
-    plan = check_config(after, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
-    _check_length(plan, before, after)
-    given: Any = OmegaConf.load(path / "overrides.yaml") if (path / "overrides.yaml").is_file() else []
-    return Resumption(directory, config, [*map(str, given), *(as_given(str(c.input_line)) for c in changes)], plan)
+    saved = RunConfig.read(path)
+    _check_changes(config.changes_to(saved))
+    plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
+    _check_length(plan, saved.values, config.values)
+    return Resumption(directory, config.after(saved), plan)
 
 
-def _check_changes(changes: Sequence[Override], saved: Mapping[str, Any]) -> None:
-    for change in changes:
-        key = str(change.key_or_group)
-        if any(key == legal or key.startswith(f"{legal}.") for legal in CHANGEABLE):
-            continue
-        value: Any = saved
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if not change.is_delete() and change.value() == value:
-            continue
-        raise ConfigError(
-            f"{key}: the run was started with {value!r}, and a resumed run keeps it: expected changes of "
-            f"{listing(CHANGEABLE)} only, received {as_given(str(change.input_line))}"
-        )
+def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:
+    for key, (before, after) in changes.items():
+        if not any(key == legal or key.startswith(f"{legal}.") for legal in CHANGEABLE):
+            raise ConfigError(
+                f"{key}: the run was started with {before!r}, and a resumed run keeps it: expected changes of "
+                f"{listing(CHANGEABLE)} only, received {key}={after}"
+            )
 
 
 def _check_length(plan: RunPlan, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from cnnlab.config.saved_config import find_config
 from cnnlab.runtime.errors import ConfigError, first_line
 
 RUNS = Path("runs")
@@ -48,11 +49,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path, key: str) -> "RunDirectory":
         """An existing run's directory; `key` is where in the config it was named."""
-        if not (path / "config.yaml").is_file():
-            raise ConfigError(
-                f"{key}: expected a run's directory with a config.yaml, received {str(path)!r}"
-                + ("" if path.exists() else f"; {path.absolute()} does not exist")
-            )
+        find_config(path, key)
         return cls(path)
 
     def lock(self) -> None:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.compose import as_given
 from cnnlab.config.programs import command, program
+from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
-from cnnlab.config.saved_config import resolved, trusted_names
+from cnnlab.config.saved_config import trusted_names
 from cnnlab.engine.autotune import Trial, table
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.engine.evaluation import evaluate
@@ -76,16 +75,15 @@ def the_only_training() -> Iterator[None]:
 
 
 @the_only_training()
-def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
+def run_training(config: RunConfig) -> Path | None:
     """Trains or resumes; returns the run's directory, or None where only the table was wanted.
 
     Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
     """
-    trust = OmegaConf.to_object(config.trust) if OmegaConf.is_config(config.trust) else config.trust
-    trusted = trusted_names(trust)
-    if config.resume is not None:
-        return _resume(prepare_resume(Path(str(config.resume)), overrides, trusted))
-    plan = check_config(resolved(config), Trust())
+    trusted = trusted_names(config.values.get("trust", []))
+    if config.values.get("resume") is not None:
+        return _resume(prepare_resume(config, trusted))
+    plan = check_config(config.values, Trust())
     _print_plan(plan)
     if plan.settings.max_steps == 0:
         return None
@@ -102,8 +100,8 @@ def run_training(config: DictConfig, overrides: Sequence[str]) -> Path | None:
         directory.discard()
         raise
     with _failures_in_summary(directory):
-        _write_config(directory, config, overrides)
-        _run(plan, directory, resolved(config), data, None)
+        _write_config(directory, config)
+        _run(plan, directory, config.values, data, None)
     return directory.path
 
 
@@ -125,8 +123,8 @@ def _resume(run: Resumption) -> Path:
         run.directory.release()
         raise
     with _failures_in_summary(run.directory):
-        _write_config(run.directory, run.config, run.overrides)
-        _run(plan, run.directory, resolved(run.config), data, checkpoint)
+        _write_config(run.directory, run.config)
+        _run(plan, run.directory, run.config.values, data, checkpoint)
     return run.directory.path
 
 
@@ -135,13 +133,9 @@ def _with_starting_weights(plan: RunPlan) -> RunPlan:
     return replace(plan, starting_weights=weights)
 
 
-def _write_config(directory: RunDirectory, config: DictConfig, overrides: Sequence[str]) -> None:
-    saved = config.copy()
-    OmegaConf.set_struct(saved, False)
-    saved.resume, saved.trust = None, []
-    saved.run_dir = None
-    directory.write_text("config.yaml", OmegaConf.to_yaml(saved, resolve=False))
-    directory.write_text("overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([as_given(one) for one in overrides])))
+def _write_config(directory: RunDirectory, config: RunConfig) -> None:
+    directory.write_text("config.yaml", config.config_yaml())
+    directory.write_text("overrides.yaml", config.overrides_yaml())
 
 
 def _print_plan(plan: RunPlan) -> None:

@@ -1,22 +1,20 @@
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Answer, run
-from omegaconf import DictConfig
 
 from cnnlab.cli import train
 from cnnlab.config.compose import allow_constructor_arguments
-from cnnlab.config.saved_config import resolved
+from cnnlab.config.run_config import RunConfig
 
 
 def compose_all(*arguments: str) -> list[dict[str, Any]]:
     """The config of each job that `python train.py ARGUMENTS` would run."""
     configs: list[dict[str, Any]] = []
 
-    def keep(config: DictConfig, overrides: Sequence[str]) -> None:
-        configs.append(resolved(config))
+    def keep(config: RunConfig) -> None:
+        configs.append(config.values)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnnlab.run.training.run_training", keep)

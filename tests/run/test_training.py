@@ -248,10 +248,6 @@ def test_a_value_that_is_the_runs_own_is_no_change(finished: Path) -> None:
     assert resume(finished, "optimizer.lr=0.05").code == 0
 
 
-def test_the_refused_value_is_shown_as_it_was_given(finished: Path) -> None:
-    assert "received optimizer.lr=0.1" in resume(finished, "optimizer.lr=0.1").err
-
-
 @pytest.mark.parametrize(
     "change", ["seed=1", "~model.blocks.dropout1", "data.batch_size=16", "loss.label_smoothing=0.5"]
 )

@@ -1,0 +1,67 @@
+"""A run's config as it is composed, read and saved: interpolations stay unresolved in its YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config.compose import as_given
+from cnnlab.config.saved_config import load_saved_config, load_saved_overrides, resolved
+
+NOT_SAVED: dict[str, Any] = {"resume": None, "trust": [], "run_dir": None}  # they belong to one command
+COMMAND_ONLY = ("resume", "trust")  # legal beside any saved config
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A composed config and the overrides that it was composed with."""
+
+    composed: DictConfig
+    overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, run: Path) -> "RunConfig":
+        """What the run directory `run` holds. Raises `ConfigError`."""
+        return cls(load_saved_config(run / "config.yaml"), load_saved_overrides(run / "overrides.yaml"))
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Plain values, interpolations resolved. Raises `ConfigError` for a required key without one."""
+        return resolved(self.composed)
+
+    def config_yaml(self) -> str:
+        """The text of `config.yaml`."""
+        saved = self.composed.copy()
+        OmegaConf.set_struct(saved, False)
+        for key, value in NOT_SAVED.items():
+            saved[key] = value
+        return OmegaConf.to_yaml(saved, resolve=False)
+
+    def overrides_yaml(self) -> str:
+        """The text of `overrides.yaml`, a list as on the command line."""
+        given = [as_given(override) for override in self.overrides]
+        return OmegaConf.to_yaml(OmegaConf.create(given))
+
+    def changes_to(self, saved: "RunConfig") -> dict[str, tuple[Any, Any]]:
+        """Dotted key → (saved value, value here) of everything that differs."""
+        found = _differences(saved.values, self.values)
+        return {key: values for key, values in found.items() if key.partition(".")[0] not in COMMAND_ONLY}
+
+    def after(self, saved: "RunConfig") -> "RunConfig":
+        """This config with the overrides of the run that it continues before its own."""
+        own = [one for one in self.overrides if as_given(one).partition("=")[0] not in COMMAND_ONLY]
+        return RunConfig(self.composed, (*saved.overrides, *own))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found[f"{prefix}{key}"] = before, after
+    return found
