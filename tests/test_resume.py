@@ -33,7 +33,7 @@ SETTINGS = (
     "trainer.execution.layout=channels_last",  # fresh runs that choose might choose differently
     "trainer.watch_every=4",
 )
-MEASURED_TIME = ("seconds", "images_per_second")
+MEASURED_TIME = ("seconds", "recorded_seconds", "images_per_second")
 
 
 def start(*overrides: str, **options: Any) -> "subprocess.Popen[str]":
@@ -88,9 +88,9 @@ def differences(left: Any, right: Any, place: str = "") -> list[str]:
     return [] if left == right else [place]
 
 
-def assert_same_end(run: Path, reference: Path) -> None:
-    ours = read_checkpoint(run / "checkpoints" / f"step-{STEPS:08d}")
-    theirs = read_checkpoint(reference / "checkpoints" / f"step-{STEPS:08d}")
+def assert_same_end(run: Path, reference: Path, steps: int = STEPS) -> None:
+    ours = read_checkpoint(run / "checkpoints" / f"step-{steps:08d}")
+    theirs = read_checkpoint(reference / "checkpoints" / f"step-{steps:08d}")
     assert not differences(ours.weights, theirs.weights)
     assert ours.ema is not None
     assert not differences(ours.ema, theirs.ema)
@@ -124,6 +124,22 @@ def test_a_run_that_streams_its_images_is_killed_and_ends_with_the_bits_of_one_t
     assert stop_behind(run, 28, signal.SIGKILL, *streaming) == -signal.SIGKILL
     assert "data: streaming from memory with 1 worker" in run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)
+
+
+def test_a_run_with_a_restarted_schedule_is_killed_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    short, lengthened = ("trainer.epochs=3",), ("trainer.epochs=6", "schedule.restart=true")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_to_end(*SETTINGS, *short, f"run_dir={whole}")
+    shutil.copytree(whole, killed)
+    run_to_end(f"resume={whole}", *lengthened)
+    process = start(f"resume={killed}", *lengthened)
+    while last_step(killed) < 70:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    run_to_end(f"resume={killed}")
+    assert_same_end(killed, whole, 6 * 19)
 
 
 @pytest.mark.torture

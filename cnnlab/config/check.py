@@ -72,7 +72,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     execution = check_execution(config["trainer"], complaints)
     deterministic = check_deterministic(config["trainer"], complaints)
     metrics = check_metrics(config["metrics"], settings, spec, complaints)
-    schedule, schedule_steps = check_schedule(config["schedule"], settings, steps, complaints, trust)
+    schedule, schedule_cycles = check_schedule(config["schedule"], settings, steps, complaints, trust)
     check_compilation(execution, optimizer, schedule, settings, complaints)
     observers = check_observers(config["observers"], complaints, trust)
     device = attempt(lambda: select_device(config["device"]), complaints)
@@ -103,7 +103,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
         optimizer=optimizer,
         groups=groups,
         schedule=schedule,
-        schedule_steps=schedule_steps,
+        cycles=schedule_cycles,
         settings=settings,
         execution=execution,
         observers=observers,

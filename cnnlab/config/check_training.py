@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from cnnlab.engine.backends.compilation import reason_against_step
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer
-from cnnlab.engine.schedule import SCHEDULES
+from cnnlab.engine.schedule import SCHEDULES, Cycle, cycles
 from cnnlab.engine.trainer import TrainerSettings
 from cnnlab.network import NetworkPlan
 from cnnlab.runtime.checks import integer
-from cnnlab.runtime.errors import Complaints, no_such_key
+from cnnlab.runtime.errors import Complaints, listing, no_such_key
 
 OPTIMIZER = Registry("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
 SCHEDULE = Registry("schedule", SCHEDULES, torch.optim.lr_scheduler.LRScheduler, ("torch.optim.lr_scheduler",))
@@ -176,16 +177,23 @@ def check_compilation(
 
 def check_schedule(
     given: Any, settings: TrainerSettings | None, steps_per_epoch: int | None, complaints: Complaints, trust: Trust
-) -> tuple[Component | None, int | None]:
-    """The schedule and the steps that it is made for: its own `total_steps` or the run's, None where unbounded."""
+) -> tuple[Component | None, list[Cycle]]:
+    """The schedule and its cycles; their length is its own `total_steps` or the run's, None where unbounded."""
     section = as_spec(given)
     own = section.pop("total_steps", None)
+    restarts = section.pop("restarts", [])
+    if section.pop("restart", False):
+        complaints.add(
+            "schedule.restart",
+            "it begins a new cycle in a resumed run: expected resume=RUN beside it, and a longer trainer.epochs",
+        )
     if own is not None and attempt(lambda: integer("schedule.total_steps", own, 1), complaints) is None:
-        return None, None
-    length_known = own is not None or (settings is not None and steps_per_epoch is not None)
-    length = own
-    if own is None and settings and steps_per_epoch:
-        length = settings.total_steps(steps_per_epoch)
+        return None, []
+    total = settings.total_steps(steps_per_epoch) if settings and steps_per_epoch else None
+    if not _check_restarts(restarts, total, complaints):
+        return None, []
+    made = cycles(total, own, restarts)
+    length = made[-1][1]
     component = bind(
         section,
         "schedule",
@@ -195,32 +203,55 @@ def check_schedule(
         constants={} if length is None else {"total_steps": length},
         trust=trust,
     )
-    if component is None:
-        return None, length
+    if component is None or not _check_scheduler(component, bool(restarts), complaints):
+        return None, made
+    if "total_steps" in component.parameters and length is None:
+        if settings and steps_per_epoch:  # otherwise the complaint about trainer or data explains it
+            complaints.add(
+                "schedule.total_steps",
+                f"{component.type} needs the run's length, which max_time alone does not give: expected "
+                f"trainer.epochs, trainer.max_steps or schedule.total_steps",
+            )
+        return None, made
+    if length and steps_per_epoch:
+        _try_schedule(component, made, steps_per_epoch, complaints)
+    return component, made
+
+
+def _check_restarts(restarts: Any, total: int | None, complaints: Complaints) -> bool:
+    """Whether the steps increase and lie within the run, with a complaint where they do not."""
+    whole = isinstance(restarts, list) and all(type(step) is int for step in restarts)
+    increasing = whole and all(before < step for before, step in pairwise([0, *restarts]))
+    if increasing and (not restarts or not total or restarts[-1] < total):
+        return True
+    end = f" before the run's end at step {total}" if total else ""
+    complaints.add("schedule.restarts", f"expected a list of increasing steps{end}, received {restarts!r}")
+    return False
+
+
+def _check_scheduler(component: Component, restarted: bool, complaints: Complaints) -> bool:
+    """Whether a scheduler of torch's can be used, with a complaint where it cannot."""
     if component.factory is torch.optim.lr_scheduler.ReduceLROnPlateau:
         complaints.add(
             "schedule.type",
             "ReduceLROnPlateau waits for a metric, while schedules here are functions of the step: expected "
             "another, such as cosine or step",
         )
-        return None, length
-    if "total_steps" in component.parameters and length is None:
-        if length_known:  # otherwise the complaint about trainer or data explains it
-            complaints.add(
-                "schedule.total_steps",
-                f"{component.type} needs the run's length, which max_time alone does not give: expected "
-                f"trainer.epochs, trainer.max_steps or schedule.total_steps",
-            )
-        return None, None
-    if length and steps_per_epoch:
-        _try_schedule(component, length, steps_per_epoch, complaints)
-    return component, length
+        return False
+    if restarted and isinstance(component.factory, type):
+        complaints.add(
+            "schedule.restarts",
+            f"{component.type} keeps its position in a state of its own, which begins no new cycle: expected one of "
+            f"{listing(SCHEDULES)}",
+        )
+        return False
+    return True
 
 
-def _try_schedule(component: Component, length: int, steps_per_epoch: int, complaints: Complaints) -> None:
+def _try_schedule(component: Component, made: list[Cycle], steps_per_epoch: int, complaints: Complaints) -> None:
     """Builds the schedule once, around an optimizer of one weight, to collect what it refuses."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-    attempt(lambda: build_schedule(component, optimizer, length, steps_per_epoch), complaints)
+    attempt(lambda: build_schedule(component, optimizer, made, steps_per_epoch), complaints)
 
 
 def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
@@ -228,7 +259,7 @@ def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:
     if schedule.get("total_steps") is not None:
         return False
     component = bind(
-        {key: value for key, value in schedule.items() if key != "total_steps"},
+        {key: value for key, value in schedule.items() if key not in ("total_steps", "restarts")},
         "schedule",
         SCHEDULE,
         Complaints(),

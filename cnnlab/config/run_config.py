@@ -14,6 +14,8 @@ from cnnlab.config.saved_config import load_saved_config, load_saved_overrides, 
 NOT_SAVED: dict[str, Any] = {"resume": None, "trust": [], "run_dir": None}  # they belong to one command
 COMMAND_ONLY = ("resume", "trust")  # legal beside any saved config
 
+RESTART = "schedule.restart"  # of one command, too: the run's config keeps the step that it was given at
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -40,10 +42,28 @@ class RunConfig:
             saved[key] = value
         return OmegaConf.to_yaml(saved, resolve=False)
 
+    @property
+    def given(self) -> list[str]:
+        """The overrides as on the command line."""
+        return [as_given(override) for override in self.overrides]
+
     def overrides_yaml(self) -> str:
         """The text of `overrides.yaml`, a list as on the command line."""
-        given = [as_given(override) for override in self.overrides]
-        return OmegaConf.to_yaml(OmegaConf.create(given))
+        return OmegaConf.to_yaml(OmegaConf.create(self.given))
+
+    @property
+    def restarts_schedule(self) -> bool:
+        """True if `schedule.restart` asks for a new cycle of the schedule."""
+        schedule = self.values["schedule"]
+        return isinstance(schedule, Mapping) and schedule.get("restart") is True
+
+    def restarted(self, step: int) -> "RunConfig":
+        """This config with `step` among `schedule.restarts` in place of `schedule.restart`."""
+        composed = self.composed.copy()
+        OmegaConf.set_struct(composed, False)
+        composed.schedule.pop("restart")
+        composed.schedule.restarts = [*composed.schedule.get("restarts", []), step]
+        return RunConfig(composed, self.overrides)
 
     def changes_to(self, saved: "RunConfig") -> dict[str, tuple[Any, Any]]:
         """Dotted key → (saved value, value here) of everything that differs."""

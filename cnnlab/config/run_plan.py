@@ -1,9 +1,10 @@
 """Everything a run is made of, checked and not yet built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
-from cnnlab.engine.schedule import LRScheduler, Schedule
+from cnnlab.engine.schedule import Cycle, LRScheduler, Schedule, in_cycles
 from cnnlab.engine.trainer import TrainerSettings
 from cnnlab.losses import probabilities
 from cnnlab.metrics import Measure, Meter
@@ -44,7 +45,7 @@ class RunPlan:
     optimizer: Component
     groups: dict[str, dict[str, float]]
     schedule: Component
-    schedule_steps: int | None
+    cycles: list[Cycle]  # of the schedule
     settings: TrainerSettings
     execution: Execution
     observers: list[Observer]
@@ -76,15 +77,19 @@ class RunPlan:
         return build_optimizer(self.optimizer, network, self.groups)
 
     def build_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        return build_schedule(self.schedule, optimizer, self.schedule_steps, self.steps_per_epoch)
+        return build_schedule(self.schedule, optimizer, self.cycles, self.steps_per_epoch)
 
 
 def build_schedule(
-    component: Component, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int
+    component: Component, optimizer: torch.optim.Optimizer, cycles: Sequence[Cycle], steps_per_epoch: int
 ) -> LRScheduler:
-    """One of ours around its pure function of the step, or a scheduler of torch's."""
-    known = {"optimizer": optimizer, "total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-    parameters = component.parameters
-    provided = {name: value for name, value in known.items() if name in parameters and name not in component.arguments}
-    built = component.build(**provided)
-    return built if "optimizer" in provided else Schedule(optimizer, built)
+    """One of ours around its pure function of the step, anew in each cycle, or a scheduler of torch's."""
+    built = []
+    for _, length in cycles:
+        known = {"optimizer": optimizer, "total_steps": length, "steps_per_epoch": steps_per_epoch}
+        wanted = component.parameters.keys() & known.keys() - component.arguments.keys()
+        built.append(component.build(**{name: known[name] for name in wanted}))
+    if "optimizer" in wanted:
+        assert len(cycles) == 1
+        return cast(LRScheduler, built[0])
+    return Schedule(optimizer, in_cycles([start for start, _ in cycles], built))

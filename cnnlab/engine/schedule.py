@@ -3,8 +3,9 @@
 Each entry of `SCHEDULES` makes a function of the step that gives a factor of `optimizer.lr`.
 """
 
+import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -71,6 +72,28 @@ def one_cycle(
 
 def _anneal(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+Cycle = tuple[int, int | None]  # the step it begins at, and its length where that is known
+
+
+def cycles(total_steps: int | None, own_steps: int | None, restarts: Sequence[int]) -> list[Cycle]:
+    """A run's cycles: each restart begins one, which lasts `own_steps` or, without them, until the next."""
+    starts, ends = [0, *restarts], [*restarts, total_steps]
+    return [
+        (start, own_steps if own_steps is not None or end is None else end - start)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def in_cycles(starts: Sequence[int], factors: Sequence[Factor]) -> Factor:
+    """Each factor from its own start on, counted from there."""
+
+    def factor(step: int) -> float:
+        cycle = bisect.bisect_right(starts, step) - 1
+        return factors[cycle](step - starts[cycle])
+
+    return factor
 
 
 SCHEDULES: dict[str, Callable[..., Factor]] = {

@@ -10,13 +10,13 @@ from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.check_training import schedule_depends_on_length
 from cnnlab.config.programs import command, trusting
-from cnnlab.config.run_config import RunConfig
+from cnnlab.config.run_config import RESTART, RunConfig
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.run.run_directory import RunDirectory
 from cnnlab.runtime.errors import ConfigError, listing
 
-# how long the run goes on, what is logged and saved, where the data lies, the device
+# how long the run continues, what is logged and saved, where the data lies, the device
 CHANGEABLE = (
     "trainer.epochs",
     "trainer.max_steps",
@@ -29,6 +29,7 @@ CHANGEABLE = (
     "trainer.watch_every",
     "trainer.watch_top",
     "schedule.total_steps",
+    RESTART,
     "observers",
     "data.root",
     "data.memory_share",
@@ -45,6 +46,7 @@ class Resumption:
     directory: RunDirectory
     config: RunConfig
     plan: RunPlan
+    restarted: bool  # by this command: the schedule begins a new cycle
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint; says what was set aside, or that there is none yet."""
@@ -60,9 +62,21 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     directory = RunDirectory.open(path, "resume")
     saved = RunConfig.read(path)
     _check_changes(config.changes_to(saved))
+    restarted = config.restarts_schedule
+    if restarted:
+        config = config.restarted(_newest_step(path))
     plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
-    _check_length(plan, saved.values, config.values)
-    return Resumption(directory, config.after(saved), plan)
+    if not restarted:
+        _check_length(plan, saved.values, config.values, " ".join([command("train"), *config.given, f"{RESTART}=true"]))
+    return Resumption(directory, config.after(saved), plan, restarted)
+
+
+def _newest_step(path: Path) -> int:
+    """The step of the newest checkpoint. Raises `ConfigError` where there is none."""
+    steps = Checkpoints(path / "checkpoints").steps()
+    if not steps:
+        raise ConfigError(f"{RESTART}: the run has no checkpoint yet: expected a resume without it")
+    return steps[-1]
 
 
 def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:
@@ -74,22 +88,27 @@ def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:
             )
 
 
-def _check_length(plan: RunPlan, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Another length is refused where it would change the learning rate of steps that are already done."""
+def _check_length(plan: RunPlan, before: Mapping[str, Any], after: Mapping[str, Any], restarting: str) -> None:
+    """Another length is refused where it would change the learning rate of steps that are already done.
+
+    `restarting` is the command that begins a new cycle instead.
+    """
     # its classes were checked above; where its data lies and who reads it is this machine's affair
-    old = check_config({**before, "data": after["data"], "device": "cpu"}, Trust(True)).schedule_steps
-    if old == plan.schedule_steps:
+    old = check_config({**before, "data": after["data"], "device": "cpu"}, Trust(True)).cycles
+    if old == plan.cycles:
         return
+    length = sum(filter(None, old[-1]))
     if schedule_depends_on_length(after["schedule"]):
+        torchs = isinstance(plan.schedule.factory, type)
+        mend = "" if torchs else f", or a new cycle after the checkpoint: {restarting}"
         raise ConfigError(
-            f"trainer: the run's schedule {plan.schedule.type!r} was made for {old} steps and depends on their "
-            f"number: expected the same length, or schedule.total_steps={old} to go on behind its end, received a "
-            f"length of {plan.total_steps} steps"
+            f"trainer: the run's schedule {plan.schedule.type!r} was made for {length} steps and depends on their "
+            f"number: expected the same length{mend}; received a length of {plan.total_steps} steps"
         )
     if isinstance(plan.schedule.factory, type):
         raise ConfigError(
-            f"schedule.total_steps: {plan.schedule.type} keeps its length in its state: expected {old}, received "
-            f"{plan.schedule_steps}"
+            f"schedule.total_steps: {plan.schedule.type} keeps its length in its state: expected {length}, received "
+            f"{plan.cycles[-1][1]}"
         )
 
 

@@ -108,6 +108,10 @@ def run_training(config: RunConfig) -> Path | None:
 def _resume(run: Resumption) -> Path:
     plan = run.plan
     _print_plan(plan)
+    if run.restarted:
+        (start, _), end = plan.cycles[-1], plan.total_steps
+        until = f" and ends at step {end}" if end is not None else ""
+        print(f"schedule: {plan.schedule.type} begins anew after step {start}{until}; momentum and best stay")
     check_machine(plan)
     plan.source.check()
     run.directory.lock()

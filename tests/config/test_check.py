@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,11 @@ def test_the_run_is_as_long_as_its_shortest_limit(overrides: list[str], steps: i
 
 
 def test_a_schedule_takes_the_length_of_the_run() -> None:
-    assert check(BATCH, "trainer.epochs=3").schedule_steps == 57
+    assert check(BATCH, "trainer.epochs=3").cycles == [(0, 57)]
 
 
 def test_a_schedule_may_have_a_length_of_its_own() -> None:
-    assert check("trainer.epochs=3", "schedule.total_steps=40").schedule_steps == 40
+    assert check("trainer.epochs=3", "schedule.total_steps=40").cycles == [(0, 40)]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,28 @@ def test_a_schedule_may_have_a_length_of_its_own() -> None:
 )
 def test_which_schedules_depend_on_the_length(schedule: dict[str, Any], expected: bool) -> None:
     assert schedule_depends_on_length(schedule) is expected
+
+
+def test_a_restarted_schedule_runs_through_its_curve_again() -> None:
+    plan = check(BATCH, "trainer.epochs=3", "schedule=cosine", "schedule.warmup=0", "schedule.restarts=[20]")
+    cosines = [(1 + math.cos(math.pi * n / length)) / 2 for length in (20, 37) for n in range(length)]
+    assert learning_rates(plan, 57) == pytest.approx([0.1 * factor for factor in cosines])
+
+
+@pytest.mark.parametrize("restarts", ["[57]", "[20,10]", "[0]", "[1.5]", "7"])
+def test_restarts_are_increasing_steps_within_the_run(restarts: str) -> None:
+    assert complaints(BATCH, "trainer.epochs=3", f"schedule.restarts={restarts}") == ["schedule.restarts"]
+
+
+def test_restart_is_for_a_resumed_run() -> None:
+    with pytest.raises(ConfigError, match=r"schedule.restart: .*resume=RUN"):
+        check("++schedule.restart=true")
+
+
+def test_a_schedule_of_torchs_own_is_not_restarted() -> None:
+    torchs = {"type": "torch.optim.lr_scheduler.StepLR", "step_size": 3, "restarts": [4]}
+    with pytest.raises(ConfigError, match=r"schedule.restarts: .*StepLR keeps its position"):
+        check(schedule=torchs)
 
 
 def learning_rates(plan: RunPlan, steps: int) -> list[float]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from cnnlab.engine.schedule import SCHEDULES, Factor, Schedule, constant, cosine, one_cycle, step
+from cnnlab.engine.schedule import SCHEDULES, Factor, Schedule, constant, cosine, cycles, in_cycles, one_cycle, step
 from cnnlab.runtime.errors import ArgumentError
 
 LR = 0.3
@@ -131,6 +131,29 @@ def test_each_schedule_is_a_pure_function_of_the_step(name: str) -> None:
     factor = SCHEDULES[name](**needed)
     forward = [factor(number) for number in range(20)]
     assert [factor(number) for number in reversed(range(20))] == forward[::-1]
+
+
+@pytest.mark.parametrize(
+    ("total", "own", "restarts", "expected"),
+    [
+        (100, None, [], [(0, 100)]),
+        (100, 40, [], [(0, 40)]),
+        (100, None, [30, 90], [(0, 30), (30, 60), (90, 10)]),
+        (100, 40, [50], [(0, 40), (50, 40)]),
+        (None, None, [30], [(0, 30), (30, None)]),
+    ],
+)
+def test_a_cycle_lasts_until_the_next_restart(
+    total: int | None, own: int | None, restarts: list[int], expected: list[tuple[int, int | None]]
+) -> None:
+    assert cycles(total, own, restarts) == expected
+
+
+def test_each_cycle_is_the_schedule_from_its_first_step() -> None:
+    whole = in_cycles([0, 4, 10], [cosine(total_steps=length) for length in (4, 6, 10)])
+    by_hand = [(1 + math.cos(math.pi * n / length)) / 2 for length in (4, 6, 10) for n in range(length)]
+    assert [whole(number) for number in range(20)] == pytest.approx(by_hand)
+    assert whole(25) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_first_step_has_the_schedules_first_factor() -> None:

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import cnnlab
 from cnnlab.cli import evaluate, train
 from cnnlab.data.source import Images
+from cnnlab.engine.schedule import one_cycle
 from cnnlab.run.run_directory import RunDirectory
 from cnnlab.run.training import run_training, the_only_training
 from cnnlab.runtime.errors import ConfigError
@@ -211,9 +212,26 @@ def test_another_length_is_refused_where_the_schedule_depends_on_it(finished: Pa
         resume(finished, "trainer.max_steps=12"),
         "trainer: ",
         "'one_cycle' was made for 6 steps",
-        "schedule.total_steps=6",
+        f"resume={finished} trainer.max_steps=12 schedule.restart=true",
         "a length of 12 steps",
     )
+
+
+def test_a_restarted_schedule_begins_a_new_cycle_at_the_checkpoint(finished: Path) -> None:
+    answer = resume(finished, "trainer.max_steps=12", "schedule.restart=true")
+    assert answer.code == 0, answer.err
+    assert "one_cycle begins anew after step 6 and ends at step 12" in answer.out
+    assert saved(finished)["schedule"]["restarts"] == [6]
+    assert "restart" not in saved(finished)["schedule"]
+    factor = one_cycle(total_steps=6)
+    rates = {line["step"]: line["lr"] for line in metrics(finished) if line["split"] == "train"}
+    assert rates == {step: pytest.approx(0.05 * factor((step - 1) % 6)) for step in (2, 4, 6, 8, 10, 12)}
+
+
+def test_a_restart_needs_a_longer_run(finished: Path) -> None:
+    before = saved(finished)
+    assert refused(resume(finished, "schedule.restart=true"), "schedule.restarts: ", "before the run's end at step 6")
+    assert saved(finished) == before
 
 
 def test_another_length_is_taken_where_the_schedules_own_is_given(finished: Path) -> None:
