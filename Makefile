@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all torture check format wheel notes book bench tensorboard clean
+.PHONY: help setup train test test-all torture verify check format wheel notes book bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-all: $(READY) ## run the long tests too: whole trainings, every network of 
 
 torture: $(READY) ## repeat kills and damage to their full figures (an hour or more)
 	CNNLAB_TORTURE=1 $(BIN)/python -m pytest -m torture $(ARGS)
+
+verify: $(READY) ## run the tests where Linux gives them no network, not even loopback, and no data set
+	CNNLAB_DATA= unshare --map-current-user --net $(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check .
