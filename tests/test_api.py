@@ -5,13 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fast_run import FAST, read_json
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 import cnnlab
 from cnnlab.config.compose import CONFIGS
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.runtime.errors import ConfigError, TrainingError
+from cnnlab.runtime.randomness import capture_generators, same_generators
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -56,6 +58,25 @@ def test_a_resumed_run_takes_the_changes_of_compose_and_of_python(in_tmp_path: P
     config.optimizer.lr = 0.5
     with pytest.raises(ConfigError, match=r"optimizer\.lr: the run was started with 0\.05"):
         cnnlab.train(config)
+
+
+def test_training_leaves_the_process_as_it_was(in_tmp_path: Path) -> None:
+    def state() -> list[object]:
+        mode = torch.get_deterministic_debug_mode()
+        filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        return [mode, filled, torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.fp32_precision]
+
+    torch.manual_seed(1)
+    torch.set_deterministic_debug_mode("warn")
+    before, generators = state(), capture_generators()
+    try:
+        cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "trainer.max_steps=1"))
+        with pytest.raises(TrainingError):
+            cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "optimizer.lr=1e30"))
+        assert state() == before
+        assert same_generators(capture_generators(), generators)
+    finally:
+        torch.set_deterministic_debug_mode("default")
 
 
 def test_yaml_of_ones_own_is_found(in_tmp_path: Path) -> None:

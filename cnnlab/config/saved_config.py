@@ -1,5 +1,6 @@
 """A saved config is data: it may come from a stranger. It is read with limits and resolved without reach."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,10 +27,10 @@ _INTERPOLATION = re.compile(r"\$\{\s*([^{}]*)")
 def find_config(run: Path, key: str) -> Path:
     """The `config.yaml` of a run directory, which the config names at `key`. Raises `ConfigError`."""
     path = run / "config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that is too long, where Path.is_file raises
         raise ConfigError(
             f"{key}: expected a run's directory with a config.yaml, received {str(run)!r}"
-            + ("" if run.exists() else f"; {run.absolute()} does not exist")
+            + ("" if os.path.exists(run) else f"; {run.absolute()} does not exist")
         )
     return path
 

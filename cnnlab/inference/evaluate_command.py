@@ -6,8 +6,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cnnlab.components import Trust
 from cnnlab.config.programs import command, trusting
 from cnnlab.config.run_plan import RunPlan
@@ -155,11 +153,10 @@ def _named_metrics(plan: RunPlan, outputs: Outputs) -> dict[str, float]:
 
 def _save(run: SavedRun, drawings: Sequence[Drawing]) -> list[Path]:
     """Into the run's figures and its TensorBoard."""
-    folder = run.directory.path / "figures"
-    folder.mkdir(exist_ok=True)
     images = {drawing.tag: pixels(drawing.figure) for drawing in drawings}
-    paths = [folder / drawing.file for drawing in drawings]
-    for path, image_HWC in zip(paths, images.values(), strict=True):
-        Image.fromarray(image_HWC).save(path)
+    paths = [
+        run.directory.write_figure(drawing.file, image_HWC)
+        for drawing, image_HWC in zip(drawings, images.values(), strict=True)
+    ]
     write_images(run.directory.path, images, run.checkpoint.step)
     return paths

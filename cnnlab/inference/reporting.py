@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cnnlab.metrics import rank_of_label
-from cnnlab.run.run_directory import RunDirectory
+from cnnlab.run.files import RunDirectory
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
 MOST_IMAGES = 10  # of an unlabelled folder, in the terminal

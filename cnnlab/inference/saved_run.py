@@ -17,10 +17,10 @@ from cnnlab.config.saved_config import load_saved_config, resolved
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.settings import AUTO
 from cnnlab.data.source import DataSpec
-from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
+from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.execution import Execution
+from cnnlab.run.files import RunDirectory
 from cnnlab.run.loaders import fit_loss, load_loss, load_network
-from cnnlab.run.run_directory import RunDirectory
 from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
 
 
@@ -39,7 +39,7 @@ class SavedRun:
         saved = resolved(load_saved_config(path / "config.yaml"))
         if isinstance(saved.get("data"), Mapping):
             saved["data"] = {**saved["data"], "workers": AUTO, **data}  # theirs were for the machine that trained
-        found = Checkpoints(path / "checkpoints").resolve(checkpoint)
+        found = directory.checkpoints().resolve(checkpoint)
         spec, class_counts = _known_data(found)
         plan = check_config({**saved, "device": device}, trust, spec)
         fit_loss(plan, class_counts)

@@ -1,12 +1,13 @@
 """A plan's splits, loaders and networks: what training and evaluation both need."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.augmentation import Augment
@@ -136,7 +137,7 @@ def load_network(plan: RunPlan, checkpoint: Checkpoint) -> nn.Module:
     """The network as validation saw it at the checkpoint. Raises `ConfigError` for another network's weights."""
     with torch.random.fork_rng():
         network = plan.network.build()
-    load_weights(network, checkpoint)
+    load_weights(network, checkpoint.inference_weights, checkpoint.folder)
     return plan.execution.place(network, plan.device)
 
 
@@ -150,9 +151,8 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
         raise ConfigError(f"checkpoint: {checkpoint.folder} holds the state of another loss") from error
 
 
-def load_weights(network: nn.Module, checkpoint: Checkpoint, *, trained: bool = False) -> None:
-    """Puts a checkpoint's weights (the averaged ones, unless `trained`) in. Raises `ConfigError`, at most 5 keys."""
-    saved = checkpoint.weights if trained else checkpoint.inference_weights
+def load_weights(network: nn.Module, saved: Mapping[str, Tensor], origin: Path) -> None:
+    """Loads saved weights into the network. Raises `ConfigError` that names at most 5 keys which differ."""
     own = network.state_dict()
     differences = [f"{key} is not in the network" for key in saved if key not in own]
     differences += [f"{key} is not in the checkpoint" for key in own if key not in saved]
@@ -163,6 +163,6 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, trained: bool = 
     ]
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ConfigError(f"checkpoint: {checkpoint.folder} holds another network: {'; '.join(differences[:5])}{more}")
+        raise ConfigError(f"checkpoint: {origin} holds another network: {'; '.join(differences[:5])}{more}")
     own.update(saved)  # with the versions of torchvision's modules, which some of them ask for
     network.load_state_dict(own)

@@ -12,8 +12,10 @@ from cnnlab.config.check_training import schedule_depends_on_length
 from cnnlab.config.programs import command, trusting
 from cnnlab.config.run_config import RESTART, RunConfig
 from cnnlab.config.run_plan import RunPlan
-from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
-from cnnlab.run.run_directory import RunDirectory
+from cnnlab.engine.checkpoint import Checkpoint
+from cnnlab.engine.trainer import Trainer
+from cnnlab.run.files import SUMMARY, RunDirectory
+from cnnlab.run.loaders import load_weights
 from cnnlab.runtime.errors import ConfigError, listing
 
 # how long the run continues, what is logged and saved, where the data lies, the device
@@ -36,6 +38,7 @@ CHANGEABLE = (
     "data.workers",
     "device",
 )
+LENGTH = ("trainer.epochs", "trainer.max_steps", "trainer.max_time")
 ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "deterministic")
 
 
@@ -47,13 +50,22 @@ class Resumption:
     config: RunConfig
     plan: RunPlan
     restarted: bool  # by this command: the schedule begins a new cycle
+    another_length: bool
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint; says what was set aside, or that there is none yet."""
-        checkpoint = Checkpoints(self.directory.path / "checkpoints", print).newest_whole()
+        """The newest whole checkpoint; prints what was set aside, or that there is none yet."""
+        checkpoint = self.directory.checkpoints(print).newest_whole()
         if checkpoint is None:
             print(f"{self.directory.path} has no checkpoint yet: starting this run again in its directory")
         return checkpoint
+
+    def is_complete(self, checkpoint: Checkpoint | None) -> bool:
+        """True if the run ended at this checkpoint and this command leaves its length alone."""
+        if checkpoint is None or self.another_length:
+            return False
+        summary = self.directory.read_json(SUMMARY)
+        measured = "test" in summary or "test" not in self.plan.spec.counts
+        return (summary.get("status"), summary.get("step")) == ("completed", checkpoint.step) and measured
 
 
 def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
@@ -61,22 +73,32 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     path = Path(str(config.values["resume"]))
     directory = RunDirectory.open(path, "resume")
     saved = RunConfig.read(path)
-    _check_changes(config.changes_to(saved))
+    changes = config.changes_to(saved)
+    _check_changes(changes)
     restarted = config.restarts_schedule
     if restarted:
-        config = config.restarted(_newest_step(path))
+        config = config.restarted(_newest_step(directory))
     plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
     if not restarted:
         _check_length(plan, saved.values, config.values, " ".join([command("train"), *config.given, f"{RESTART}=true"]))
-    return Resumption(directory, config.after(saved), plan, restarted)
+    return Resumption(directory, config.after(saved), plan, restarted, not changes.keys().isdisjoint(LENGTH))
 
 
-def _newest_step(path: Path) -> int:
+def _newest_step(directory: RunDirectory) -> int:
     """The step of the newest checkpoint. Raises `ConfigError` where there is none."""
-    steps = Checkpoints(path / "checkpoints").steps()
+    steps = directory.checkpoints().steps()
     if not steps:
         raise ConfigError(f"{RESTART}: the run has no checkpoint yet: expected a resume without it")
     return steps[-1]
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint into a new trainer: weights, averaged weights and all other state. Raises `ConfigError`."""
+    train_state = trainer.train_state
+    load_weights(train_state.network, checkpoint.weights, checkpoint.folder)
+    if train_state.ema:
+        load_weights(train_state.ema.network, checkpoint.inference_weights, checkpoint.folder)
+    trainer.load_state_dict(checkpoint.state())
 
 
 def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from cnnlab.blocks.torchvision_networks import pretrained_weights, torchvision_network
 from cnnlab.config.init_from import InitFrom
 from cnnlab.data.normalization import IMAGENET_MEAN, IMAGENET_SD
-from cnnlab.engine.checkpoint import EMA_WEIGHTS, WEIGHTS, Checkpoints
+from cnnlab.engine.checkpoint import EMA_WEIGHTS, WEIGHTS
 from cnnlab.network import NetworkPlan
+from cnnlab.run.files import CHECKPOINTS, RunDirectory
 from cnnlab.runtime.errors import ConfigError, did_you_mean, first_line, listing
 
 KEY = "model.init_from"
@@ -98,11 +99,11 @@ def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
             return safetensors.torch.load_file(path), str(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise ConfigError(f"{KEY}: {path} is no whole safetensors file: {first_line(error)}") from error
-    if not (path / "checkpoints").is_dir():
+    if not (path / CHECKPOINTS).is_dir():
         what = "a folder without checkpoints" if path.is_dir() else "another file" if path.exists() else "nothing there"
         raise ConfigError(f"{KEY}: expected a run's directory or a .safetensors file, received {str(path)!r}: {what}")
     try:
-        checkpoint = Checkpoints(path / "checkpoints").resolve(str(init_from.checkpoint))
+        checkpoint = RunDirectory(path).checkpoints().resolve(str(init_from.checkpoint))
     except ConfigError as error:  # its own key is `checkpoint`
         raise ConfigError(f"{KEY}.{error}") from error
     averaged = checkpoint.ema is not None

@@ -12,11 +12,9 @@ from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.engine.autotune import TakeStep, Trial, choose
 from cnnlab.engine.backends.compilation import build_step, forget_compiled, missing_compiler, reason_against_step
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
-from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import AUTO, Execution, allow_tf32, has_tf32
 from cnnlab.engine.trainer import TrainState
-from cnnlab.run.loaders import load_weights
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ArgumentError, ConfigError
@@ -115,7 +113,7 @@ def _prepare(plan: RunPlan, execution: Execution, normalization: Normalization) 
     """The run's own step on weights of its own and on noise: a batch of uint8 images, normalised."""
     allow_tf32(execution.precision == "tf32")
     device, settings = plan.device, plan.settings
-    train_state = build_train_state(replace(plan, execution=execution, loss=copy.deepcopy(plan.loss)), None)
+    train_state = build_train_state(replace(plan, execution=execution, loss=copy.deepcopy(plan.loss)))
     batch = _noise(plan, normalization)
 
     def take_step() -> float:
@@ -152,20 +150,13 @@ def _noise(plan: RunPlan, normalization: Normalization) -> Batch:
     )
 
 
-def build_train_state(
-    plan: RunPlan, checkpoint: Checkpoint | None, say: Callable[[str], None] | None = None
-) -> TrainState:
-    """The state as the run begins, or with a checkpoint's weights; `say` gets the reason if steps cannot be traced."""
+def build_train_state(plan: RunPlan, say: Callable[[str], None] | None = None) -> TrainState:
+    """The state as the run begins; `say` gets the reason if steps cannot be traced."""
     torch.manual_seed(derive(plan.seed, "weights"))
     network = plan.network.build()
-    if checkpoint:
-        load_weights(network, checkpoint, trained=True)
-    else:
-        apply_weights(network, plan.starting_weights)
+    apply_weights(network, plan.starting_weights)
     network_on_device = plan.execution.place(network, plan.device)
     ema = EMA(network_on_device, plan.settings.ema) if plan.settings.ema is not None else None
-    if ema and checkpoint:
-        load_weights(ema.network, checkpoint)
     optimizer = plan.build_optimizer(network_on_device)
     return TrainState(
         network_on_device,

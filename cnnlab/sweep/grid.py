@@ -29,7 +29,7 @@ from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import environment_of_jobs
 from cnnlab.config.programs import command
 from cnnlab.config.saved_config import resolved, trusted_names
-from cnnlab.run.run_directory import RunDirectory, make_sweep_directory
+from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
 from cnnlab.sweep.axes import Grid, Job, read_grid

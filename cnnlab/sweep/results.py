@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cnnlab.run.run_directory import RunDirectory
+from cnnlab.run.files import RunDirectory
 from cnnlab.sweep.axes import Job
 
 LAST_BYTES = 1 << 16  # of a log: enough for its error

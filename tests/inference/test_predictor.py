@@ -22,7 +22,7 @@ from cnnlab.inference.predict_command import predict_images
 from cnnlab.inference.predictor import Prediction, Predictor
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import BCE
-from cnnlab.run.run_directory import RunDirectory
+from cnnlab.run.files import RunDirectory
 from cnnlab.runtime.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from cnnlab.inference.reporting import (
     write_predictions,
 )
 from cnnlab.metrics import report
-from cnnlab.run.run_directory import RunDirectory
+from cnnlab.run.files import RunDirectory
 
 AWKWARD = ("[red]", "a,b", 'say "cheese"', "[/red]", "p(x)", "two\nlines")
 

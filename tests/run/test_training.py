@@ -17,10 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cnnlab
 from cnnlab.cli import evaluate, train
+from cnnlab.config.run_config import RunConfig
 from cnnlab.data.source import Images
 from cnnlab.engine.schedule import one_cycle
-from cnnlab.run.run_directory import RunDirectory
-from cnnlab.run.training import run_training, the_only_training
+from cnnlab.run.files import RunDirectory
+from cnnlab.run.process_state import the_only_training
+from cnnlab.run.training import run_training
 from cnnlab.runtime.errors import ConfigError
 
 
@@ -187,7 +189,9 @@ def test_a_run_that_fails_gives_its_lock_back(in_tmp_path: Path) -> None:
     directory.release()
 
 
-# going on
+# resuming
+
+LONGER = ("trainer.max_steps=9", "schedule.total_steps=6")
 
 
 def test_a_run_can_be_lengthened_where_its_schedule_does_not_mind(in_tmp_path: Path) -> None:
@@ -234,24 +238,31 @@ def test_a_restart_needs_a_longer_run(finished: Path) -> None:
     assert saved(finished) == before
 
 
-def test_another_length_is_taken_where_the_schedules_own_is_given(finished: Path) -> None:
-    answer = resume(finished, "trainer.max_steps=9", "schedule.total_steps=6")
+def test_another_length_is_taken_where_the_schedules_own_is_given_and_kept_in_the_config(finished: Path) -> None:
+    answer = resume(finished, *LONGER)
     assert answer.code == 0, answer.err
     assert read_json(finished / "summary.json")["step"] == 9
-
-
-def test_what_a_resumed_run_changed_is_kept_in_its_config(finished: Path) -> None:
-    resume(finished, "trainer.max_steps=9", "schedule.total_steps=6")
     assert saved(finished)["trainer"]["max_steps"] == 9
     assert "trainer.max_steps=9" in yaml.safe_load((finished / "overrides.yaml").read_text())
 
 
 def test_a_completed_run_that_is_resumed_is_left_as_it_is(finished: Path) -> None:
-    before, weights = metrics(finished), finished / "checkpoints/step-00000006/model.safetensors"
-    written = weights.stat().st_mtime_ns
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = contents()
+    answer = resume(finished, "trainer.log_every=1")
+    assert answer.code == 0, answer.err
+    assert contents() == before
+    assert "is complete: there is nothing left to train" in answer.out
+
+
+def test_a_run_that_was_killed_before_the_test_split_measures_it(finished: Path) -> None:
+    summary = read_json(finished / "summary.json")
+    test = summary.pop("test")
+    (finished / "summary.json").write_text(json.dumps(summary))
     assert resume(finished).code == 0
-    assert metrics(finished) == before
-    assert weights.stat().st_mtime_ns == written
+    assert read_json(finished / "summary.json")["test"] == test
 
 
 def test_a_resumed_run_keeps_its_groups(finished: Path) -> None:
@@ -279,29 +290,17 @@ def test_what_changes_no_result_is_taken(finished: Path, change: str) -> None:
     assert answer.code == 0, answer.err
 
 
-def test_changed_data_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_data_is_refused_and_leaves_the_run_as_it_was(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("config.yaml", "summary.json", "metrics.jsonl")
+    before = [(finished / name).read_bytes() for name in names]
     monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
-    assert refused(resume(finished), "data: ", "000000000000… now")
+    assert refused(resume(finished, *LONGER), "data: ", "000000000000… now")
+    assert [(finished / name).read_bytes() for name in names] == before
 
 
-def test_a_completed_run_whose_resumption_is_refused_stays_completed(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
-    assert refused(resume(finished))
-    assert read_json(finished / "summary.json")["status"] == "completed"
-
-
-def test_a_resumption_that_is_refused_leaves_the_config(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (finished / "config.yaml").read_text()
-    monkeypatch.setattr(Images, "digest", lambda self: "0" * 64)
-    assert refused(resume(finished, "trainer.log_every=1"))
-    assert (finished / "config.yaml").read_text() == before
-
-
-def test_another_environment_is_told_and_the_run_goes_on(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_environment_is_reported_and_the_run_continues(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 77)
-    answer = resume(finished)
+    answer = resume(finished, *LONGER)
     assert answer.code == 0
     assert "threads was 1 and is 77" in answer.out.replace("\n", " ")
 
@@ -417,7 +416,7 @@ def test_a_run_leaves_the_garbage_collector_as_it_found_it(in_tmp_path: Path) ->
 
 def test_a_second_training_in_another_thread_is_refused(in_tmp_path: Path) -> None:
     with the_only_training(), ThreadPoolExecutor(1) as threads:
-        refusal = threads.submit(run_training, OmegaConf.create(), []).exception()
+        refusal = threads.submit(run_training, RunConfig(OmegaConf.create())).exception()
     assert isinstance(refusal, ConfigError)
     assert "another training runs in this process" in str(refusal)
     with the_only_training():  # the first has ended

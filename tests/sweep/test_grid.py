@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 
 import cnnlab
 from cnnlab.cli import train
-from cnnlab.run.run_directory import RunDirectory, make_sweep_directory
+from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.errors import ConfigError, Interrupted
 from cnnlab.sweep.processes import Processes, Task
 

@@ -1,11 +1,14 @@
+import contextlib
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cnnlab.run.run_directory import RunDirectory
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.run.files import RunDirectory
+from cnnlab.runtime.errors import ConfigError, TrainingError
 
 
 def test_a_directory_of_the_wanted_name_is_made(in_tmp_path: Path) -> None:
@@ -41,16 +44,11 @@ def test_what_exists_is_refused_and_left_as_it_is(in_tmp_path: Path, kind: str) 
     assert not list(wanted.iterdir()) if kind == "folder" else wanted.read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_told(in_tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", ["file/deeper/run", "file/run", "x" * 300, "nul\0"])
+def test_a_place_that_cannot_be_written_is_refused(in_tmp_path: Path, wanted: str) -> None:
     (in_tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"run_dir: .* expected a place to write to"):
-        RunDirectory.create("name", in_tmp_path / "file" / "deeper" / "run")
-
-
-def test_a_parent_that_is_a_file_is_no_run_to_resume(in_tmp_path: Path) -> None:
-    (in_tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
-        RunDirectory.create("name", in_tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match=r"run_dir: .* cannot be made: .* expected a place to write to"):
+        RunDirectory.create("name", Path(wanted))
 
 
 @pytest.mark.parametrize("there", [[], ["a"], ["a", "a/b"]])
@@ -119,6 +117,8 @@ def test_one_who_was_refused_holds_no_file(in_tmp_path: Path) -> None:
 def test_opening_what_is_not_there_names_the_key_and_the_place(in_tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"resume: .* received 'nowhere'; {in_tmp_path}/nowhere does not exist"):
         RunDirectory.open(Path("nowhere"), "resume")
+    with pytest.raises(ConfigError, match=r"resume: .* does not exist"):
+        RunDirectory.open(Path("x" * 300), "resume")
 
 
 def test_opening_a_folder_without_a_config_is_refused(in_tmp_path: Path) -> None:
@@ -143,9 +143,47 @@ def test_a_write_that_fails_leaves_the_old_file(in_tmp_path: Path, monkeypatch: 
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TrainingError, match=r"summary\.json cannot be written: No space left"):
         directory.write_json("summary.json", {"status": "failed"})
     assert directory.read_json("summary.json") == {"status": "completed"}
+
+
+@pytest.mark.parametrize("name", [".summary.json.tmp", ".lock", "figures"])
+def test_no_link_in_a_run_is_written_through(in_tmp_path: Path, name: str) -> None:
+    (in_tmp_path / "elsewhere").mkdir()
+    target = in_tmp_path / "elsewhere" / "mine"
+    target.write_text("mine")
+    (in_tmp_path / "run").mkdir()
+    (in_tmp_path / "run" / name).symlink_to(target.parent if name == "figures" else target)
+    directory = RunDirectory(in_tmp_path / "run")
+    for act in (directory.lock, lambda: directory.write_json("summary.json", {}), lambda: figure(directory)):
+        with contextlib.suppress(ConfigError, TrainingError):
+            act()
+    directory.release()
+    assert [path.name for path in target.parent.iterdir()] == ["mine"]
+    assert target.read_text() == "mine"
+
+
+def figure(directory: RunDirectory) -> Path:
+    return directory.write_figure("maps.png", np.zeros((2, 3, 3), np.uint8))
+
+
+def test_a_figure_is_a_png(in_tmp_path: Path) -> None:
+    with Image.open(figure(RunDirectory(in_tmp_path))) as image:
+        assert (image.format, image.size) == ("PNG", (3, 2))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, "\x00", b"\xff\xfe"], ids=range(5))
+def test_json_that_a_run_does_not_write_is_refused(in_tmp_path: Path, content: str | bytes) -> None:
+    (in_tmp_path / "summary.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=r"summary\.json: expected (a JSON object|JSON as a run writes it)"):
+        RunDirectory(in_tmp_path).read_json("summary.json")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(in_tmp_path: Path) -> None:
+    os.mkfifo(in_tmp_path / "summary.json")
+    with pytest.raises(ConfigError, match="expected a regular file"):
+        RunDirectory(in_tmp_path).read_json("summary.json")
 
 
 def test_json_that_is_not_there_reads_as_nothing(in_tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""The files of a run: every one that a run's directory holds is read and written here.
+
+What trains writes beside this through its own room: `engine/checkpoint.py` the folders under `checkpoints/`, the
+observers their logs, in the directory that they are given.
+"""
+
+import contextlib
+import fcntl
+import io
+import itertools
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from cnnlab.config.saved_config import find_config
+from cnnlab.engine.checkpoint import Checkpoints
+from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
+from cnnlab.runtime.files import read_regular, replace_file
+
+RUNS = Path("runs")
+CONFIG, OVERRIDES, ENVIRONMENT = "config.yaml", "overrides.yaml", "environment.json"
+MODEL, SUMMARY = "model.txt", "summary.json"
+CHECKPOINTS, FIGURES, LOCK = "checkpoints", "figures", ".lock"
+LARGEST_JSON = 1 << 24  # bytes; the largest is an evaluation of thousands of classes
+
+
+class RunDirectory:
+    """`runs/NAME/DATE_TIME_xxxx`; two processes never work in one. Raises `ConfigError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made: list[Path] = []  # innermost first
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
+        """Makes and locks the directory `wanted`, or a new one under `runs/NAME`."""
+        path = wanted or RUNS / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+        try:
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=False)
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileExistsError) and os.path.lexists(path):
+                raise ConfigError(
+                    f"run_dir: {path.absolute()} exists: expected a new directory, or resume={path} to continue it"
+                ) from None
+            raise ConfigError(
+                f"run_dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
+            ) from error
+        directory = cls(path)
+        directory._made = made
+        directory.lock()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path, key: str) -> "RunDirectory":
+        """An existing run's directory; `key` is the config's key that named it."""
+        find_config(path, key)
+        return cls(path)
+
+    def lock(self) -> None:
+        """Holds the run until this process ends. Raises `ConfigError` that names the holder."""
+        path = self.path / LOCK
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise ConfigError(f"resume: {path} cannot be locked: {first_line(error)}") from error
+        self._lock = os.fdopen(descriptor, "a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self.release()
+            raise ConfigError(
+                f"resume: {self.path} is in use by {holder}: expected a run that no process works in"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def release(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Removes the directory in which nothing was written yet, and the empty folders that were made around it."""
+        self.release()
+        (self.path / LOCK).unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # another run has begun in it
+                folder.rmdir()
+
+    def checkpoints(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoints:
+        return Checkpoints(self.path / CHECKPOINTS, notify)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Replaces a file at once. Raises `TrainingError` where the disk refuses; the old file is then still there."""
+        try:
+            return replace_file(self.path / name, text.encode())
+        except OSError as error:
+            raise TrainingError(f"{self.path / name} cannot be written: {first_line(error)}") from error
+
+    def write_json(self, name: str, content: dict[str, Any]) -> Path:
+        return self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file, empty where there is none. Raises `ConfigError` for anything but an object."""
+        path = self.path / name
+        try:
+            content = json.loads(read_regular(path, LARGEST_JSON))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: expected JSON as a run writes it, but {first_line(error)}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: expected a JSON object, received {type(content).__name__}")
+        return content
+
+    def write_figure(self, name: str, image_HWC: np.ndarray) -> Path:
+        """A PNG under `figures/`. Raises `TrainingError` where the disk refuses."""
+        folder = self.path / FIGURES
+        try:
+            if folder.is_symlink():
+                raise OSError("expected a folder, not a link")
+            folder.mkdir(exist_ok=True)
+            return replace_file(folder / name, _png(image_HWC))
+        except OSError as error:
+            raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
+
+
+def _png(image_HWC: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_sweep_directory(wanted: Path) -> Path:
+    """Makes `wanted`, or `wanted_2`, … where that is taken: two sweeps never share one. Raises `ConfigError`."""
+    for number in itertools.count(1):
+        path = wanted if number == 1 else Path(f"{wanted}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"hydra.sweep.dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"
+            ) from error
+        break
+    return path

@@ -1,0 +1,44 @@
+"""What a run sets for the whole process, and puts back: a notebook goes on with its own."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cnnlab.runtime.errors import ConfigError
+from cnnlab.runtime.randomness import capture_generators, restore_generators
+
+_TRAINING = threading.Lock()
+
+
+@contextmanager
+def the_only_training() -> Iterator[None]:
+    """Raises `ConfigError` while another thread of this process trains."""
+    if not _TRAINING.acquire(blocking=False):
+        raise ConfigError(
+            "another training runs in this process, and both would draw from the same random generators: expected one "
+            "at a time, or a process for each"
+        )
+    try:
+        yield
+    finally:
+        _TRAINING.release()
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Afterwards torch's deterministic mode, cuDNN's search, TF32 and every global generator are as before."""
+    generators = capture_generators()
+    mode = torch.get_deterministic_debug_mode()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark = torch.backends.cudnn.benchmark
+    precision = torch.backends.cuda.matmul.fp32_precision
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cuda.matmul.fp32_precision = precision
+        restore_generators(generators)

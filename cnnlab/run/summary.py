@@ -1,0 +1,88 @@
+"""What a run prints before its first step and after its last, and its `summary.json`."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from cnnlab.config.programs import command, program
+from cnnlab.config.run_plan import RunPlan
+from cnnlab.engine.trainer import Trainer
+from cnnlab.network import render_table
+from cnnlab.run.files import RunDirectory
+from cnnlab.run.loaders import describe_splits
+
+
+def print_plan(plan: RunPlan) -> None:
+    """The network and the data that a run is going to use."""
+    print(table_text(plan))
+    print(describe_splits(plan))
+    for note in plan.source.notes():
+        print(note)
+
+
+def table_text(plan: RunPlan) -> str:
+    """The layer table at its own width, whatever the terminal's: a remark is never cut."""
+    text = io.StringIO()
+    Console(file=text, width=240).print(render_table(plan.network.rows, plan.network.input_shape))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def summarize(status: str, trainer: Trainer) -> dict[str, Any]:
+    progress, settings = trainer.progress, trainer.settings
+    return {
+        "status": status,
+        "step": progress.step,
+        "epoch": trainer.epoch,
+        "best": {
+            "monitor": settings.monitor,
+            "lower_is_better": trainer.lower_is_better,
+            "step": progress.best_step,
+            "epoch": progress.best_epoch,
+            **progress.best_values,
+        },
+        "last": progress.last_values,
+        "monitor_test": settings.monitor_test,
+        "train": {
+            "seconds": progress.seconds,
+            "images": progress.images,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+        },
+        "parameters": sum(parameter.numel() for parameter in trainer.train_state.network.parameters()),
+    }
+
+
+def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    metrics = {tag: value for tag, value in summary["best"].items() if "/" in tag}
+    return metrics | {f"{name}/test": value for name, value in summary.get("test", {}).items()}
+
+
+def _best_and_last(summary: Mapping[str, Any]) -> str:
+    """Such as `best: step 546, accuracy/val 0.9874, loss/val 0.0411; last: step 585, …`, in one line."""
+    best, last = summary["best"], summary["last"]
+    shown = [tag for tag in last if tag.split("/")[0] in ("loss", "accuracy") or tag == best["monitor"]]
+    figures = [", ".join(f"{tag} {values[tag]:.4f}" for tag in shown) for values in (best, last)]
+    if best["step"] == summary["step"]:
+        return f"best and last: step {best['step']}, {figures[0]}"
+    return f"best: step {best['step']}, {figures[0]}; last: step {summary['step']}, {figures[1]}"
+
+
+def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: RunPlan) -> None:
+    path, has_test = directory.path, "test" in plan.spec.counts
+    best, test = summary["best"], summary.get("test")
+    if test:
+        print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
+    elif not has_test:
+        print("\nthe data have no test split: no accuracy was measured on images that chose nothing")
+    if summary["last"]:
+        print(_best_and_last(summary))
+    compared = plan.published.compare(final_metrics(summary)) if plan.published else None
+    if compared:
+        print(compared)
+    print(f"{summary['status']}: {path}")
+    if summary["status"] == "interrupted":
+        print(f"  go on      {command('train')} resume={path}")
+    print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
+    if best["step"] is not None and (has_test or plan.data.has_validation(plan.spec)):
+        print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")

@@ -1,0 +1,57 @@
+"""Reading and writing single files: regular ones only, with a limit, and never through a link at their own name."""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes.
+
+    Raises `OSError` for what is no such file; a pipe is not waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("expected a regular file")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(f"expected at most {largest:,} bytes")
+    return content
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Writes a file so that it is the old one or the new one, whenever the process or the machine stops.
+
+    Raises `OSError`, and then the old one is there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # a kill left it
+        with _create(temporary) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return path
+
+
+def _create(path: Path) -> IO[bytes]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
