@@ -62,7 +62,6 @@ def mlp() -> list[Contestant]:
     return [
         by_hand("by hand", "normed_mlp"),
         cnnlab("cnnlab", "model=normed_mlp", *ONE_EPOCH),
-        cnnlab("cnnlab, untraced", "model=normed_mlp", *ONE_EPOCH, "trainer.execution.trace=false"),
         *peers("normed_mlp"),
     ]
 

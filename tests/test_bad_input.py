@@ -187,10 +187,10 @@ loss={type: bce, weight: balanced} → loss.weight: | bce has no argument 'weigh
 metrics=f1_score → metrics: | expected a mapping | 'f1_score'
 +metrics.f1=f1_score | trainer.monitor=f2/val → trainer.monitor: | did you mean 'f1/val'? | loss/val
 # execution
-trainer.watch_every=5 | trainer.execution.compile=step → trainer.watch_every: | execution.compile=step | compile=none
+trainer.watch_every=5 | trainer.execution.compile=true → trainer.watch_every: | execution.compile=true | compile=false
 trainer.watch_every=5 | trainer.execution.cuda_graph=true → trainer.watch_every: | cuda_graph=true | cuda_graph=false
 trainer.execution.layout=chanels_last → trainer.execution.layout: | did you mean 'channels_last'?
-trainer.execution.compile=maybe → trainer.execution.compile: | none, network, step, auto | 'maybe'
+trainer.execution.compile=step → trainer.execution.compile: | true, false or auto | 'step'
 trainer.execution.cuda_graph=1 → trainer.execution.cuda_graph: | true or false | received 1
 # data that is not there
 data=image_folder → data.root: | the folder of your images, as in data.root=my_images

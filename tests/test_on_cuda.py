@@ -91,25 +91,24 @@ def test_every_precision_trains(in_tmp_path: Path, precision: str, captured: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", ["network", "step"])
 @pytest.mark.parametrize("captured", ["auto", "false"])
-def test_every_compilation_trains(in_tmp_path: Path, compiled: str, captured: str) -> None:
-    for name in ("none", compiled):
+def test_compiled_steps_train(in_tmp_path: Path, captured: str) -> None:
+    for name in ("false", "true"):
         train_on_cuda(
             f"run_dir={name}",
             f"trainer.execution.compile={name}",
             f"trainer.execution.cuda_graph={captured}",
             "trainer.execution.layout=channels_last",
         )
-    assert train_losses(compiled) == pytest.approx(train_losses("none"), rel=1e-3)
+    assert train_losses("true") == pytest.approx(train_losses("false"), rel=1e-3)
 
 
-@pytest.mark.parametrize("share", ["0.5", "0.0000000001"], ids=["resident", "streaming"])
+@pytest.mark.parametrize("fraction", ["0.5", "0.0000000001"], ids=["resident", "streaming"])
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_batches_are_those_of_the_cpu(share: str, workers: str) -> None:
+def test_batches_are_those_of_the_cpu(fraction: str, workers: str) -> None:
     images = {}
     for device in ("cpu", "cuda"):
-        settings = (f"device={device}", AUGMENT, "data.batch_size=32", f"data.memory_share={share}")
+        settings = (f"device={device}", AUGMENT, "data.batch_size=32", f"data.memory_share={fraction}")
         plan = check_config(resolved(cnnlab.compose(*settings, f"data.workers={workers}")), Trust())
         data = read_training_data(plan)
         loader = train_loader(plan, data.train, data.normalization)
@@ -144,7 +143,7 @@ def test_the_costliest_operations_are_the_gpus(in_tmp_path: Path) -> None:
     assert json.loads(Path("run", "trace.json").read_text())["traceEvents"]
 
 
-def test_where_memory_is_short_the_way_out_is_told(in_tmp_path: Path) -> None:
+def test_where_memory_is_short_a_way_out_is_named(in_tmp_path: Path) -> None:
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         answer = run(train, "device=cuda", "data.batch_size=1024", "run_dir=run", "trainer.execution.layout=contiguous")
@@ -156,9 +155,9 @@ def test_where_memory_is_short_the_way_out_is_told(in_tmp_path: Path) -> None:
 
 def test_timing_on_the_gpu_leaves_the_run_alone(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("trainer.deterministic=true", "trainer.execution.layout=channels_last")
-    train_on_cuda("run_dir=told", *options, "trainer.execution.cuda_graph=true")
+    train_on_cuda("run_dir=given", *options, "trainer.execution.cuda_graph=true")
     monkeypatch.setattr(autotune, "CLEARLY_FASTER", 1e9)  # the captured one is taken however long it takes
     answer = train_on_cuda("run_dir=timed", *options, "trainer.execution.cuda_graph=auto")
     assert "timed on this machine" in answer.out
     assert environment("timed")["cuda_graph"] is True
-    assert train_losses("timed") == train_losses("told")
+    assert train_losses("timed") == train_losses("given")

@@ -191,13 +191,25 @@ def test_a_resumed_run_has_no_doubled_points_in_tensorboard(tmp_path: Path) -> N
     assert [event.step for event in events.Scalars("loss/train")] == expected
 
 
-def test_a_compiled_step_with_dropout_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    settings = ("trainer.execution={precision: fp32, layout: channels_last, compile: step}", "trainer.max_steps=9")
-    for name in ("whole", "stopped"):
-        run_to_end("experiment=debug/fast", *settings, f"run_dir={tmp_path / name}")
-    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step-00000009")
-    run_to_end(f"resume={tmp_path / 'stopped'}")
-    ours, theirs = (read_checkpoint(tmp_path / name / "checkpoints/step-00000009") for name in ("stopped", "whole"))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("trainer.execution.compile=true", "model=mlp", "+model.blocks.norm={type: batch_norm, after: hidden1}"),
+        (
+            "model=none",
+            "model.blocks={first: {type: torch.nn.Dropout, p: 0.2, inplace: true}, flatten: flatten, "
+            "output: {type: linear, out_features: classes}}",
+        ),
+    ],
+    ids=["compiled dropout and batch norm", "a first layer that works in place"],
+)
+def test_a_step_resumes_to_the_same_bits(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run_to_end("experiment=debug/fast", *settings, f"run_dir={whole}")
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-00000006")
+    run_to_end(f"resume={stopped}")
+    ours, theirs = (read_checkpoint(path / "checkpoints" / "step-00000006") for path in (stopped, whole))
     assert not differences(ours.weights, theirs.weights)
     assert not differences(ours.state(), theirs.state())
 

@@ -14,7 +14,6 @@ from cnnlab.config.sections import as_mapping, as_spec
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec
 from cnnlab.engine import optimization
-from cnnlab.engine.backends.compilation import reason_against_step
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer
@@ -155,24 +154,19 @@ def check_compilation(
     settings: TrainerSettings | None,
     complaints: Complaints,
 ) -> None:
-    """A compiled or captured step has to allow the optimizer, the schedule and a watched update."""
+    """A captured step must allow the optimizer and the schedule; a watched one is neither compiled nor captured."""
     if settings and settings.watch_every is not None:
-        for name, usual in (("compile", "none"), ("cuda_graph", "false")):
-            value = getattr(execution, name, None)
-            if value in ("network", "step", True):
+        for name in ("compile", "cuda_graph"):
+            if getattr(execution, name, None) is True:
                 complaints.add(
                     "trainer.watch_every",
-                    f"what a step does is watched from Python, and trainer.execution.{name}={str(value).lower()} "
-                    f"leaves none of it there: expected {name}={usual}, or watch_every=null",
+                    f"a step is watched from Python, which trainer.execution.{name}=true bypasses: expected "
+                    f"{name}=false, or watch_every=null",
                 )
     if execution and execution.cuda_graph is True and optimizer and schedule:
         reason = reason_against_cuda_graph(optimizer, schedule)
         if reason:
             complaints.add("trainer.execution.cuda_graph", f"{reason}; expected auto or false")
-    if execution and execution.compile == "step" and optimizer and schedule:
-        reason = reason_against_step(optimizer, schedule)
-        if reason:
-            complaints.add("trainer.execution.compile", f"step: {reason}; expected network or none")
 
 
 def check_schedule(

@@ -1,4 +1,4 @@
-"""How the arithmetic is carried out: precision, memory layout, compiled or not."""
+"""How a step is computed: precision, memory layout, compiled or not."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,6 @@ from cnnlab.runtime.errors import ArgumentError
 AUTO = "auto"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 LAYOUTS = ("channels_last", "contiguous")
-COMPILED = ("none", "network", "step")
 _NO_AUTOCAST = nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,76 +23,56 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Execution:
     """How a step is computed. Raises `ArgumentError`.
 
-    `precision` is that of forward pass and loss. fp32 is what torch does by itself; tf32 also rounds the factors of
-    matrix products on CUDA to 11 significant bits; bf16 and fp16 are autocast, and fp16 scales the loss. `layout` is
-    that of 4-D tensors: channels_last halves a small CNN's step on CPU, and changes no number's meaning. `compile` says
-    what becomes a graph of its own: none of it, the network, or the whole step. With `cuda_graph` the kernels that a
-    step launches on CUDA are captured once, and launched together in each step; the numbers stay the same. Each may be
-    `auto`: chosen by timing where a run begins, and until then what stands here first.
+    `precision` is that of forward pass and loss. fp32 is torch's default; tf32 also rounds the factors of matrix
+    products on CUDA to 11 significant bits; bf16 and fp16 are autocast, and fp16 scales the loss. `layout` is that of
+    4-D tensors: channels_last halves a small CNN's step on CPU, and changes no number's meaning. With `compile`,
+    forward pass, loss and backward pass are one graph, compiled by Inductor. With `cuda_graph` the kernels that a step
+    launches on CUDA are captured once, and launched together in each step; the bits stay the same. Each may be `auto`:
+    chosen by timing before the first step, and until then its default here.
     """
 
     precision: str = "fp32"
     layout: str = "channels_last"
-    compile: str = "none"
+    compile: bool | str = False
     cuda_graph: bool | str = False
-    trace: bool | str = False
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, (*PRECISIONS, AUTO))
         one_of("layout", self.layout, (*LAYOUTS, AUTO))
-        one_of("compile", self.compile, (*COMPILED, AUTO))
-        for name, value in (("cuda_graph", self.cuda_graph), ("trace", self.trace)):
+        for name, value in (("compile", self.compile), ("cuda_graph", self.cuda_graph)):
             if not isinstance(value, bool) and value != AUTO:
                 raise ArgumentError(name, f"expected true, false or auto, received {value!r}")
-        if self.precision == "fp16" and self.compile == "step":
-            raise ArgumentError(
-                "compile",
-                "step cannot be compiled with precision=fp16, whose scale is read after each step: expected "
-                "precision=bf16 or compile=network",
-            )
         if self.cuda_graph is True and not self.allows_cuda_graph:
             raise ArgumentError(
                 "cuda_graph",
-                "a step is not captured with precision=fp16, whose scale is read after each step, nor with "
-                "compile=network, which makes graphs of its own: expected auto or false",
-            )
-        if self.trace is True and not self.allows_trace:
-            raise ArgumentError(
-                "trace",
-                "a step is not traced with precision=fp16, whose scale changes, nor where compile or cuda_graph leave "
-                "Python nothing to do in it: expected auto or false",
+                "a step cannot be captured with precision=fp16, whose scale is read after each step: expected auto or "
+                "false, or precision=bf16",
             )
 
     @property
     def allows_cuda_graph(self) -> bool:
-        return self.precision != "fp16" and self.compile != "network"
-
-    @property
-    def allows_trace(self) -> bool:
-        return self.precision != "fp16" and self.compile in ("none", AUTO) and self.cuda_graph is not True
+        return self.precision != "fp16"
 
     @property
     def resolved(self) -> bool:
         return AUTO not in asdict(self).values()
 
     def resolve(self, chosen: Mapping[str, Any]) -> "Execution":
-        """With the `chosen` values where there is an `auto`, as far as it has them. Raises `ArgumentError`."""
+        """With the `chosen` values in place of `auto`, where there are any. Raises `ArgumentError`."""
         return Execution(
             **{name: chosen.get(name, value) if value == AUTO else value for name, value in asdict(self).items()}
         )
 
     def check(self, device: torch.device) -> None:
-        """Raises `ArgumentError` for what this machine's device does not have."""
+        """Raises `ArgumentError` for what this machine's device does not support."""
         if self.precision == "tf32" and not has_tf32(device):
             raise ArgumentError(
-                "precision", f"tf32 is done by NVIDIA's GPUs from Ampere on, and the device is {device}: expected fp32"
+                "precision", f"tf32 needs an NVIDIA GPU from Ampere on, and the device is {device}: expected fp32"
             )
         if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ArgumentError("precision", "this GPU does not compute in bf16: expected fp16 or fp32")
         if self.cuda_graph is True and device.type != "cuda":
             raise ArgumentError("cuda_graph", f"the device is {device}: expected auto or false")
-        if self.trace is True and device.type != "cpu":
-            raise ArgumentError("trace", f"it is for the CPU, and the device is {device}: expected auto or false")
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -247,7 +247,7 @@ class Trainer:
         record = due(progress.step + 1, self.settings.log_every)
         lr = train_state.optimizer.param_groups[0]["lr"]
         probe = self._probe(batch) if due(progress.step + 1, self.settings.watch_every) else None
-        take_step = train_step if probe else train_state.step  # a probe sees nothing of a step that is traced
+        take_step = train_step if probe else train_state.step  # a probe sees nothing of a graph
         with probe or nullcontext():
             result = take_step(
                 train_state.network,

@@ -29,7 +29,6 @@ def describe_run(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
         "layout": plan.execution.layout,
         "compile": plan.execution.compile,
         "cuda_graph": plan.execution.cuda_graph,
-        "trace": plan.execution.trace,
         "deterministic": plan.deterministic,
         "resident": plan.placement.resident,
         "workers": plan.placement.workers,

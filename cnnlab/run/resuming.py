@@ -26,8 +26,7 @@ CHANGEABLE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.profile",
-    "trainer.execution.cuda_graph",  # this and the next move no bit
-    "trainer.execution.trace",
+    "trainer.execution.cuda_graph",  # the same bits
     "trainer.watch_every",
     "trainer.watch_top",
     "schedule.total_steps",

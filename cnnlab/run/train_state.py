@@ -1,7 +1,7 @@
-"""What learns, built from a plan, and how its steps are computed: chosen where the config leaves it open."""
+"""The train state built from a plan, and how its steps are computed: chosen where the config says `auto`."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,32 +9,31 @@ import torch
 
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.normalization import Normalization, normalized
-from cnnlab.engine.autotune import TakeStep, Trial, choose
-from cnnlab.engine.backends.compilation import build_step, forget_compiled, missing_compiler, reason_against_step
+from cnnlab.engine.autotune import TakeStep, Trial, autotune
+from cnnlab.engine.backends import build_step
+from cnnlab.engine.backends.compiled import missing_compiler
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.ema import EMA
-from cnnlab.engine.execution import AUTO, Execution, allow_tf32, has_tf32
+from cnnlab.engine.execution import Execution, allow_tf32, has_tf32
 from cnnlab.engine.trainer import TrainState
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 from cnnlab.runtime.randomness import derive
 
-KNOWN = ("cnnlab", "torch", "torchvision")  # packages whose modules leave no decision of a step to Python
+KNOWN = ("cnnlab", "torch", "torchvision")  # packages whose modules decide nothing in Python from step to step
 
 
 def check_machine(plan: RunPlan) -> None:
-    """Raises `ConfigError` for a precision, a compilation or a CUDA graph that this machine cannot do."""
+    """Raises `ConfigError` for a precision, a compilation or a CUDA graph that this machine does not support."""
     execution, device = plan.execution, plan.device
     try:
         execution.check(device)
     except ArgumentError as error:
         raise ConfigError(f"trainer.execution.{error}") from error
-    missing = missing_compiler(device) if execution.compile not in ("none", AUTO) else None
+    missing = missing_compiler(device) if execution.compile is True else None
     if missing:
-        raise ConfigError(
-            f"trainer.execution.compile: {execution.compile} needs {missing}, which is not here: expected none"
-        )
+        raise ConfigError(f"trainer.execution.compile: true needs {missing}, which is not here: expected false")
 
 
 def resolve_execution(
@@ -44,25 +43,21 @@ def resolve_execution(
 
     Raises `ConfigError`.
     """
-    by_rule = {"trace"} if plan.device.type == "cuda" else {"trace", "cuda_graph"}
-    recorded = {name: value for name, value in recorded.items() if name not in by_rule}
+    if plan.device.type != "cuda":  # a run of a GPU's may be resumed without one
+        recorded = {name: value for name, value in recorded.items() if name != "cuda_graph"}
     plan = replace(plan, execution=plan.execution.resolve(recorded))
     check_machine(plan)
-    if plan.execution.compile != "none":
-        forget_compiled()
-    chosen = replace(plan.execution, trace=False)
-    trials: list[Trial] = []
-    if not chosen.resolved:
-        chosen, trials = choose(
-            chosen,
-            _precisions(plan.device),
-            _layouts(plan),
-            _compiled(plan),
-            lambda execution: _prepare(plan, execution, normalization),
-            _captured(plan),
-        )
-    allow_tf32(chosen.precision == "tf32")
-    return replace(plan, execution=replace(chosen, trace=_traced(plan, chosen))), trials
+    execution, trials = plan.execution, list[Trial]()
+    if not execution.resolved:
+        candidates: dict[str, Sequence[Any]] = {
+            "precision": _precisions(plan.device),
+            "layout": _layouts(plan),
+            "compile": _compile_candidates(plan),
+            "cuda_graph": _cuda_graph_candidates(plan),
+        }
+        execution, trials = autotune(execution, candidates, lambda option: _prepare(plan, option, normalization))
+    allow_tf32(execution.precision == "tf32")
+    return replace(plan, execution=execution), trials
 
 
 def _precisions(device: torch.device) -> list[str]:
@@ -72,45 +67,33 @@ def _precisions(device: torch.device) -> list[str]:
 
 
 def _layouts(plan: RunPlan) -> list[str]:
-    """channels_last first; without 4-D weights there is nothing to gain, and images would be copied."""
+    """channels_last first; without 4-D weights it gains nothing, and images would be copied."""
     with torch.device("meta"):
         images = any(parameter.dim() == 4 for parameter in plan.network.build().parameters())
     return ["channels_last", "contiguous"] if images else ["contiguous"]
 
 
-def _compiled(plan: RunPlan) -> list[str]:
-    if missing_compiler(plan.device) or plan.settings.watch_every is not None:
-        return ["none"]
-    return ["none", "network", *([] if reason_against_step(plan.optimizer, plan.schedule) else ["step"])]
+def _compile_candidates(plan: RunPlan) -> list[bool]:
+    return [False, True] if not missing_compiler(plan.device) and _may_be_a_graph(plan) else [False]
 
 
-def _captured(plan: RunPlan) -> list[bool]:
-    if (
-        plan.device.type != "cuda"
-        or plan.settings.watch_every is not None
-        or reason_against_cuda_graph(plan.optimizer, plan.schedule)
-    ):
+def _cuda_graph_candidates(plan: RunPlan) -> list[bool]:
+    if plan.device.type != "cuda" or reason_against_cuda_graph(plan.optimizer, plan.schedule):
         return [False]
-    return [False, True] if _leaves_nothing_to_python(plan) else [False]
+    return [False, True] if _may_be_a_graph(plan) else [False]
 
 
-def _traced(plan: RunPlan, execution: Execution) -> bool:
-    """Not timed here: a run's first steps find out whether they are faster for it, since it moves no bit."""
-    wanted = plan.execution.trace
-    if wanted == AUTO:
-        wanted = plan.device.type == "cpu" and _leaves_nothing_to_python(plan)
-    return wanted is True and execution.allows_trace
-
-
-def _leaves_nothing_to_python(plan: RunPlan) -> bool:
-    """Not what somebody else wrote: what its Python decides in each step, a graph or a trace would decide once."""
+def _may_be_a_graph(plan: RunPlan) -> bool:
+    """Not a watched step, and no user's module: what its Python decides in each step, a graph would decide once."""
+    if plan.settings.watch_every is not None:
+        return False
     with torch.device("meta"):
-        parts = [*plan.network.build().modules(), *plan.loss.modules()]
-    return all(type(part).__module__.partition(".")[0] in KNOWN for part in parts)
+        modules = [*plan.network.build().modules(), *plan.loss.modules()]
+    return all(type(module).__module__.partition(".")[0] in KNOWN for module in modules)
 
 
 def _prepare(plan: RunPlan, execution: Execution, normalization: Normalization) -> TakeStep:
-    """The run's own step on weights of its own and on noise: a batch of uint8 images, normalised."""
+    """A step as the run takes it, on weights of its own and on noise: a batch of uint8 images, normalised."""
     allow_tf32(execution.precision == "tf32")
     device, settings = plan.device, plan.settings
     train_state = build_train_state(replace(plan, execution=execution, loss=copy.deepcopy(plan.loss)))
@@ -134,7 +117,7 @@ def _prepare(plan: RunPlan, execution: Execution, normalization: Normalization) 
         return float(result.loss)
 
     if device.type == "cuda":
-        take_step()  # loads libraries and tries their kernels, for seconds
+        take_step()  # loads libraries and tries their kernels, which takes seconds
     return take_step
 
 
@@ -150,8 +133,8 @@ def _noise(plan: RunPlan, normalization: Normalization) -> Batch:
     )
 
 
-def build_train_state(plan: RunPlan, say: Callable[[str], None] | None = None) -> TrainState:
-    """The state as the run begins; `say` gets the reason if steps cannot be traced."""
+def build_train_state(plan: RunPlan) -> TrainState:
+    """The state before the run's first step."""
     torch.manual_seed(derive(plan.seed, "weights"))
     network = plan.network.build()
     apply_weights(network, plan.starting_weights)
@@ -166,5 +149,5 @@ def build_train_state(plan: RunPlan, say: Callable[[str], None] | None = None) -
         plan.execution,
         plan.execution.scaler(plan.device),
         ema,
-        build_step(plan.execution, plan.data.batch_size, plan.settings.accumulate, say),
+        build_step(plan.execution, plan.data.batch_size, plan.settings.accumulate),
     )

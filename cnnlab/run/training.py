@@ -168,12 +168,11 @@ def _train(run: _Run) -> None:
     if plan.device.type == "cpu":
         keep_freed_memory()
     with _stop_signals() as stopped_by, closing(Observers(plan.observers)) as observers:
-        notify_trace = plan.execution.trace is True
         plan, trials = resolve(plan, run.data, run.checkpoint)
         environment = describe_run(plan, run.data)
         directory.write_json(ENVIRONMENT, environment)
         run = replace(run, plan=plan)
-        with closing(_build_trainer(run, environment, observers, stopped_by, notify_trace=notify_trace)) as trainer:
+        with closing(_build_trainer(run, environment, observers, stopped_by)) as trainer:
             seed_generators(plan.seed)
             if run.checkpoint:
                 restore(trainer, run.checkpoint)
@@ -209,14 +208,12 @@ def _costs(plan: RunPlan, trials: Sequence[Trial]) -> list[str]:
     costs = [table(trials)] if trials else []
     if plan.deterministic and plan.device.type == "cuda":
         costs.append("trainer.deterministic=true: the same bits each time, with slower kernels")
-    if plan.execution.compile != "none":
-        costs.append(f"compiling the {plan.execution.compile}: the first steps take longer, seconds to minutes")
+    if plan.execution.compile is True:
+        costs.append("trainer.execution.compile=true: the first step takes longer, seconds to minutes")
     return costs
 
 
-def _build_trainer(
-    run: _Run, environment: Mapping[str, Any], observers: Observers, stopped_by: list[int], *, notify_trace: bool
-) -> Trainer:
+def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observers, stopped_by: list[int]) -> Trainer:
     """The trainer before the run's first step."""
     plan, data = run.plan, run.data
 
@@ -224,7 +221,7 @@ def _build_trainer(
         observers.log(Notice(text))
 
     return Trainer(
-        build_train_state(plan, notify if notify_trace else None),
+        build_train_state(plan),
         train_loader(plan, data.train, data.normalization),
         _held_out(plan, data),
         plan.settings,

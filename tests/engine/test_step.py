@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,8 +36,8 @@ def take_step(model: nn.Module, images: Batch, precision: str = "fp32", **change
 
 
 def gradients_by_hand(model: nn.Module, images: Batch) -> list[Tensor]:
-    cost = F.cross_entropy(model(images.x_NCHW), images.target)
-    return list(torch.autograd.grad(cost, list(model.parameters())))
+    loss = F.cross_entropy(model(images.x_NCHW), images.target)
+    return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
 def norm_of(tensors: list[Tensor]) -> float:
@@ -69,21 +70,49 @@ def test_an_earlier_gradient_is_forgotten() -> None:
     assert_near(grads(model), expected)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 5, 7])  # 7 = 3 + 3 + 1 for three parts, 2 + 2 + 2 + 1 for four
-def test_parts_of_any_size_add_up_to_the_gradient_of_the_whole_batch(accumulate: int) -> None:
+@pytest.mark.parametrize("accumulate", [1, 3, 4])  # 7 = 3 + 3 + 1 for three microbatches, 2 + 2 + 2 + 1 for four
+def test_microbatches_of_any_size_add_up_to_the_gradient_of_the_whole_batch(accumulate: int) -> None:
     model, images = network(), batch()
     expected = gradients_by_hand(model, images)
     take_step(model, images, accumulate=accumulate)
     assert_near(grads(model), expected)
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 4])
-def test_the_network_sees_each_part_by_itself(accumulate: int) -> None:
+def test_the_network_sees_each_microbatch_by_itself() -> None:
     model, sizes = network(), []
     model[0].register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
-    take_step(model, batch(), accumulate=accumulate)
-    assert sum(sizes) == 7
-    assert max(sizes) == math.ceil(7 / accumulate)
+    take_step(model, batch(), accumulate=3)
+    assert sizes == [3, 3, 1]
+
+
+def test_halves_of_a_batch_that_know_its_size_add_up_to_its_gradient() -> None:
+    """As two ranks do: each takes its own images, and gradients and losses are summed."""
+    whole = batch(7)
+    halves = [replace(whole[places], global_count=7) for places in (slice(0, 4), slice(4, 7))]
+    gradients, losses = [], []
+    for half in halves:
+        model = network()
+        losses.append(take_step(model, half, accumulate=2).loss)
+        gradients.append(grads(model))
+    model = network()
+    expected = gradients_by_hand(model, whole)
+    assert_near([a + b for a, b in zip(*gradients, strict=True)], expected)
+    assert_near([losses[0] + losses[1]], [take_step(model, whole).loss])
+
+
+def test_what_runs_may_be_another_callable_than_the_module_with_the_parameters() -> None:
+    model, images = network(), batch()
+    expected = gradients_by_hand(model, images)
+    execution, calls = Execution(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+
+    def run(x_NCHW: Tensor) -> Tensor:
+        calls.append(len(x_NCHW))
+        return torch.utils.checkpoint.checkpoint(model, x_NCHW, use_reentrant=False)
+
+    train_step(run, F.cross_entropy, optimizer, images, execution=execution, scaler=execution.scaler(CPU))
+    assert calls == [7]
+    assert_near(grads(model), expected)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -94,7 +123,7 @@ def test_the_loss_is_the_mean_over_the_batch(accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_right_answers_are_counted_before_the_update(accumulate: int) -> None:
+def test_correct_predictions_are_counted_before_the_update(accumulate: int) -> None:
     model, images = network(), batch(50)
     expected = int((model(images.x_NCHW).argmax(1) == images.target).sum())
     assert 0 < expected < 50
@@ -165,7 +194,7 @@ def test_clipping_leaves_a_shorter_gradient_alone() -> None:
     assert_near(grads(model), expected)
 
 
-def test_a_parameter_without_a_gradient_has_no_part_in_the_norm() -> None:
+def test_a_parameter_without_a_gradient_is_left_out_of_the_norm() -> None:
     model = network()
     model[0].requires_grad_(False)
     result = take_step(model, batch(), measure_norm=True)
@@ -175,9 +204,10 @@ def test_a_parameter_without_a_gradient_has_no_part_in_the_norm() -> None:
 
 def test_gradient_norm_of_a_3_4_5_triangle() -> None:
     layer = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters())
     layer.weight.grad, layer.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
-    assert float(gradient_norm(layer, None)) == 5
-    assert float(gradient_norm(layer, 1.0)) == 5
+    assert float(gradient_norm(optimizer, None)) == 5
+    assert float(gradient_norm(optimizer, 1.0)) == 5
     assert layer.weight.grad.item() == pytest.approx(0.6, rel=1e-4)
 
 
@@ -224,6 +254,6 @@ def test_images_reach_the_network_in_the_layout() -> None:
         (torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.4, 0.6], [0.1, 0.8, 0.1]]), 2),
     ],
 )
-def test_an_answer_is_right_where_the_largest_output_is_the_targets(target: Tensor, correct: int) -> None:
+def test_a_prediction_is_correct_where_the_largest_output_is_the_targets(target: Tensor, correct: int) -> None:
     output_NK = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [-1.0, -0.5, -3.0]])  # 0, 1, 1
     assert int(count_correct(output_NK, target)) == correct

@@ -87,7 +87,7 @@ def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_pat
                 f"run_dir={name}-{seed}",
                 "data.limit=3000",
                 "trainer.epochs=3",
-                "trainer.execution.compile=none",
+                "trainer.execution.compile=false",
                 "trainer.execution.layout=channels_last",
                 "observers=quiet",
             )

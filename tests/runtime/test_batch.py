@@ -1,5 +1,7 @@
 """What travels from the loader through the training step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,10 +14,6 @@ def batch(count: int) -> Batch:
         target=torch.arange(count) * 10,
         index_N=torch.arange(count) + 100,
     )
-
-
-def test_its_length_is_the_number_of_images() -> None:
-    assert len(batch(7)) == 7
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(2, [4, 3]), (3, [3, 3, 1]), (7, [1] * 7), (20, [1] * 7)])
@@ -41,3 +39,11 @@ def test_targets_can_be_probabilities() -> None:
     probabilities_NK = torch.rand(4, 3)
     chunks = Batch(torch.zeros(4, 1, 2, 2), probabilities_NK, torch.arange(4)).chunks(2)
     assert torch.equal(torch.cat([chunk.target for chunk in chunks]), probabilities_NK)
+
+
+def test_weights_are_fractions_of_the_whole_batch() -> None:
+    whole = batch(7)
+    assert whole.weight == 1
+    assert [chunk.weight for chunk in whole.chunks(3)] == [3 / 7, 3 / 7, 1 / 7]
+    half = replace(whole[0:4], global_count=8)
+    assert [chunk.weight for chunk in (half, *half.chunks(2))] == [0.5, 0.25, 0.25]

@@ -4,7 +4,7 @@ A step of a small network is hundreds of kernels of a few microseconds, and Pyth
 GPU to run it. Replayed, the same kernels compute the same numbers (https://docs.pytorch.org/docs/stable/notes/cuda.html).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
+from cnnlab.engine.backends.graphs import Graphs
 from cnnlab.engine.optimization import is_fused
 from cnnlab.engine.schedule import changes_momentum
-from cnnlab.engine.step import StepResult, train_step
+from cnnlab.engine.step import Backend, LossFunction, Network, StepResult, train_step
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError, first_line
 from cnnlab.runtime.randomness import put_back
 
+Replay = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # of images and target
 WARM_UP = 2  # steps on a stream of their own, for libraries that prepare themselves; a graph cannot hold that
 
 
 def reason_against_cuda_graph(optimizer: Component, schedule: Component) -> str | None:
-    """Why a step with this update cannot be captured, in words; None where it can."""
+    """Why a step with this update cannot be captured; None where it can."""
     if not is_fused(optimizer):
         return f"the update that can be captured is the fused one of sgd, adam and adamw, not that of {optimizer.type}"
     if changes_momentum(schedule):
@@ -31,51 +33,56 @@ def reason_against_cuda_graph(optimizer: Component, schedule: Component) -> str 
     return None
 
 
-class CapturedStep:
-    """`train_step`, captured at the first whole batch that finds the optimizer's state made, and then replayed.
+class Captured:
+    """`train_step` for batches of `images`, captured once and then replayed; the gradient's norm is always part of it.
 
-    A batch of another size is worked off the usual way. The norm of the gradient is part of what is captured. Raises
-    `TrainingError` where something in the step cannot be: what asks the GPU for a value in its middle, for example.
+    The first step is launched as usual: it makes the optimizer's state. Raises `TrainingError` where the step cannot be
+    captured, such as one that asks the GPU for a value.
     """
 
-    def __init__(self, images: int) -> None:
-        self.images = images
-        self.replay: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None
+    def __init__(self, images: int, backend: Backend) -> None:
+        self.graphs: Graphs[Replay] = Graphs(images)
+        self.backend = backend
         self.rates = LearningRates()
+        self.has_state = False
 
     def __call__(
         self,
-        network: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        network: Network,
+        loss: LossFunction,
         optimizer: torch.optim.Optimizer,
         batch: Batch,
         **options: Any,
     ) -> StepResult:
-        if len(batch) != self.images or not has_state(optimizer):
-            return train_step(network, loss, optimizer, batch, **options)
-        self.rates.update(optimizer, batch.x_NCHW.device)
-        if self.replay is None:
+        def step(x_NCHW: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            still = Batch(x_NCHW, target, batch.index_N, batch.global_count)
+            result = train_step(
+                network, loss, optimizer, still, backend=self.backend, **{**options, "measure_norm": True}
+            )
+            assert result.gradient_norm is not None
+            return result.loss, result.correct, result.gradient_norm
 
-            def step(x_NCHW: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                still = Batch(x_NCHW, target, batch.index_N)
-                result = train_step(network, loss, optimizer, still, **{**options, "measure_norm": True})
-                assert result.gradient_norm is not None
-                return result.loss, result.correct, result.gradient_norm
-
+        def make() -> Replay:
             with self.rates.in_place_of_numbers(optimizer):
-                self.replay = capture(step, batch.x_NCHW, batch.target, network, optimizer)
-        return StepResult(*self.replay(batch.x_NCHW, batch.target))
+                return capture(step, batch, [network, loss], optimizer)
+
+        self.rates.update(optimizer, batch.x_NCHW.device)
+        replay = self.graphs.find(batch, make, constant=batch.weight) if self.has_state else None
+        if replay is None:
+            self.has_state = True
+            return train_step(network, loss, optimizer, batch, backend=self.backend, **options)
+        return StepResult(*replay(batch.x_NCHW, batch.target))
 
 
 class LearningRates:
-    """The learning rate of each group as a tensor that stays: a number would be a constant of the graph."""
+    """Each group's learning rate as a tensor in fixed memory: a number would be a constant of the graph."""
 
     def __init__(self) -> None:
         self.numbers: list[float] = []
         self.lr_G = torch.empty(0)
 
     def update(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Takes over what the schedule has set; nothing waits for the device."""
+        """Copies what the schedule has set; nothing waits for the device."""
         numbers = [group["lr"] for group in optimizer.param_groups]
         if not self.numbers:
             self.lr_G = torch.tensor(numbers, device=device)
@@ -86,7 +93,7 @@ class LearningRates:
 
     @contextmanager
     def in_place_of_numbers(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """The optimizer's groups hold the tensors, and say that their state may be captured."""
+        """The optimizer's groups hold the tensors, and are marked `capturable`."""
         groups = optimizer.param_groups
         held: list[dict[str, Any]] = [
             {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
@@ -100,25 +107,18 @@ class LearningRates:
                 group.update(before)
 
 
-def has_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the update finds what it keeps from step to step; SGD without momentum keeps nothing."""
-    if isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["momentum"]:
-        return True
-    return len(optimizer.state) > 0
-
-
 def capture(
     step: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-    x_NCHW: Tensor,
-    target: Tensor,
-    network: nn.Module,
+    batch: Batch,
+    modules: Iterable[object],
     optimizer: torch.optim.Optimizer,
-) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+) -> Replay:
     """A function that does what `step` does, from a graph. Capturing trains nothing. Raises `TrainingError`."""
-    still = x_NCHW.clone(), target.clone()
+    still = batch.x_NCHW.clone(), batch.target.clone()
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    with put_back([*kept, *network.parameters(), *network.buffers()]):
+    held = [tensor for one in modules if isinstance(one, nn.Module) for tensor in (*one.parameters(), *one.buffers())]
+    with put_back([*kept, *held]):
         try:
             aside = torch.cuda.Stream()
             aside.wait_stream(current)
@@ -127,13 +127,13 @@ def capture(
                     step(*still)
             current.wait_stream(aside)
             optimizer.zero_grad(set_to_none=True)
-            # thread_local: threads that pin the memory of images to come go on
+            # thread_local: other threads may go on pinning memory for images
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 results = step(*still)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            _let_go_of_the_generator()
+            _release_generator()
             raise TrainingError(
                 f"this step cannot be captured as a CUDA graph: {first_line(_cause(error))} "
                 f"Try trainer.execution.cuda_graph=false"
@@ -143,19 +143,19 @@ def capture(
         for mine, given in zip(still, (x_NCHW, target), strict=True):
             mine.copy_(given)
         graph.replay()
-        return tuple(result.clone() for result in results)  # the next replay overwrites its own
+        return tuple(result.clone() for result in results)  # the next replay overwrites these
 
     return replay
 
 
-def _let_go_of_the_generator() -> None:
-    """After a capture that failed, torch's generator takes itself for captured until another one ends well."""
+def _release_generator() -> None:
+    """After a failed capture torch's generator stays marked as captured until another capture succeeds."""
     with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
         torch.zeros((), device="cuda")
 
 
 def _cause(error: RuntimeError) -> RuntimeError:
-    """What went wrong first; the end of a capture that failed is an error of its own."""
+    """The first error; the end of a failed capture is an error of its own."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
-from cnnlab.engine.backends import cuda_graph
-from cnnlab.engine.backends.compilation import build_step, missing_compiler
-from cnnlab.engine.backends.cuda_graph import CapturedStep, LearningRates, has_state, reason_against_cuda_graph
+from cnnlab.engine.backends import build_step, cuda_graph
+from cnnlab.engine.backends.compiled import missing_compiler
+from cnnlab.engine.backends.cuda_graph import Captured, LearningRates, reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.schedule import constant
@@ -95,8 +95,8 @@ def test_captured_steps_have_the_bits_of_launched_ones(
     sizes = [8, 8, 8, 3, 8, 8, 5, 8]
     captured = Trained(Execution(layout=layout, cuda_graph=True), optimizer, sizes, **options)
     launched = Trained(Execution(layout=layout), optimizer, sizes, **options)
-    assert isinstance(captured.step, CapturedStep)
-    assert captured.step.replay is not None
+    assert isinstance(captured.step, Captured)
+    assert len(captured.step.graphs) == 1
     assert captured.everything() == launched.everything()
 
 
@@ -110,7 +110,7 @@ def test_a_captured_step_in_bf16_is_the_launched_one() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(missing_compiler(CUDA) is not None, reason="there is no Triton")
 def test_a_compiled_step_that_is_captured_trains_as_the_plain_one() -> None:
-    compiled = Trained(Execution(compile="step", cuda_graph=True), SGD, [8] * 6)
+    compiled = Trained(Execution(compile=True, cuda_graph=True), SGD, [8] * 6)
     plain = Trained(Execution(), SGD, [8] * 6)
     for mine, theirs in zip(compiled.figures, plain.figures, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
@@ -124,7 +124,7 @@ class Asking(nn.Module):
 
 
 @needs_cuda
-def test_a_step_that_asks_for_a_value_is_not_captured_and_goes_on_as_launched() -> None:
+def test_a_step_that_asks_for_a_value_is_not_captured_and_can_be_launched() -> None:
     network = nn.Sequential(nn.Flatten(), Asking(), nn.Dropout(0.5), nn.Linear(36, 3)).to(CUDA)
     optimizer = build_optimizer(SGD, network, {})
     execution = Execution(cuda_graph=True)
@@ -146,7 +146,7 @@ def test_what_is_captured_is_a_whole_step_with_its_norm_and_tensors_for_learning
     """Without a GPU: what would be captured is run each time."""
     lrs: list[list[float]] = []
 
-    def capture(step: Any, x_NCHW: Tensor, target: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    def capture(step: Any, batch: Batch, modules: list[nn.Module], optimizer: torch.optim.Optimizer) -> Any:
         assert all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
         lrs.append([float(group["lr"]) for group in optimizer.param_groups])
         return step
@@ -161,7 +161,7 @@ def test_what_is_captured_is_a_whole_step_with_its_norm_and_tensors_for_learning
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "schedule", "told"),
+    ("optimizer", "schedule", "expected"),
     [
         (SGD, CONSTANT, None),
         (ADAMW, CONSTANT, None),
@@ -170,9 +170,11 @@ def test_what_is_captured_is_a_whole_step_with_its_norm_and_tensors_for_learning
         (SGD, Component("schedule", "cyclic", torch.optim.lr_scheduler.CyclicLR), "cyclic changes the momentum"),
     ],
 )
-def test_why_a_step_cannot_be_captured_is_said(optimizer: Component, schedule: Component, told: str | None) -> None:
+def test_the_reason_why_a_step_cannot_be_captured(
+    optimizer: Component, schedule: Component, expected: str | None
+) -> None:
     reason = reason_against_cuda_graph(optimizer, schedule)
-    assert reason is None if told is None else told in (reason or "")
+    assert reason is None if expected is None else expected in (reason or "")
 
 
 def test_learning_rates_are_tensors_only_while_something_is_captured() -> None:
@@ -188,13 +190,3 @@ def test_learning_rates_are_tensors_only_while_something_is_captured() -> None:
     rates.update(optimizer, torch.device("cpu"))
     assert rates.lr_G is before  # the same memory, which a graph reads
     assert float(lr) == 0.5
-
-
-def test_a_state_is_missed_until_the_first_update() -> None:
-    network = small_network()
-    optimizer = build_optimizer(SGD, network, {})
-    assert not has_state(optimizer)
-    network(torch.rand(2, 1, 6, 6)).sum().backward()
-    optimizer.step()
-    assert has_state(optimizer)
-    assert has_state(build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1}), network, {}))
