@@ -1,10 +1,12 @@
 """What several folders of tests need: the two commands run in this process, and composed configs."""
 
+import copy
 import io
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -45,6 +47,11 @@ def run(command: Callable[[], None], *arguments: str) -> Answer:
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The resolved config of `python train.py OVERRIDES`, by Hydra's rules alone."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", overrides=list(overrides))
     with open_dict(config):

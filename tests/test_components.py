@@ -24,7 +24,7 @@ from cnnlab.runtime.errors import Complaints, ConfigError
 
 
 class Shape:
-    """What the kind of these tests may name."""
+    """The base class of what these specs name."""
 
 
 class Circle(Shape):
@@ -90,12 +90,8 @@ def test_a_name_is_a_spec_without_arguments() -> None:
 
 
 def test_a_mapping_is_a_type_and_arguments() -> None:
-    assert split_spec({"type": "circle", "radius": 2}, "shapes.mine") == ("circle", {"radius": 2})
-
-
-def test_splitting_a_mapping_leaves_it_as_it_was() -> None:
     spec = {"type": "circle", "radius": 2}
-    split_spec(spec, "shapes.mine")
+    assert split_spec(spec, "shapes.mine") == ("circle", {"radius": 2})
     assert spec == {"type": "circle", "radius": 2}
 
 
@@ -109,7 +105,7 @@ def test_a_name_is_looked_up_in_the_table() -> None:
     assert find_factory("circle", "shapes.mine", SHAPE, Trust()) is Circle
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_and_the_legal_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_and_the_legal_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         find_factory("sqare", "shapes.mine", SHAPE, Trust())
     assert str(caught.value) == (
@@ -118,7 +114,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_legal_ones() -> No
     )
 
 
-def test_a_kind_without_a_base_takes_no_dotted_name() -> None:
+def test_a_registry_without_a_base_takes_no_dotted_name() -> None:
     with pytest.raises(ConfigError, match="there is no shape") as caught:
         find_factory("torch.nn.ReLU", "shapes.mine", CLOSED, Trust())
     assert "dotted" not in str(caught.value)
@@ -137,7 +133,7 @@ def test_a_users_own_class_goes_by_its_dotted_name(user_module: Callable[..., st
 @pytest.mark.parametrize(
     "name", ["collections.OrderedDict", "torch.nn.functional.relu", "torch.nn.Parameter", "os.sep"]
 )
-def test_a_dotted_name_of_another_kind_is_refused(name: str) -> None:
+def test_a_dotted_name_of_another_base_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^blocks\.mine: {name} is no block: expected a subclass of torch\.nn"):
         find_factory(name, "blocks.mine", MODULE, Trust())
 
@@ -152,13 +148,13 @@ def test_a_missing_module_is_named() -> None:
         find_factory("no_such_package.Block", "blocks.mine", MODULE, Trust())
 
 
-def test_a_module_that_fails_on_import_is_told_with_its_error(user_module: Callable[..., str]) -> None:
+def test_a_module_that_fails_on_import_is_named_with_its_error(user_module: Callable[..., str]) -> None:
     module = user_module("raise RuntimeError('not today')\n")
     with pytest.raises(ConfigError, match=r"^blocks\.mine: cannot import .*RuntimeError: not today"):
         find_factory(f"{module}.Mine", "blocks.mine", MODULE, Trust())
 
 
-def test_a_misspelt_class_is_answered_with_the_nearest() -> None:
+def test_a_misspelt_class_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'torch\.nn' has no 'Hardswich'; did you mean 'Hardswish'"):
         find_factory("torch.nn.Hardswich", "blocks.mine", MODULE, Trust())
 
@@ -215,15 +211,12 @@ def test_lists_become_tuples() -> None:
     assert bound({"type": "square", "side": 1, "offset": [1, 2]}).arguments["offset"] == (1, 2)
 
 
-def test_a_missing_argument_is_named() -> None:
+def test_a_missing_argument_is_named_unless_the_caller_provides_it() -> None:
     assert complaints_about("circle") == ["shapes.mine.radius: circle needs it, and it is missing"]
-
-
-def test_a_provided_argument_is_not_missed() -> None:
     assert bound("circle", provided=("radius",)).arguments == {}
 
 
-def test_an_unknown_argument_is_answered_with_the_nearest_and_the_legal_ones() -> None:
+def test_an_unknown_argument_is_refused_with_the_nearest_and_the_legal_ones() -> None:
     assert complaints_about({"type": "circle", "radius": 1, "nme": "x"}) == [
         "shapes.mine.nme: circle has no argument 'nme'; did you mean 'name'? it takes radius, name"
     ]
@@ -233,42 +226,38 @@ def test_a_class_that_takes_any_argument_gets_them_all() -> None:
     assert bound({"type": "anything", "colour": "red"}).build().options == {"colour": "red"}
 
 
-def test_an_argument_of_another_type_is_answered_with_what_was_expected() -> None:
+def test_an_argument_of_another_type_is_refused_with_what_was_expected() -> None:
     assert complaints_about({"type": "square", "side": "long"}) == [
         "shapes.mine.side: expected a whole number, received 'long'"
     ]
 
 
-def test_every_mistake_of_a_spec_is_told() -> None:
+def test_every_mistake_of_a_spec_is_reported() -> None:
     keys = [message.split(":")[0] for message in complaints_about({"type": "square", "sied": 1, "filled": "yes"})]
     assert keys == ["shapes.mine.sied", "shapes.mine.filled", "shapes.mine.side"]
 
 
-def test_a_constant_stands_for_its_number() -> None:
-    assert bound({"type": "square", "side": "classes"}, constants={"classes": 10}).arguments == {"side": 10}
+def test_a_constant_stands_for_its_number_alone_or_within_a_list() -> None:
+    component = bound({"type": "square", "side": "classes", "offset": ["classes", 2]}, constants={"classes": 10})
+    assert component.arguments == {"side": 10, "offset": (10, 2)}
 
 
-def test_a_constant_stands_for_its_number_within_a_list() -> None:
-    component = bound({"type": "square", "side": 1, "offset": ["classes", 2]}, constants={"classes": 10})
-    assert component.arguments["offset"] == (10, 2)
-
-
-def test_a_misspelt_constant_is_answered_with_the_nearest() -> None:
+def test_a_misspelt_constant_is_refused_with_the_nearest() -> None:
     (message,) = complaints_about({"type": "square", "side": "clases"}, constants={"classes": 10})
     assert message.endswith("received 'clases'; did you mean 'classes'?")
 
 
-def test_a_value_that_the_constructor_refuses_is_told_at_its_argument() -> None:
+def test_a_value_that_the_constructor_refuses_is_reported_at_its_argument() -> None:
     with pytest.raises(ConfigError, match=r"^shapes\.mine\.side: expected a whole number ≥ 1, received 0$"):
         bound({"type": "square", "side": 0}).build()
 
 
-def test_an_error_within_the_constructor_is_told_with_the_key() -> None:
+def test_an_error_within_the_constructor_is_reported_with_the_key() -> None:
     with pytest.raises(ConfigError, match=r"^shapes\.mine: division by zero"):
         bound({"type": "ratio", "divisor": 0}).build()
 
 
-def test_a_kind_knows_the_table_s_name_of_a_factory() -> None:
+def test_a_registry_knows_the_table_s_name_of_a_factory() -> None:
     assert SHAPE.name_of(Circle) == "circle"
     assert SHAPE.name_of(Polygon) == "Polygon"
 
@@ -326,7 +315,7 @@ def test_a_value_of_the_annotated_type_is_no_problem(value: Any, hint: Any) -> N
     ],
     ids=str,
 )
-def test_a_value_of_another_type_is_answered_with_what_was_expected(value: Any, hint: Any, expected: str) -> None:
+def test_a_value_of_another_type_is_refused_with_what_was_expected(value: Any, hint: Any, expected: str) -> None:
     assert type_problem(value, hint) == expected
 
 
