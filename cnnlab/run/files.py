@@ -15,15 +15,17 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from cnnlab.config.saved_config import find_config
-from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
 from cnnlab.runtime.files import read_regular, replace_file
+
+if TYPE_CHECKING:
+    from cnnlab.engine.checkpoint import Checkpoints
 
 RUNS = Path("runs")
 CONFIG, OVERRIDES, ENVIRONMENT = "config.yaml", "overrides.yaml", "environment.json"
@@ -101,7 +103,9 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # another run has begun in it
                 folder.rmdir()
 
-    def checkpoints(self, notify: Callable[[str], None] = lambda text: None) -> Checkpoints:
+    def checkpoints(self, notify: Callable[[str], None] = lambda text: None) -> "Checkpoints":
+        from cnnlab.engine.checkpoint import Checkpoints  # imports torch, which a grid's own process does without
+
         return Checkpoints(self.path / CHECKPOINTS, notify)
 
     def write_text(self, name: str, text: str) -> Path:
