@@ -192,6 +192,7 @@ trainer.watch_every=5 | trainer.execution.cuda_graph=true → trainer.watch_ever
 trainer.execution.layout=chanels_last → trainer.execution.layout: | did you mean 'channels_last'?
 trainer.execution.compile=step → trainer.execution.compile: | true, false or auto | 'step'
 trainer.execution.cuda_graph=1 → trainer.execution.cuda_graph: | true or false | received 1
+model=row_lstm | trainer.execution.precision=fp16 | device=cpu → trainer.execution.precision: | layers.0 | bf16
 # data that is not there
 data=image_folder → data.root: | the folder of your images, as in data.root=my_images
 """)

@@ -19,6 +19,7 @@ from cnnlab.config.check_training import (
     check_execution,
     check_microbatches,
     check_optimizer,
+    check_precision,
     check_schedule,
     check_trainer,
     check_trainer_against_data,
@@ -76,6 +77,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     check_compilation(execution, optimizer, schedule, settings, complaints)
     observers = check_observers(config["observers"], complaints, trust)
     device = attempt(lambda: select_device(config["device"]), complaints)
+    check_precision(execution, network, device, complaints)
     published = check_published(config["published"], complaints)
     complaints.raise_if_any()
     assert source is not None

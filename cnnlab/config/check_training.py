@@ -147,6 +147,22 @@ def check_deterministic(trainer: Any, complaints: Complaints) -> Any:
     return given
 
 
+def check_precision(
+    execution: Execution | None, network: NetworkPlan | None, device: torch.device | None, complaints: Complaints
+) -> None:
+    """torch has no kernel for an LSTM in fp16 on a CPU."""
+    if not (execution and network and device) or (execution.precision, device.type) != ("fp16", "cpu"):
+        return
+    with torch.device("meta"):
+        modules = network.build().named_modules()
+    lstms = [name for name, module in modules if isinstance(module, nn.LSTM)]
+    if lstms:
+        complaints.add(
+            "trainer.execution.precision",
+            f"torch does not compute an LSTM in fp16 on a CPU, and {lstms[0]} is one: expected bf16 or fp32",
+        )
+
+
 def check_compilation(
     execution: Execution | None,
     optimizer: Component | None,

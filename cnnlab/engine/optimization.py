@@ -19,7 +19,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-FUSED = tuple(OPTIMIZERS.values())  # they have one kernel for all parameters, on CPU and on CUDA
+# one kernel updates all parameters, on CPU and on CUDA; an entry of OPTIMIZERS may have none
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+REFUSED: dict[Any, str] = {
+    torch.optim.LBFGS: "LBFGS evaluates the loss several times per update, which this training step does not",
+    torch.optim.SparseAdam: "SparseAdam updates by sparse gradients alone, and these layers have dense ones",
+}
 GROUP_OPTIONS = ("lr", "weight_decay")
 _SGD_OPTIONS = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
 _NOT_NEGATIVE = ("lr", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
@@ -29,12 +34,9 @@ def check_optimizer(
     component: Component, groups: Any, names: list[str], complaints: Complaints
 ) -> dict[str, dict[str, float]]:
     """Complains of values out of range and of group patterns that match nothing; returns the groups."""
-    if component.factory is torch.optim.LBFGS:
-        complaints.add(
-            f"{component.key}.type",
-            "LBFGS evaluates the loss several times per update, which this training step does not; "
-            "expected a first-order optimizer such as sgd, adam or adamw",
-        )
+    if component.factory in REFUSED:
+        expected = "expected a first-order optimizer such as sgd, adam or adamw"
+        complaints.add(f"{component.key}.type", f"{REFUSED[component.factory]}; {expected}")
     _check_ranges(component.key, component.arguments, complaints)
     if component.arguments.get("nesterov") and not component.arguments.get("momentum"):
         complaints.add(f"{component.key}.nesterov", "expected momentum > 0 beside it, received none")
@@ -173,8 +175,10 @@ def _in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
 def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
     """`torch.optim.SGD.step` without what it finds out anew in each step: about half of its time in a small network.
 
-    The first step, which makes the momenta, is torch's own, and so is any in which something is unusual.
+    The first step, which makes the momenta, is torch's own, and so is any in which something is unusual. Where fp16's
+    loss scale overflows in that step, it is skipped here: torch would leave the momenta uninitialised.
     """
+    scaling: dict[str, Any] = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     calls = []
     for group in optimizer.param_groups:
         parameters = group["params"]
@@ -182,10 +186,10 @@ def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
         states = [optimizer.state.get(one, {}) for one in parameters] if group["momentum"] else []
         momenta = [state.get("momentum_buffer") for state in states]
         if any(one is None or one.is_sparse for one in (*gradients, *momenta)):
-            inspect.unwrap(type(optimizer).step)(optimizer)
+            if not scaling["found_inf"]:  # None, or a tensor that is read: the device is waited for
+                inspect.unwrap(type(optimizer).step)(optimizer)
             return
         calls.append((parameters, gradients, momenta, group))
-    scaling: dict[str, Any] = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     for parameters, gradients, momenta, group in calls:
         options: dict[str, Any] = {name: group[name] for name in _SGD_OPTIONS}
         torch._fused_sgd_(parameters, gradients, momenta, **options, is_first_step=False, **scaling)

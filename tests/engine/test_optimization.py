@@ -1,5 +1,7 @@
 import copy
+import inspect
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 from cnnlab.components import Component
+from cnnlab.engine import optimization
 from cnnlab.engine.optimization import (
     OPTIMIZERS,
     build_optimizer,
@@ -202,9 +205,17 @@ def test_legal_values_pass_without_a_word(optimizer: Component) -> None:
     assert complaints_of(optimizer, {"conv1.*": {"lr": 0.0, "weight_decay": 0.0}}) == []
 
 
-def test_lbfgs_is_refused_with_its_reason() -> None:
-    (message,) = complaints_of(Component("optimizer", "torch.optim.LBFGS", torch.optim.LBFGS, {"lr": 1.0}))
-    assert message.startswith("optimizer.type: LBFGS evaluates the loss several times per update")
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (torch.optim.LBFGS, "optimizer.type: LBFGS evaluates the loss several times per update"),
+        (torch.optim.SparseAdam, "optimizer.type: SparseAdam updates by sparse gradients alone"),
+    ],
+)
+def test_an_optimizer_that_cannot_take_this_step_is_refused(factory: type[torch.optim.Optimizer], reason: str) -> None:
+    (message,) = complaints_of(Component("optimizer", factory.__name__, factory, {"lr": 1.0}))
+    assert message.startswith(reason)
+    assert "expected a first-order optimizer such as sgd, adam or adamw" in message
 
 
 @pytest.mark.parametrize(
@@ -375,3 +386,36 @@ def test_a_persons_own_optimizer_keeps_its_step() -> None:
     optimizer.step()
     assert isinstance(optimizer, Mine)
     assert optimizer.called
+
+
+@pytest.fixture
+def _uninitialised_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_uninitialised_memory_is_nan")
+def test_an_overflow_in_the_first_update_leaves_the_momentum_for_the_next() -> None:
+    """torch's fused SGD makes the momenta in that update, and leaves them uninitialised."""
+    ours, theirs = Network(), Network()
+    optimizer = build_optimizer(component("sgd", momentum=0.9, dampening=0.5), ours, {})
+    for overflow in (1.0, 0.0, 0.0):
+        give_gradients(ours, 2)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(overflow)  # type: ignore[attr-defined]
+        optimizer.step()
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, dampening=0.5)
+    take_steps(theirs, plain, range(2, 3))
+    take_steps(theirs, plain, range(2, 3))
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_an_optimizer_added_to_the_table_is_not_assumed_to_be_fused() -> None:
+    source = inspect.getsource(optimization).replace('"sgd": ', '"rmsprop": torch.optim.RMSprop, "sgd": ')
+    extended: dict[str, Any] = {"__name__": "extended"}
+    exec(source, extended)
+    rmsprop = Component("optimizer", "rmsprop", extended["OPTIMIZERS"]["rmsprop"], {"lr": 0.1})
+    assert extended["build_optimizer"](rmsprop, nn.Linear(2, 2), {}).defaults["lr"] == 0.1
