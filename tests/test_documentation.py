@@ -1,20 +1,15 @@
 """What README.md and CONTRIBUTING.md promise is what the code does."""
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from commands import run
 from torch import Tensor, nn
 
 from cnnlab.blocks import BLOCKS
-from cnnlab.cli import train
 from cnnlab.config.compose import CONFIGS
 from cnnlab.data.augmentation import AUGMENTATIONS
 from cnnlab.network import build_network
@@ -26,54 +21,8 @@ CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
 PACKAGE = str(REPOSITORY / "cnnlab")
 
 
-def called_in(action: Callable[[], Any]) -> list[str]:
-    """The package's functions in the order of their first call, by their qualified names."""
-    seen: dict[str, None] = {}
-
-    def note(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
-            seen.setdefault(frame.f_code.co_qualname)
-
-    sys.setprofile(note)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return list(seen)
-
-
-def in_order(names: list[str], calls: list[str]) -> bool:
-    positions = [calls.index(name) for name in names]
-    return positions == sorted(positions)
-
-
 def section(text: str, title: str) -> str:
     return text.split(f"## {title}\n")[1].split("\n## ")[0]
-
-
-def test_the_trip_of_a_batch(in_tmp_path: Path) -> None:
-    calls = called_in(lambda: run(train, "experiment=debug/fast"))
-    trip = ["ImageLoader.__iter__", "Trainer._step", "train_step", "Tally.add", "Trainer._after_step"]
-    assert all(f"`{name}`" in section(CONTRIBUTING, "The trip of a batch") for name in trip if name != "Tally.add")
-    assert in_order(trip, calls)
-    assert in_order(
-        ["Trainer._after_step", "Trainer._validate", "evaluate", "Trainer._save", "Checkpoints.save"], calls
-    )
-    assert calls.index("Trainer._record") > calls.index("Tally.add")
-
-
-def test_the_trip_of_a_key(in_tmp_path: Path) -> None:
-    text = section(CONTRIBUTING, "The trip of a key")
-    command = re.search(r"`python train\.py (.*?)`", text)
-    expected = re.search(r"`(error: .*?)`", text)
-    assert command
-    assert expected
-    answers = []
-    calls = called_in(lambda: answers.append(run(train, *command[1].split())))
-    assert answers[0].code == 2
-    assert answers[0].err.strip() == expected[1]
-    assert in_order(["compose_job", "check_config", "plan_network", "Reader.read", "Dropout.__init__"], calls)
-    assert "bind" in calls
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
