@@ -28,7 +28,7 @@ LEVELS = {
     "api": 7,
     "__init__": 8,  # what `import cnnlab` offers
 }
-SIBLINGS_ALLOWED = {("observers", "cnnlab.engine.records")}
+SIBLINGS_ALLOWED = {("observers", "cnnlab.engine.records"), ("observers", "cnnlab.visualization.tiles")}
 MAY_IMPORT_HYDRA = {"config", "sweep", "cli"}
 
 

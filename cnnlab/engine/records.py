@@ -1,8 +1,10 @@
-"""What the trainer tells. Observers read these; none of them steers."""
+"""What the trainer logs. Observers read these; none of them steers."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,21 @@ class Descent:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """The network after `step`, in evaluation mode over some images of that step's batch.
+
+    `weights` and `gradients` of the mean loss by the parameter's name, `activations` (N, …) by the layer's. The tensors
+    are the record's own, on the device.
+    """
+
+    step: int
+    epoch: int
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    activations: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Notice:
     """One sentence for the person at the terminal."""
 
@@ -94,4 +111,4 @@ class Finished:
     metrics: dict[str, float]
 
 
-Record = Started | Metrics | Descent | Notice | Finished
+Record = Started | Metrics | Descent | Snapshot | Notice | Finished

@@ -18,6 +18,7 @@ from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Metrics, Notice, Record
 from cnnlab.engine.schedule import LRScheduler
+from cnnlab.engine.snapshot import sample, take_snapshot
 from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
@@ -46,8 +47,9 @@ class TrainerSettings:
 
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
     that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
-    better `monitor`. `profile` tells where the time of the first steps goes. Every `watch_every` steps an update is
-    looked at closely (`Descent`), with the `watch_top` weights that contribute most.
+    better `monitor`. `profile` reports where the time of the first steps goes. A `Snapshot` is logged at the end of
+    every `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the
+    `watch_top` weights that contribute most.
     """
 
     epochs: int | None
@@ -65,6 +67,7 @@ class TrainerSettings:
     patience: int | None
     min_delta: float
     profile: bool = False
+    snapshot_every_epochs: int | None = None
     watch_every: int | None = None
     watch_top: int = 10
 
@@ -75,6 +78,7 @@ class TrainerSettings:
             "validate_every_steps",
             "checkpoint_every",
             "patience",
+            "snapshot_every_epochs",
             "watch_every",
         ):
             if getattr(self, name) is not None:
@@ -229,10 +233,11 @@ class Trainer:
         status = self._ended()
         while status is None:
             for batch in self.train:
+                images = sample(batch) if self._snapshot_is_due() else None
                 self._step(batch)
                 if self.profiler:
                     self.profiler.step()
-                status = self._after_step()
+                status = self._after_step(images)
                 if status:
                     break
             else:
@@ -290,23 +295,37 @@ class Trainer:
             clip_norm=settings.clip_norm,
         )
 
-    def _after_step(self) -> str | None:
+    def _after_step(self, images: Batch | None) -> str | None:
         """Validates and saves where either is due; returns the status the run ends with, or None.
 
-        The clock of training stands still meanwhile; what is recorded between two steps counts.
+        `images` are for a snapshot, where one is due. The clock of training stands still meanwhile; what is recorded
+        between two steps counts.
         """
-        step, settings = self.progress.step, self.settings
         status = self._poll()
         validate = status == "completed" or self._validation_is_due()
-        if not (validate or status or due(step, settings.checkpoint_every)):
+        save = validate or status is not None or due(self.progress.step, self.settings.checkpoint_every)
+        if not save and images is None:
             return None
         self._catch_up()
+        if images is not None:
+            self._log_snapshot(images)
         if validate:
             self._validate()
             status = self._poll() or status
-        self._save()
+        if save:
+            self._save()
         self._clock = time.perf_counter()
         return status
+
+    def _snapshot_is_due(self) -> bool:
+        """Asked before a step: after the last one of an epoch at the cadence, and of the run."""
+        every, ends_epoch = self.settings.snapshot_every_epochs, self.train.position == len(self.train)
+        last = self.progress.step + 1 == self.total_steps
+        return every is not None and (last or (ends_epoch and due(self.epoch, every)))
+
+    def _log_snapshot(self, images: Batch) -> None:
+        state, step = self.train_state, self.progress.step
+        self.log(take_snapshot(state.network, state.loss, state.execution, images, step=step, epoch=self.epoch))
 
     def _validation_is_due(self) -> bool:
         ends_epoch = self.train.position == len(self.train)

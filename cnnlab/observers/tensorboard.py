@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnlab.engine.records import Descent, Finished, Metrics, Record, Started
+from cnnlab.engine.records import Descent, Finished, Metrics, Record, Snapshot, Started
+from cnnlab.visualization.tiles import filters_image
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -32,6 +33,8 @@ WATCHED = {
     }
 }
 SHARED = ("loss", "accuracy")  # measured on several splits: the tag says which
+HISTOGRAM = 10_000  # about as many values of a tensor, evenly spaced: more would draw the same
+BINS = 30  # as TensorBoard draws
 OUTCOMES = ("accuracy/val", "loss/val", "accuracy/test", "loss/test")
 
 
@@ -54,6 +57,9 @@ class TensorBoard:
             for tag, value in _scalars(record).items():
                 self.writer.add_scalar(tag, value, record.step)
             self.writer.add_text("contributions", _contributions(record), record.step)
+            self.writer.flush()
+        elif isinstance(record, Snapshot) and self.writer:
+            _draw(self.writer, record)
             self.writer.flush()
         elif isinstance(record, Finished) and self.writer:
             _, _, end = self._hparams(record.metrics)
@@ -103,6 +109,19 @@ def _scalars(record: Descent) -> dict[str, float]:
         **{f"updates/{layer}": ratio for layer, ratio in record.update_ratio.items()},
         **{f"activations/{layer}/{kind}": x for kind, of_layer in shares.items() for layer, x in of_layer.items()},
     }
+
+
+def _draw(writer: "SummaryWriter", record: Snapshot) -> None:
+    """The first convolution's filters; histograms of each layer's weights, their gradients and the layer's output."""
+    for group in ("weights", "gradients", "activations"):
+        for name, values in getattr(record, group).items():
+            shown = values.flatten()[:: 1 + values.numel() // HISTOGRAM].float().cpu()
+            if values.dim() > 1 and shown.isfinite().all():  # a bias has too few values
+                writer.add_histogram(f"{group}/{name}", shown.numpy(), record.step, bins=BINS)
+    kernels = next(((name, values) for name, values in record.weights.items() if values.dim() == 4), None)
+    if kernels:
+        name, weight_OIHW = kernels
+        writer.add_image(f"filters/{name}", filters_image(weight_OIHW), record.step, dataformats="HWC")
 
 
 def _contributions(record: Descent) -> str:

@@ -27,6 +27,7 @@ CHANGEABLE = (
     "trainer.checkpoint_every",
     "trainer.profile",
     "trainer.execution.cuda_graph",  # the same bits
+    "trainer.snapshot_every_epochs",
     "trainer.watch_every",
     "trainer.watch_top",
     "schedule.total_steps",

@@ -20,7 +20,7 @@ from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.probe import Probe
-from cnnlab.engine.records import Descent, Metrics, Notice, Record
+from cnnlab.engine.records import Descent, Metrics, Notice, Record, Snapshot
 from cnnlab.engine.schedule import Factor, Schedule, constant
 from cnnlab.engine.step import train_step
 from cnnlab.engine.trainer import Trainer, TrainerSettings, TrainState, due
@@ -349,6 +349,36 @@ def test_a_watched_update_tells_the_change_of_its_own_batch(tmp_path: Path) -> N
     (descent,) = [record for record in run.records if isinstance(record, Descent)]
     assert descent.loss == pytest.approx(before, rel=1e-6)
     assert descent.loss_change == pytest.approx(after - before, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"snapshot_every_epochs": 2, "epochs": 3}, [8, 12]),  # and at the end
+        ({"snapshot_every_epochs": 1, "max_steps": 6}, [4, 6]),
+        ({"snapshot_every_epochs": None}, []),
+    ],
+)
+def test_snapshots_are_taken_at_their_cadence_and_change_no_bit(
+    tmp_path: Path, changes: dict[str, Any], expected: list[int]
+) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.ELU(inplace=True), nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+    shown, plain = (
+        Run(tmp_path / str(number), network=network(), **(changes | more))
+        for number, more in enumerate(({}, {"snapshot_every_epochs": None}))
+    )
+    for run in (shown, plain):
+        torch.manual_seed(2)
+        run.trainer.fit()
+    assert [record.step for record in shown.records if isinstance(record, Snapshot)] == expected
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(shown.network.state_dict().values(), plain.network.state_dict().values(), strict=True)
+    )
+    assert shown.checkpoints.steps() == plain.checkpoints.steps()
 
 
 @pytest.mark.parametrize(

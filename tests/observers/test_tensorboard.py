@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from cnnlab.engine.records import Contribution, Descent, Finished, Metrics, Started
+from cnnlab.engine.records import Contribution, Descent, Finished, Metrics, Snapshot, Started
 from cnnlab.observers.tensorboard import TensorBoard
 
 HYPERPARAMETERS = {"optimizer.lr": 0.05, "model.blocks.relu1": "relu", "data.drop_last": True, "trainer.ema": None}
@@ -205,3 +206,18 @@ def test_every_chart_of_watched_updates_finds_its_curves(tmp_path: Path) -> None
     for chart in layout.category[1].chart:
         for pattern in chart.multiline.tag:
             assert any(re.fullmatch(pattern, tag) for tag in tags), pattern
+
+
+def test_a_snapshot_is_drawn_as_filters_and_histograms(tmp_path: Path) -> None:
+    weight = torch.linspace(-1, 1, 2 * 3 * 5 * 5).view(2, 3, 5, 5)
+    observer = TensorBoard()
+    observer.log(Started(tmp_path, 0, 40, None, {}, ""))
+    gradients = {"conv1.weight": torch.full((2, 3, 5, 5), torch.inf)}  # as at the end of a run that diverges
+    observer.log(Snapshot(20, 1, {"conv1.weight": weight}, gradients, {"conv1": torch.zeros(4, 2, 3, 3)}))
+    observer.close()
+    events = read(tmp_path)
+    assert set(events.Tags()["histograms"]) == {"weights/conv1.weight", "activations/conv1"}
+    (drawn,) = events.Histograms("weights/conv1.weight")
+    assert (drawn.step, drawn.histogram_value.num) == (20, 150)
+    (image,) = events.Images("filters/conv1.weight")
+    assert (image.height, image.width) == (5 * 8 + 1, 2 * (5 * 8 + 1))
