@@ -189,7 +189,7 @@ def bind_arguments(
     for argument, given in arguments.items():
         place = f"{key}.{argument}" if key else argument
         if argument not in legal and not takes_any:
-            options = [option for option in legal if option not in _HIDDEN]
+            options = [option for option in legal if option not in HIDDEN]
             takes = f"it takes {listing(options)}" if options else "it takes none"
             complaints.add(place, f"{name} has no argument {argument!r};{did_you_mean(argument, legal)} {takes}")
             continue
@@ -234,7 +234,7 @@ def build_settings(
     return attempt(lambda: cast(Result, component.build()), complaints)
 
 
-_HIDDEN = ("device", "dtype")
+HIDDEN = ("device", "dtype")
 
 
 def _substitute(value: Any, constants: Mapping[str, Any]) -> Any:

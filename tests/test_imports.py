@@ -24,12 +24,13 @@ LEVELS = {
     "run": 4,
     "inference": 5,
     "sweep": 6,
-    "cli": 7,
+    "application": 7,
+    "cli": 8,
     "api": 7,
-    "__init__": 8,  # what `import cnnlab` offers
+    "__init__": 9,  # what `import cnnlab` offers
 }
 SIBLINGS_ALLOWED = {("observers", "cnnlab.engine.records"), ("observers", "cnnlab.visualization.tiles")}
-MAY_IMPORT_HYDRA = {"config", "sweep", "cli"}
+MAY_IMPORT_HYDRA = {"config", "sweep", "application"}
 
 
 def imported_modules(path: Path) -> Iterator[str]:

@@ -25,10 +25,11 @@ from cnnlab.config.check_training import (
     check_trainer_against_data,
 )
 from cnnlab.config.run_plan import RunPlan
+from cnnlab.config.sections import no_such_top_key
 from cnnlab.data.source import DataSpec
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.device import select_device
-from cnnlab.runtime.errors import Complaints, ConfigError, listing, no_such_key
+from cnnlab.runtime.errors import Complaints, ConfigError, listing
 
 KEYS = (
     "name",
@@ -119,7 +120,7 @@ def check_keys(config: Mapping[str, Any], complaints: Complaints) -> None:
     """Complains of unknown keys. Raises `ConfigError` for a missing one: nothing else can be checked."""
     for key in config:
         if key not in KEYS:
-            complaints.add(str(key), no_such_key(key, KEYS))
+            complaints.add(str(key), no_such_top_key(key, [*KEYS], config))
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise ConfigError(f"{missing[0]}: it is missing; expected all of {listing(KEYS)}")

@@ -10,14 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab.config import hydra_internals as internals
 from cnnlab.config.saved_config import find_config, load_saved_config
 from cnnlab.config.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
@@ -25,9 +22,7 @@ from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 
-OmegaConf.register_new_resolver("groups_and_choices", lambda: groups_and_choices())
-
-_GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"experiment"}
+_GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 
 INIT_FROM = ["model", "init_from"]  # no component: a word alone is its path
 
@@ -45,10 +40,12 @@ _WHOLE_COMPONENT = re.compile(
 def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
     """`optimizer.amsgrad=true` becomes `++optimizer.amsgrad=true`, which Hydra accepts; legality is checked later.
 
-    Raises `ConfigError` for a group that is given a number or null.
+    Raises `ConfigError` for a group that is given a number or null, and for a value without a key.
     """
     for argument in arguments:
         group, _, value = argument.partition("=")
+        if not group.lstrip("+~"):
+            raise ConfigError(f"{argument}: expected KEY=VALUE")
         if group in _GROUPS and re.fullmatch(r"null|true|false|-?[\d.]+", value):
             raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
     return [
@@ -59,11 +56,11 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
 
 def groups_and_choices() -> str:
     """A line for each group, for `--help`."""
-    application = GlobalHydra.instance().hydra
-    assert application is not None
-    groups = [group for group in application.list_all_config_groups() if not group.startswith("hydra")]
-    choices = {group: sorted(_config_loader().get_group_options(group)) for group in sorted(groups)}
-    return "\n".join(f"{group}: {listing(summarized(names))}" for group, names in choices.items())
+    own = [group for group in internals.groups() if not group.startswith("hydra")]
+    return "\n".join(f"{group}: {listing(summarized(internals.choices(group)))}" for group in own)
+
+
+OmegaConf.register_new_resolver("groups_and_choices", groups_and_choices)
 
 
 def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -73,35 +70,24 @@ def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     if composed.resume is not None:
         return _compose_resumed(Path(str(composed.resume)), overrides)
-    loader = _config_loader()
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    values = [override for override in parsed if not _chooses(override, loader)]
+    parsed = internals.parse_overrides(overrides)
+    values = [override for override in parsed if not _chooses(override)]
     groups = [override for override in parsed if override not in values]
     choices = {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
     experiment = choices.pop("experiment", None)
     if not values and not experiment:
         return composed
-    config = _load(loader, [str(override.input_line) for override in groups])
+    config = _load([str(override.input_line) for override in groups])
     if isinstance(experiment, str):
         chosen = [f"{group}={choice}" for group, choice in choices.items() if not group.startswith("hydra/")]
-        own = loader.repository.load_config(f"experiment/{experiment}")
-        _replace_components(config, _load(loader, chosen), own.config if own else {})
+        _replace_components(config, _load(chosen), internals.load_file(f"experiment/{experiment}"))
     apply_overrides(config, values)
     return config
 
 
-def _config_loader() -> ConfigLoaderImpl:
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    return loader
-
-
-def _load(loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig:
-    config = loader.load_configuration(
-        config_name=HydraConfig.get().job.config_name,
-        overrides=[*HydraConfig.get().overrides.hydra, *overrides],
-        run_mode=RunMode.RUN,
-    )
+def _load(overrides: list[str]) -> DictConfig:
+    hydra = HydraConfig.get()
+    config = internals.load(str(hydra.job.config_name), [*hydra.overrides.hydra, *overrides])
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config
@@ -110,8 +96,8 @@ def _load(loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig:
 def _replace_components(config: DictConfig, without: DictConfig, experiment: Any) -> None:
     """Hydra merged the experiment's mappings; those of another `type` than before replace instead."""
     for name in experiment:
-        new, old = experiment._get_node(name), without._get_node(name) if name in without else None
-        if not isinstance(new, DictConfig) or not isinstance(old, DictConfig) or old._is_none():
+        new, old = internals.raw_node(experiment, name), internals.raw_node(without, name)
+        if not isinstance(new, DictConfig) or not internals.is_mapping(old):
             continue
         if "type" in new and new.get("type") != old.get("type"):
             config[name] = new
@@ -119,10 +105,10 @@ def _replace_components(config: DictConfig, without: DictConfig, experiment: Any
             _replace_components(config[name], old, new)
 
 
-def _chooses(override: Override, loader: ConfigLoaderImpl) -> bool:
+def _chooses(override: Override) -> bool:
     """Whether it picks a file of a group, and does not set a value."""
     is_mapping = not override.is_delete() and isinstance(override.value(), dict)
-    return bool(loader.get_group_options(override.key_or_group)) and not is_mapping
+    return bool(internals.choices(override.key_or_group)) and not is_mapping
 
 
 def as_given(override: str) -> str:
@@ -133,10 +119,9 @@ def as_given(override: str) -> str:
 def _compose_resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
     """The config of the run at `run`, changed by value overrides. Raises `ConfigError`, also for one of a group."""
     config = load_saved_config(find_config(run, "resume"))
-    loader = _config_loader()
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    parsed = internals.parse_overrides(overrides)
     for override in parsed:
-        if _chooses(override, loader):
+        if _chooses(override):
             raise ConfigError(
                 f"{override.key_or_group}: a resumed run keeps its {override.key_or_group}; expected values such "
                 f"as trainer.epochs=20, received {as_given(str(override.input_line))}"
@@ -158,8 +143,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
             continue
         if name not in parent and override.is_force_add() and _WHOLE_COMPONENT.match(f"{'.'.join(path)}={{"):
             raise _no_such_key(parent, path, f"; '+{'.'.join(path)}=…' adds one")
-        value = OmegaConf.create({"value": override.value()})._get_node("value")  # interpolations as they are
-        parent[name] = _merged(parent._get_node(name), value)
+        parent[name] = _merged(internals.raw_node(parent, name), internals.as_raw_node(override.value()))
 
 
 def _parent(config: DictConfig, path: list[str]) -> DictConfig:
@@ -170,10 +154,9 @@ def _parent(config: DictConfig, path: list[str]) -> DictConfig:
             node[key] = {}  # it need not stand in the YAML
         if key not in node:
             raise _no_such_key(node, path[: depth + 1])
-        child = node._get_node(key)
-        assert child is not None
-        if not isinstance(child, DictConfig) or child._is_none():
-            value = child._value()
+        child = internals.raw_node(node, key)
+        if not internals.is_mapping(child):
+            value = internals.raw_value(child)
             if not isinstance(value, str):
                 raise ConfigError(
                     f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is {value!r}: expected a component that "
@@ -185,7 +168,7 @@ def _parent(config: DictConfig, path: list[str]) -> DictConfig:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    if not isinstance(new, DictConfig) or not isinstance(old, DictConfig) or old._is_none():
+    if not isinstance(new, DictConfig) or not internals.is_mapping(old):
         return new
     if "type" in new and new.get("type") != old.get("type"):
         return new

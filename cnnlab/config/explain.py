@@ -5,14 +5,16 @@ from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from cnnlab.config.sections import no_such_top_key
 from cnnlab.config.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, first_line, listing, no_such_key
 
 # what Hydra raises while it composes
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+SWEPT = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(?:\+\+)?([^=]+)=(.*?)'(?:$|\n| requires)")
 OPEN = ("model.blocks", "observers", "metrics", "data.augment")  # mappings whose keys are the person's own
 
 
@@ -26,11 +28,12 @@ def explain(error: Exception, configs: Path) -> str:
         place = f"{mark.name}, line {mark.line + 1}" if mark else "YAML"
         return f"{place}: expected YAML, but {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
-        given = str(error.override).removeprefix("++")
-        function = re.search(r"while evaluating '.*': (.+)", str(error))
-        if function:  # choice() and the like
-            return f"{given}: {function[1]}"
-        return f"{given}: cannot be read: {first_line(error)}; expected KEY=VALUE, with quotes around braces"
+        return _unreadable(error)
+    swept = re.match(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(?:\+\+)?([^=]+)=(.*?)'(?:$|\n| requires)", str(error)
+    )
+    if swept:
+        return f"{swept[1]}: expected one value, received {swept[2]}; -m runs a job for each, [a,b] is a list"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_choice(str(error.missing_cfg_file), list(error.options or []), configs)
     for failure in (error, cause):
@@ -49,6 +52,12 @@ def explain(error: Exception, configs: Path) -> str:
     if deleted:
         return f"{deleted[1]}: there is no such key to remove"
     return text.strip() or first_line(error)
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    given = str(error.override).removeprefix("++")
+    function = re.search(r"while evaluating '.*': (.+)", str(error))  # choice() and the like
+    return f"{given}: {function[1] if function else 'expected KEY=VALUE, with quotes around braces and spaces'}"
 
 
 def _no_such_choice(missing: str, options: list[str], configs: Path) -> str:
@@ -70,5 +79,6 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
         return f"{key}: {first_line(cause)}"
     if "." not in key and "model" in names:  # at the top of a run's config, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
+        return f"{key}: {no_such_top_key(cause.key, names, OmegaConf.to_container(parent, resolve=False))}"
     hint = f"; '+{key}=…' adds one" if key.rpartition(".")[0] in OPEN else ""
     return f"{key}: {no_such_key(cause.key, names)}{hint}"

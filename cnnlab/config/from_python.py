@@ -1,22 +1,20 @@
 """Composing a config outside the two commands, as a notebook does."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, compose_job
 from cnnlab.config.explain import explain
+from cnnlab.config.hydra_internals import state_restored
 from cnnlab.runtime.errors import ConfigError
 
 Config: TypeAlias = DictConfig
@@ -27,7 +25,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path | None) -> C
     given = allow_constructor_arguments(overrides)
     places = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
     try:
-        with _hydra():
+        with state_restored(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra_compose("train", overrides=[*places, *given], return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
             with open_dict(composed):
@@ -37,15 +35,3 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path | None) -> C
         raise ConfigError(explain(error, CONFIGS)) from error
     OmegaConf.set_struct(config, False)  # an unknown key is reported with the others when training starts
     return config
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra at our configs; its state of before, whoever uses it in this process, is put back."""
-    before = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            yield
-    finally:
-        Singleton.set_state(before)

@@ -140,12 +140,11 @@ def _target(inner: str, place: tuple[str, ...]) -> tuple[str, ...]:
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """Plain values, interpolations resolved. Raises `ConfigError` for a value that is missing or cannot be resolved."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(
-            "\n  ".join(f"{key}: {EXPECTED.get(key, 'expected a value')}, received none" for key in missing)
-        )
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            expected = [f"{key}: {EXPECTED.get(key, 'expected a value')}, received none" for key in missing]
+            raise ConfigError("\n  ".join(expected))
         content = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or error.key}: {first_line(error)}") from error

@@ -43,7 +43,7 @@ def check_freeze(patterns: Any, network: nn.Module, key: str, complaints: Compla
                 f"{pattern!r} matches no parameter and no layer that has any;{did_you_mean(pattern, places)} "
                 f"there are {listing(layers[:SHOWN])}{more}, and all below them",
             )
-    if names and all(_matches(name, patterns) for name, _ in network.named_parameters()):
+    if patterns and names and all(_matches(name, patterns) for name, _ in network.named_parameters()):
         complaints.add(key, f"{listing(patterns)} matches every parameter: there is nothing to train")
     return tuple(patterns)
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, Transformer
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
 from cnnlab.config.compose import allow_constructor_arguments, as_given
+from cnnlab.config.hydra_internals import as_override_value, parse_overrides
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, first_line
 
 MOST_JOBS = 10_000
@@ -47,10 +46,10 @@ class Grid:
         return f"grid: {len(self.jobs):,} job{'s' if len(self.jobs) > 1 else ''}" + (f" = {sides}" if sides else "")
 
 
-def read_grid(arguments: Sequence[str], loader: ConfigLoader) -> Grid:
+def read_grid(arguments: Sequence[str]) -> Grid:
     """The grid of a command line's overrides. Raises `ConfigError` with every complaint about its axes."""
     complaints = Complaints()
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+    overrides = parse_overrides(arguments)
     _check_keys(overrides, complaints)
     axes: dict[str, tuple[str, ...]] = {}
     columns: list[list[str]] = []  # for each override, what a job can get of it
@@ -103,8 +102,8 @@ def _values(override: Override) -> tuple[str, ...]:
     if not values:
         raise ArgumentError(key, f"expected at least one value, received {given}")
     texts = [text.strip() for text in given.split(",")]
-    if "(" in given or len(texts) != len(values):  # a function, or commas within a value
-        texts = [Transformer.str(value) for value in values]
+    if "(" in given or "\\" in given or len(texts) != len(values):  # a function, an escape, commas within a value
+        texts = [as_override_value(value) for value in values]
     seen: dict[Any, str] = {}
     for value, text in zip(map(_meaning, values), texts, strict=True):
         if value in seen:

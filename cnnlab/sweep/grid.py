@@ -6,13 +6,10 @@ launcher runs them. Ours gives each a fresh process; Hydra's own (`hydra/launche
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -27,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from cnnlab.config.compose import CONFIGS, compose_job
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import environment_of_jobs
+from cnnlab.config.hydra_internals import command_line_parser, hydra_config, returned_error
 from cnnlab.config.programs import command
 from cnnlab.config.saved_config import resolved, trusted_names
 from cnnlab.run.files import RunDirectory, make_sweep_directory
@@ -63,7 +61,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Raises `ConfigError` before anything is written, `TrainingError` where a job did not complete."""
-        grid = read_grid(arguments, self.loader)
+        grid = read_grid(arguments)
         print(grid, flush=True)
         refusals = _refusals(grid, self.loader, self.config)
         folder = self._make_folder()
@@ -157,7 +155,7 @@ class ProcessLauncher(Launcher):
     def _task(self, job: Job, folder: Path) -> Task:
         """The command of one job: this interpreter and import path, the person's flags and Hydra's overrides."""
         program = f"import sys; sys.path[:] = {sys.path!r}; from cnnlab.cli import train; train()"
-        given = get_args_parser().parse_args()
+        given = command_line_parser().parse_args()
         flags = {"path": given.config_path, "name": given.config_name, "dir": given.config_dir}
         hydra = [str(one) for one in self.config.hydra.overrides.hydra]
         command = [
@@ -214,7 +212,7 @@ def _returned(job: Job, folder: Path, returned: JobReturn) -> Result:
     """The result of a job of another launcher."""
     if returned.status is JobStatus.COMPLETED:
         return read_result(job, "completed", folder / job.name)
-    return read_result(job, "failed", folder / job.name, error=explain(returned._return_value, CONFIGS))
+    return read_result(job, "failed", folder / job.name, error=explain(returned_error(returned), CONFIGS))
 
 
 def _job_return(result: Result) -> JobReturn:
@@ -280,7 +278,7 @@ def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) 
     from cnnlab.config.check import check_config
     from cnnlab.run.train_state import check_machine
 
-    with _as_hydras(config):
+    with hydra_config(config):
         task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         content = resolved(compose_job(task, overrides))
     trusted_names(content["trust"])
@@ -290,18 +288,6 @@ def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) 
     if plan.settings.max_steps != 0 and repr(content["data"]) not in sources:
         plan.source.check()  # here, once: where images have to be downloaded, the jobs would all do it
         sources.add(repr(content["data"]))
-
-
-@contextmanager
-def _as_hydras(config: DictConfig) -> Iterator[None]:
-    """`HydraConfig` holds the job's config, as it does while Hydra runs a job."""
-    holder = HydraConfig.instance()
-    before = holder.cfg
-    holder.set_config(config)
-    try:
-        yield
-    finally:
-        holder.cfg = before
 
 
 def _show(results: Sequence[Result], folder: Path) -> None:

@@ -136,3 +136,7 @@ def test_one_word_is_no_list_of_patterns() -> None:
     assert complaints.messages == [
         "model.freeze: expected a list of name patterns such as [conv1, norm*], received 'conv1'"
     ]
+
+
+def test_a_network_without_parameters_is_not_blamed_on_freeze() -> None:
+    assert planned(blocks={"norm": {"type": "batch_norm", "affine": False}}).rows[0].parameters == 0

@@ -1,6 +1,5 @@
 import pytest
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from cnnlab.config.compose import CONFIGS
 from cnnlab.runtime.errors import ConfigError
@@ -9,8 +8,7 @@ from cnnlab.sweep.axes import MOST_JOBS, Grid, read_grid
 
 def grid(*arguments: str) -> Grid:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        return read_grid(arguments, loader)
+        return read_grid(arguments)
 
 
 def values(argument: str) -> tuple[str, ...]:
@@ -55,6 +53,7 @@ def test_the_size_is_told_with_its_sides(arguments: list[str], said: str) -> Non
     [
         ("seed=1,2", ("1", "2")),
         ("seed=1, 2", ("1", "2")),
+        (r"name=a\ ,b", (r"a\ ", "b")),
         ("optimizer.lr=1e-3,1e-2", ("1e-3", "1e-2")),
         ("seed=range(1,4)", ("1", "2", "3")),
         ("seed=choice(4,5)", ("4", "5")),

@@ -1,0 +1,138 @@
+"""A command as a Hydra application: Hydra composes, a job runs, and errors are caught here, once."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cnnlab.config.command_line import CommandLine
+from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, compose_job
+from cnnlab.config.explain import COMPOSITION_ERRORS, explain
+from cnnlab.config.full_error import FULL_ERROR, show_traceback
+from cnnlab.config.run_config import RunConfig
+from cnnlab.config.saved_config import resolved
+from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
+from cnnlab.runtime.interrupts import exit_at_interrupt
+from cnnlab.version import __version__
+
+USER_MISTAKE, FAILURE = 2, 1
+USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
+
+
+class _JobFailedError(BaseException):
+    """Carries a job's error past Hydra, which would print a line of its own about any `Exception`."""
+
+
+SHOW = ("--cfg", "-c", "--resolve", "--package", "-p")
+
+
+def run_command(name: str) -> None:
+    """Runs `train` or `evaluate`; exits 2 for a user's mistake, 1 for a failure, 128 + n after signal n."""
+    line = CommandLine.read(sys.argv[1:])
+    if line.has("--version"):
+        print(f"cnnlab {__version__}, torch {version('torch')}")
+        return
+    job = JOBS[name]
+    if line.value("--cfg", "-c") == "job" and not line.has("-m", "--multirun"):
+        job, line = partial(_show_job, name, line), line.without(*SHOW)
+    _run_application(name, job, line)
+
+
+def _train_job(composed: DictConfig) -> None:
+    overrides = _task_overrides()
+    config = RunConfig(compose_job(composed, overrides), tuple(overrides))
+    with exit_at_interrupt():
+        from cnnlab.run.training import run_training
+    run_training(config)
+
+
+def _task_overrides() -> list[str]:
+    """This job's overrides, their interpolations unresolved."""
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
+
+
+def _evaluate_job(composed: DictConfig) -> None:
+    with exit_at_interrupt():
+        from cnnlab.inference.evaluate_command import run_evaluation
+    run_evaluation(resolved(composed))
+
+
+def _show_job(name: str, line: CommandLine, composed: DictConfig) -> None:
+    """Prints the config as the job would have it; that of a run with every key that can be set."""
+    config = composed
+    if name == "train":
+        config = compose_job(composed, _task_overrides())
+        with exit_at_interrupt():
+            from cnnlab.config.defaults import with_defaults
+        config = with_defaults(config)
+    shown = OmegaConf.select(config, line.value("--package", "-p") or "")
+    print(OmegaConf.to_yaml(shown, resolve=line.has("--resolve")), end="")
+
+
+JOBS: dict[str, Callable[[DictConfig], None]] = {"train": _train_job, "evaluate": _evaluate_job}
+
+
+def _run_application(config_name: str, job: Callable[[DictConfig], None], line: CommandLine) -> None:
+    show_traceback.set(os.environ.get(FULL_ERROR) == "1")
+    os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of print and exit
+    failures: list[Exception] = []
+
+    def task(composed: DictConfig) -> None:
+        if not show_traceback.get():  # not for the children of a job
+            del os.environ[FULL_ERROR]
+        try:
+            job(composed)
+        except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # in this process, the next job follows
+                _print_error(error)
+                raise
+            failures.append(error)
+            raise _JobFailedError from error
+        finally:
+            os.environ[FULL_ERROR] = "1"
+
+    sys.path.append(os.getcwd())  # the user's own classes lie where the command is given
+    application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
+    try:
+        overrides = tuple(allow_constructor_arguments(line.overrides))
+        sys.argv[1:] = replace(line, overrides=overrides).arguments()
+        application()
+    except _JobFailedError:
+        if isinstance(failures[0], BrokenPipeError):  # the reader of our output has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        _print_error(failures[0])
+    except (*COMPOSITION_ERRORS, TrainingError) as error:
+        known = isinstance(error, ConfigError | TrainingError)
+        failures.append(error if known else ConfigError(explain(error, CONFIGS)))
+        _print_error(failures[-1])
+    except Interrupted as interruption:
+        sys.exit(interruption.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        if not show_traceback.get():
+            os.environ.pop(FULL_ERROR, None)
+    if failures:
+        sys.exit(USER_MISTAKE if isinstance(failures[0], USER_MISTAKES) else FAILURE)
+
+
+def _print_error(error: Exception) -> None:
+    """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1."""
+    if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
+        traceback.print_exception(error)
+    print(f"error: {explain(error, CONFIGS)}", file=sys.stderr, flush=True)

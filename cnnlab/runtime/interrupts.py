@@ -1,0 +1,20 @@
+"""SIGINT before there is anything to save."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def exit_at_interrupt() -> Iterator[None]:
+    """SIGINT ends the process at once, with status 130: an exception within an import of torch has a long traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,31 @@
+"""What Hydra, OmegaConf and YAML refuse, explained."""
+
+import pytest
+
+from cnnlab.api import compose
+from cnnlab.config.saved_config import resolved
+from cnnlab.runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=*&^", "seed=*&^: expected KEY=VALUE"),
+        ("seed", "seed: expected KEY=VALUE"),
+        ("=3", "=3: expected KEY=VALUE"),
+        ("model.blocks.conv1.", "model.blocks.conv1.: expected KEY=VALUE"),
+        ("seed=1,2", "seed: expected one value, received 1,2; -m runs a job for each"),
+        ("seed=choice(1,2)", "seed: expected one value, received choice(1,2); -m runs a job for each"),
+        ("experiment=null", "experiment: expected the name of a file in configs/experiment, received null"),
+        ("name=${groups_and_choices:1}", "name: "),
+        ("lr=0.1", "lr: there is no such key; did you mean 'optimizer.lr'?"),
+        ("epochs=3", "epochs: there is no such key; did you mean 'trainer.epochs'?"),
+        ("kernel_size=3", "did you mean 'model.blocks.conv1.kernel_size' or 'model.blocks.pool1.kernel_size' or"),
+    ],
+)
+def test_a_message_names_the_key_and_nothing_of_a_parser(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        resolved(compose(override))
+    assert message in str(refusal.value)
+    for internal in ("LexerNoViableAltException", "<lambda>", "Error parsing", "Config group override", "multirun"):
+        assert internal not in str(refusal.value)

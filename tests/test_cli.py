@@ -1,0 +1,76 @@
+"""The two commands as they are started: options, exit status, interrupts."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import run
+
+import cnnlab
+from cnnlab.cli import evaluate, train
+
+
+def printed(*arguments: str) -> dict[str, dict[str, object]]:
+    """The config that `--cfg job` prints."""
+    answer = run(train, *arguments, "--cfg", "job")
+    assert answer.code == 0, answer.err
+    content = yaml.safe_load(answer.out)
+    assert isinstance(content, dict)
+    return content
+
+
+def test_options_may_stand_between_overrides(in_tmp_path: Path) -> None:
+    (in_tmp_path / "mine" / "model").mkdir(parents=True)
+    (in_tmp_path / "mine" / "model" / "tiny.yaml").write_text("blocks: {flatten: flatten}\n")
+    config = printed("seed=3", "--config-dir", "mine", "model=tiny")
+    assert config["seed"] == 3
+    assert list(config["model"]["blocks"]) == ["flatten"]
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_the_version_is_ours_and_torchs(command: object) -> None:
+    answer = run(command, "--version")  # type: ignore[arg-type]
+    assert (answer.code, answer.out) == (0, f"cnnlab {cnnlab.__version__}, torch {version('torch')}\n")
+
+
+def test_the_printed_config_is_that_of_the_run() -> None:
+    config = printed("optimizer={type: adam, lr: 0.01}")
+    assert config["optimizer"]["type"] == "adam"
+    assert not {"momentum", "nesterov"} & set(config["optimizer"])  # of sgd, which the mapping replaced
+
+
+def test_the_printed_config_shows_what_can_be_set_with_its_default() -> None:
+    config = printed("optimizer=adam", "model.blocks.dropout1.p=0.4")
+    assert (config["data"]["sampling"], config["data"]["workers"]) == ("shuffle", "auto")
+    assert (config["model"]["freeze"], config["model"]["init_from"]) == ([], None)
+    assert (config["optimizer"]["eps"], config["optimizer"]["amsgrad"]) == (1e-8, False)
+    assert config["model"]["blocks"]["dropout1"] == {"type": "dropout", "p": 0.4}
+    assert config["observers"]["console"]["type"] == "console"
+
+
+def test_a_package_of_the_printed_config_can_be_asked_for() -> None:
+    answer = run(train, "--cfg", "job", "--package", "data", "--resolve", "data=mnist", "data.root=${name}")
+    assert yaml.safe_load(answer.out)["root"] == "mnist"
+
+
+INTERRUPTED = """
+import os, signal, sys
+module = sys.argv.pop()
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from cnnlab.cli import train
+train()
+"""
+
+
+@pytest.mark.parametrize("module", ["hydra", "torch.nn"])
+def test_an_interrupt_while_importing_ends_without_a_traceback(in_tmp_path: Path, module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, "trainer.max_steps=0", module]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (130, "")
