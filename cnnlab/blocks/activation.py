@@ -10,12 +10,14 @@ from cnnlab.blocks.receptive_field import local
 from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 
+MOST_SLOPE = 1e6
+
 
 class LeakyReLU(nn.LeakyReLU):
     """max(0, x) + `negative_slope`·min(0, x); keeps the shape. Raises `ArgumentError`."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        super().__init__(number("negative_slope", negative_slope))
+        super().__init__(number("negative_slope", negative_slope, -MOST_SLOPE, MOST_SLOPE))
 
 
 class Step(nn.Module):

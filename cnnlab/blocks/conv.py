@@ -3,11 +3,14 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cnnlab.blocks.facts import MOST_CHANNELS
 from cnnlab.blocks.torch_facts import convolution
-from cnnlab.runtime.checks import int_or_pair, integer, number, one_of
+from cnnlab.blocks.window import sides
+from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "constant")
+MOST_PADDING = 1e6
 
 
 class Conv(nn.Conv2d):
@@ -35,16 +38,16 @@ class Conv(nn.Conv2d):
         padding_mode: str = "zeros",
         padding_value: float = 0.0,
     ) -> None:
-        integer("out_channels", out_channels, 1)
-        strides = int_or_pair("stride", stride, 1)
+        integer("out_channels", out_channels, 1, MOST_CHANNELS)
+        strides = sides("stride", stride, 1)
         if isinstance(padding, str):
             one_of("padding", padding, ("same", "valid"))
         else:
-            padding = int_or_pair("padding", padding, 0)
+            padding = sides("padding", padding, 0)
         if padding == "same" and strides != (1, 1):
             raise ArgumentError("padding", f"expected 'valid' or numbers beside stride {stride!r}, received 'same'")
         one_of("padding_mode", padding_mode, PADDING_MODES)
-        self.padding_value = number("padding_value", padding_value)
+        self.padding_value = number("padding_value", padding_value, -MOST_PADDING, MOST_PADDING)
         if padding_value != 0 and padding_mode != "constant":
             raise ArgumentError(
                 "padding_value",
@@ -58,10 +61,10 @@ class Conv(nn.Conv2d):
         super().__init__(
             in_channels,
             out_channels,
-            int_or_pair("kernel_size", kernel_size, 1),
+            sides("kernel_size", kernel_size, 1),
             strides,
             padding,
-            int_or_pair("dilation", dilation, 1),
+            sides("dilation", dilation, 1),
             groups,
             bias,
             "zeros" if padding_mode == "constant" else padding_mode,  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from cnnlab.blocks.receptive_field import Field, local, unknown
 from cnnlab.runtime.errors import ConfigError
 
 Shape = tuple[int, ...]
+MOST_CHANNELS = 1 << 24  # or features: more would only overflow torch's sizes
 
 
 @dataclass(frozen=True)

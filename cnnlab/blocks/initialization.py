@@ -18,6 +18,7 @@ from cnnlab.runtime.errors import ArgumentError, listing
 
 Initializer = Callable[[nn.Module], None]
 DISTRIBUTIONS = ("normal", "uniform")
+MOST = 1e6  # of a gain, a mean or a standard deviation: float32 squares it without overflow
 
 
 def default() -> Initializer:
@@ -37,7 +38,7 @@ def he(
     ]
     one_of("mode", mode, ("fan_in", "fan_out"))
     one_of("nonlinearity", nonlinearity, ("relu", "leaky_relu", "tanh", "linear", "sigmoid", "selu"))
-    number("negative_slope", negative_slope)
+    number("negative_slope", negative_slope, -MOST, MOST)
     return _weights(lambda weight: fill(weight, negative_slope, mode, nonlinearity))
 
 
@@ -46,21 +47,21 @@ def xavier(distribution: str = "uniform", gain: float = 1.0) -> Initializer:
     fill = {"normal": init.xavier_normal_, "uniform": init.xavier_uniform_}[
         one_of("distribution", distribution, DISTRIBUTIONS)
     ]
-    number("gain", gain, 0, open_minimum=True)
+    number("gain", gain, 0, MOST, open_minimum=True)
     return _weights(lambda weight: fill(weight, gain))
 
 
 def normal(mean: float = 0.0, std: float = 1.0, bias_std: float = 0.0) -> Initializer:
     """Weights from N(mean, std²), biases from N(0, bias_std²)."""
-    number("mean", mean)
-    number("std", std, 0)
-    number("bias_std", bias_std, 0)
+    number("mean", mean, -MOST, MOST)
+    number("std", std, 0, MOST)
+    number("bias_std", bias_std, 0, MOST)
     return _weights(lambda weight: init.normal_(weight, mean, std), bias_std)
 
 
 def orthogonal(gain: float = 1.0) -> Initializer:
     """(Semi-)orthogonal weights (arXiv 1312.6120), biases 0."""
-    number("gain", gain, 0, open_minimum=True)
+    number("gain", gain, 0, MOST, open_minimum=True)
     return _weights(lambda weight: init.orthogonal_(weight, gain))
 
 

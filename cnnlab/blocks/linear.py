@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from cnnlab.blocks.facts import MOST_CHANNELS
 from cnnlab.runtime.checks import integer
 
 
@@ -9,4 +10,5 @@ class Linear(nn.Linear):
     """Every output sees every input: (N, in_features) → (N, out_features). Raises `ArgumentError`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__(integer("in_features", in_features, 1), integer("out_features", out_features, 1), bias)
+        integer("out_features", out_features, 1, MOST_CHANNELS)
+        super().__init__(integer("in_features", in_features, 1), out_features, bias)

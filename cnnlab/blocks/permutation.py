@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.facts import Facts, Shape, expect_image
+from cnnlab.blocks.facts import Facts, Shape, expect_image, format_shape
 from cnnlab.runtime.checks import integer
+from cnnlab.runtime.errors import ArgumentError
 from cnnlab.runtime.randomness import derive, uniforms
 
 
@@ -26,7 +27,12 @@ class PermutePixels(nn.Module):
         self.register_buffer("order_P", uniforms(key, places_P, 1)[:, 0].argsort(stable=True), persistent=False)
 
     def facts(self, shape: Shape) -> Facts:
-        """Each unit sees one pixel, but not by any rule of windows."""
+        """The receptive field is unknown: one pixel, but not by any rule of windows."""
+        expect_image(shape)
+        if len(self.order_P) != shape[1] * shape[2]:
+            raise ArgumentError(
+                "input_shape", f"expected {format_shape(shape)}, which is inferred where it is left out"
+            )
         return Facts(shape)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

@@ -4,22 +4,15 @@ from torch import Tensor, nn
 
 from cnnlab.blocks.facts import Facts, Shape, expect_image
 from cnnlab.blocks.receptive_field import whole
-from cnnlab.runtime.checks import int_or_pair
-from cnnlab.runtime.errors import ArgumentError
+from cnnlab.blocks.window import Pair, check_pool_padding, sides
 
 Size = int | tuple[int, int]
 
 
-def _window(
-    kernel_size: Size, stride: Size | None, padding: Size
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    kernel = int_or_pair("kernel_size", kernel_size, 1)
-    paddings = int_or_pair("padding", padding, 0)
-    if any(border > size // 2 for border, size in zip(paddings, kernel, strict=True)):
-        raise ArgumentError(
-            "padding", f"expected at most half of the kernel_size {kernel_size!r}, received {padding!r}"
-        )
-    return kernel, kernel if stride is None else int_or_pair("stride", stride, 1), paddings
+def _window(kernel_size: Size, stride: Size | None, padding: Size) -> tuple[Pair, Pair, Pair]:
+    kernel, paddings = sides("kernel_size", kernel_size, 1), sides("padding", padding, 0)
+    check_pool_padding(padding, kernel_size)
+    return kernel, kernel if stride is None else sides("stride", stride, 1), paddings
 
 
 class MaxPool(nn.MaxPool2d):
@@ -39,7 +32,7 @@ class MaxPool(nn.MaxPool2d):
     ) -> None:
         super().__init__(
             *_window(kernel_size, stride, padding),
-            dilation=int_or_pair("dilation", dilation, 1),
+            dilation=sides("dilation", dilation, 1),
             ceil_mode=ceil_mode,
         )
 
@@ -64,14 +57,14 @@ class AdaptiveAvgPool(nn.AdaptiveAvgPool2d):
     """Means over as many windows as give `output_size`: (N, C, H, W) → (N, C, *output_size)."""
 
     def __init__(self, output_size: Size) -> None:
-        super().__init__(int_or_pair("output_size", output_size, 1))
+        super().__init__(sides("output_size", output_size, 1))
 
 
 class AdaptiveMaxPool(nn.AdaptiveMaxPool2d):
     """Maxima over as many windows as give `output_size`: (N, C, H, W) → (N, C, *output_size)."""
 
     def __init__(self, output_size: Size) -> None:
-        super().__init__(int_or_pair("output_size", output_size, 1))
+        super().__init__(sides("output_size", output_size, 1))
 
 
 class GlobalAvgPool(nn.Module):

@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cnnlab.blocks.facts import Facts, Shape, expect_image
+from cnnlab.blocks.facts import MOST_CHANNELS, Facts, Shape, expect_image, format_shape
 from cnnlab.blocks.receptive_field import whole
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError
 
 ORDERS = ("rows", "pixels")
+MOST_LAYERS = 100
 
 
 class Recurrent(nn.Module):
@@ -38,9 +39,9 @@ class Recurrent(nn.Module):
         **more: Any,
     ) -> None:
         super().__init__()
-        integer("hidden_size", hidden_size, 1)
+        integer("hidden_size", hidden_size, 1, MOST_CHANNELS)
         number("dropout", dropout, 0, 1, open_maximum=True)
-        if dropout and integer("num_layers", num_layers, 1) == 1:
+        if dropout and integer("num_layers", num_layers, 1, MOST_LAYERS) == 1:
             raise ArgumentError(
                 "dropout", f"it acts between layers: expected num_layers of 2 or more beside it, received {dropout!r}"
             )
@@ -48,7 +49,7 @@ class Recurrent(nn.Module):
         expect_image(input_shape, "; layers are stacked with num_layers")
         channels, _, width = input_shape
         sizes = [channels * width if order == "rows" else channels]
-        sizes += [hidden_size * (2 if bidirectional else 1)] * (integer("num_layers", num_layers, 1) - 1)
+        sizes += [hidden_size * (2 if bidirectional else 1)] * (integer("num_layers", num_layers, 1, MOST_LAYERS) - 1)
         self.layers = nn.ModuleList(
             kind(size, hidden_size, bias=bias, bidirectional=bidirectional, **more) for size in sizes
         )
@@ -57,7 +58,12 @@ class Recurrent(nn.Module):
 
     def facts(self, shape: Shape) -> Facts:
         """Each step multiplies every weight once; what gates do value by value is no multiply-accumulate."""
-        _, height, width = shape
+        expect_image(shape)
+        channels, height, width = shape
+        if self.layers[0].input_size != channels * (width if self.order == "rows" else 1):
+            raise ArgumentError(
+                "input_shape", f"expected {format_shape(shape)}, which is inferred where it is left out"
+            )
         weights = sum(parameter.numel() for parameter in self.parameters() if parameter.dim() == 2)
         steps = height if self.order == "rows" else height * width
         return Facts((self.features,), weights * steps, whole)

@@ -5,8 +5,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnlab.blocks.facts import Facts, Shape, expect_channels
-from cnnlab.blocks.window import Axis, Window
+from cnnlab.blocks.facts import MOST_CHANNELS, Facts, Shape, expect_channels
+from cnnlab.blocks.window import LONGEST, Axis, Window
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError
 
@@ -20,12 +20,12 @@ class ZeroPadShortcut(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.in_channels = integer("in_channels", in_channels, 1)
-        self.out_channels = integer("out_channels", out_channels, 1)
+        self.out_channels = integer("out_channels", out_channels, 1, MOST_CHANNELS)
         if out_channels < in_channels:
             raise ArgumentError(
                 "out_channels", f"expected at least the {in_channels} channels that reach it, received {out_channels}"
             )
-        self.stride = integer("stride", stride, 1)
+        self.stride = integer("stride", stride, 1, LONGEST)
 
     def facts(self, shape: Shape) -> Facts:
         expect_channels("in_channels", self.in_channels, shape)

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnnlab.blocks.facts import Facts, Shape, expect_channels, expect_image, format_shape, unchanged
 from cnnlab.blocks.receptive_field import column, local, row, unknown, whole
-from cnnlab.blocks.window import Window
+from cnnlab.blocks.window import Window, check_pool_padding, sides
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 Rule = Callable[..., Facts]
@@ -42,6 +42,9 @@ def _expect_one_tensor(module: nn.Module) -> None:
 
 def _pooling(module: nn.MaxPool2d | nn.AvgPool2d, shape: Shape) -> Facts:
     _expect_one_tensor(module)
+    check_pool_padding(module.padding, module.kernel_size)
+    if getattr(module, "divisor_override", None) == 0:
+        raise ArgumentError("divisor_override", "expected null or a number other than 0, received 0")
     return Window.of(module).facts(shape, shape[0])
 
 
@@ -49,7 +52,8 @@ def _adaptive_pooling(module: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d, shape
     expect_image(shape)
     _expect_one_tensor(module)
     size = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
-    height, width = (before if after is None else after for before, after in zip(shape[1:], size, strict=True))
+    kept = tuple(before if after is None else after for before, after in zip(shape[1:], size, strict=False))
+    height, width = sides("output_size", kept if len(size) == 2 else size, 1)
     return Facts((shape[0], height, width), field=whole)
 
 

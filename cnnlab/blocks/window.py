@@ -5,9 +5,25 @@ from typing import Any
 
 from cnnlab.blocks.facts import Facts, Shape, expect_image, format_shape
 from cnnlab.blocks.receptive_field import Field, ReceptiveField
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.runtime.checks import int_or_pair
+from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 Pair = tuple[int, int]
+LONGEST = 1 << 16  # side, stride or border of a window
+
+
+def sides(argument: str, value: Any, minimum: int) -> Pair:
+    """A number or a pair (height, width) of pixels. Raises `ArgumentError`."""
+    return int_or_pair(argument, value, minimum, LONGEST)
+
+
+def check_pool_padding(padding: Any, kernel_size: Any) -> None:
+    """Raises `ArgumentError` where a window could lie in the padding alone."""
+    borders, kernel = sides("padding", padding, 0), sides("kernel_size", kernel_size, 1)
+    if any(border > size // 2 for border, size in zip(borders, kernel, strict=True)):
+        raise ArgumentError(
+            "padding", f"expected at most half of the kernel_size {kernel_size!r}, received {padding!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -52,12 +68,13 @@ class Window:
 
     @classmethod
     def of(cls, module: Any) -> "Window":
-        """From the attributes that torch's convolutions and poolings have."""
-        kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-        dilation = _pair(getattr(module, "dilation", 1))
+        """From the attributes that torch's convolutions and poolings have. Raises `ArgumentError`."""
+        kernel, stride = sides("kernel_size", module.kernel_size, 1), sides("stride", module.stride, 1)
+        dilation = sides("dilation", getattr(module, "dilation", 1), 1)
         spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         borders = {"valid": [0, 0], "same": spans}.get(str(module.padding))
-        borders = [2 * padding for padding in _pair(module.padding)] if borders is None else borders
+        if borders is None:
+            borders = [2 * padding for padding in sides("padding", module.padding, 0)]
         ceil, padding_mode = getattr(module, "ceil_mode", False), getattr(module, "padding_mode", "zeros")
         rows, columns = (
             Axis(*sizes, ceil, padding_mode) for sizes in zip(kernel, stride, borders, dilation, strict=True)
@@ -110,7 +127,3 @@ class Window:
         lost = ((self.rows.dropped(shape[1]), "row"), (self.columns.dropped(shape[2]), "column"))
         counts = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in lost if count]
         return f"drops {', '.join(counts)}" if counts else ""
-
-
-def _pair(value: Any) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -117,7 +117,7 @@ class Affine(Augmentation):
     """Turns, moves, scales and shears about the middle, each by a uniform amount; bilinear, black around.
 
     `degrees` of turning, counter-clockwise for positive ones, and of `shear` along the rows are drawn from −d … d;
-    `translate` is the largest share of height and width, `scale` an interval of factors. Raises `ArgumentError`.
+    `translate` is the largest fraction of height and width, `scale` an interval of factors. Raises `ArgumentError`.
     """
 
     draws = 5
@@ -176,7 +176,7 @@ class RandomResizedCrop(Augmentation):
     def __init__(self, scale: Interval = (0.5, 1.0), ratio: Interval = (3 / 4, 4 / 3)) -> None:
         self.scale = _interval("scale", scale)
         if self.scale[1] > 1:
-            raise ArgumentError("scale", f"expected shares of the area, at most 1, received {list(scale)!r}")
+            raise ArgumentError("scale", f"expected fractions of the area, at most 1, received {list(scale)!r}")
         self.ratio = _interval("ratio", ratio)
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
@@ -246,11 +246,11 @@ def _factors(u_ND: Tensor, amount: float) -> Tensor:
 
 
 def _interval(argument: str, value: Interval) -> Interval:
-    """Two numbers above 0 in ascending order. Raises `ArgumentError`."""
+    """Two numbers from 10⁻⁴ to 10⁴ in ascending order. Raises `ArgumentError`."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ArgumentError(argument, f"expected a pair [least, most], received {value!r}")
-    low = number(argument, value[0], 0, open_minimum=True)
-    high = number(argument, value[1], 0, open_minimum=True)
+    low = number(argument, value[0], 1e-4, 1e4)
+    high = number(argument, value[1], 1e-4, 1e4)
     if low > high:
         raise ArgumentError(argument, f"expected [least, most] in this order, received {list(value)!r}")
     return low, high

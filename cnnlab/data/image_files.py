@@ -29,6 +29,7 @@ EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"]
 )
 MOST_PIXELS = 64_000_000
+LONGEST = 8000  # side of the size that images are brought to
 MOST_BYTES = 1 << 28  # of a file; 64 megapixels of four uncompressed channels
 RESIZES = ("crop", "squash", "pad")
 
@@ -60,7 +61,7 @@ class ImageReader:
 
     def __post_init__(self) -> None:
         for side in self.size:
-            integer("size", side, 1)
+            integer("size", side, 1, LONGEST)
         one_of("channels", self.channels, (1, 3))
         one_of("resize", self.resize, RESIZES)
 

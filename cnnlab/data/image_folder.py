@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.cache import read_files
-from cnnlab.data.image_files import EXTENSIONS, Entries, ImageReader, list_images, printable, visible
+from cnnlab.data.image_files import EXTENSIONS, LONGEST, Entries, ImageReader, list_images, printable, visible
 from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.data.splits import carve
 from cnnlab.runtime.checks import int_or_pair, number
@@ -47,7 +47,7 @@ class ImageFolder(Source):
                 "root", f"expected the folder of your images, as in data.root=my_images, received {root!r}"
             )
         self.root = Path(root).expanduser()
-        self.image_reader = ImageReader(int_or_pair("size", size, 1), channels, resize)
+        self.image_reader = ImageReader(int_or_pair("size", size, 1, LONGEST), channels, resize)
         self.test_share = number("test_share", test_share, 0, 1, open_maximum=True)
 
     def describe(self) -> DataSpec:

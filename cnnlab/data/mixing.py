@@ -7,38 +7,41 @@ from torch import Tensor
 
 from cnnlab.runtime.checks import number
 
+MOST_ALPHA = 1000.0  # each image is half its partner's from there on
+
 
 class Mixing(ABC):
     """Joins each image with another of its batch; targets become probabilities (N, K) whose rows sum to 1.
 
-    One share for the whole batch, drawn from Beta(`alpha`, `alpha`): near 0 or 1 for a small alpha, uniform for 1.
+    One weight for the whole batch, drawn from Beta(`alpha`, `alpha`): near 0 or 1 for a small alpha, uniform for 1.
     """
 
     def __init__(self, alpha: float = 0.2) -> None:
-        self.alpha = number("alpha", alpha, 0, open_minimum=True)
+        self.alpha = number("alpha", alpha, 0, MOST_ALPHA, open_minimum=True)
 
     def __call__(self, x_NCHW: Tensor, target_NK: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         gammas = torch._standard_gamma(torch.full((2,), self.alpha, dtype=torch.float64), generator)
-        share = float(gammas[0] / gammas.sum())
+        # of a tiny alpha both may underflow to 0
+        weight = float(gammas[0] / gammas.sum()) if gammas.sum() > 0 else 1.0
         partner_N = torch.randperm(len(x_NCHW), generator=generator).to(x_NCHW.device)
-        return self.mix(x_NCHW, target_NK, partner_N, share, generator)
+        return self.mix(x_NCHW, target_NK, partner_N, weight, generator)
 
     @abstractmethod
     def mix(
-        self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, share: float, generator: torch.Generator
+        self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, weight: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Each image with a share of its own and the rest from its partner, and the targets so."""
+        """Each image and target with this weight, and its partner with the rest."""
 
 
 class MixUp(Mixing):
     """x ← λ·x + (1 − λ)·x', and the targets the same (arXiv 1710.09412). Raises `ArgumentError`."""
 
     def mix(
-        self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, share: float, generator: torch.Generator
+        self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, weight: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         return (
-            torch.lerp(x_NCHW[partner_N], x_NCHW, share),
-            torch.lerp(target_NK[partner_N], target_NK, share),
+            torch.lerp(x_NCHW[partner_N], x_NCHW, weight),
+            torch.lerp(target_NK[partner_N], target_NK, weight),
         )
 
 
@@ -53,12 +56,12 @@ class CutMix(Mixing):
         super().__init__(alpha)
 
     def mix(
-        self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, share: float, generator: torch.Generator
+        self, x_NCHW: Tensor, target_NK: Tensor, partner_N: Tensor, weight: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         height, width = x_NCHW.shape[2:]
         middle = torch.rand(2, generator=generator).tolist()
         rows, columns = (
-            _cut(at * size, (1 - share) ** 0.5 * size, size) for at, size in zip(middle, (height, width), strict=True)
+            _cut(at * size, (1 - weight) ** 0.5 * size, size) for at, size in zip(middle, (height, width), strict=True)
         )
         mixed_NCHW = x_NCHW.clone()
         mixed_NCHW[:, :, rows, columns] = x_NCHW[partner_N][:, :, rows, columns]

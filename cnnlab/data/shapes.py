@@ -13,6 +13,7 @@ from cnnlab.runtime.randomness import derive, uniforms
 
 SMALLEST = 8  # pixels: in less, a corner and a curve are the same blot
 LARGEST = 1024
+MOST_NOISE = 100.0
 MOST_PIXELS = 1 << 34  # of a split, a byte each
 CHUNK = 1 << 20  # pixels drawn at a time: a bound on memory
 TILT = math.radians(10)  # how far a line may be off its direction
@@ -43,8 +44,8 @@ class Shapes(Source):
             "test": integer("test_count", test_count, len(SHAPES), most),
         }
         thinnest = number("thickness[0]", thickness[0], 0, open_minimum=True)
-        self.thickness = (thinnest, number("thickness[1]", thickness[1], thinnest))
-        self.noise = number("noise", noise, 0)
+        self.thickness = (thinnest, number("thickness[1]", thickness[1], thinnest, LARGEST))
+        self.noise = number("noise", noise, 0, MOST_NOISE)
         self.drawing_seed = integer("drawing_seed", drawing_seed, 0)
 
     def describe(self) -> DataSpec:

@@ -14,6 +14,7 @@ from cnnlab.blocks.facts import Facts
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer
 from cnnlab.blocks.sequential import Sequential
 from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec
+from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
 BLOCK = Registry("block", BLOCKS, nn.Module, ("torch.nn",))
@@ -27,6 +28,7 @@ INFERRED = (
     "input_shape",
     "normalized_shape",
 )
+MOST_REPETITIONS = 1000
 RESERVED = ("after", "init")  # keys of a layer that are not arguments of its block
 
 
@@ -100,13 +102,14 @@ class Reader:
             anchor = spec.get("after") if isinstance(spec, Mapping) else None
             if anchor is None:
                 roots.append(name)
-            elif anchor in blocks and anchor != name:
+            elif isinstance(anchor, str) and anchor in blocks and anchor != name:
                 followers[anchor].append(name)
             else:
+                others = [other for other in blocks if other != name]
                 self.complaints.add(
                     f"{key}.{name}.after",
-                    f"there is no other layer {anchor!r};{did_you_mean(anchor, blocks)} "
-                    f"expected one of {listing(other for other in blocks if other != name)}",
+                    f"there is no other layer {anchor!r};{did_you_mean(anchor, others)} "
+                    f"expected one of {listing(others)}",
                 )
                 roots.append(name)
         order: list[str] = []
@@ -167,10 +170,11 @@ class Reader:
         return Layer(name, component, initialize, columns, tuple(modules))
 
     def _repeat(self, count: Any, key: str) -> int:
-        if isinstance(count, int) and not isinstance(count, bool) and count >= 1:
-            return count
-        self.complaints.add(f"{key}.repeat", f"expected a whole number ≥ 1, received {count!r}")
-        return 1
+        try:
+            return integer("repeat", count, 1, MOST_REPETITIONS)
+        except ArgumentError as error:
+            self.complaints.add_error(key, error)
+            return 1
 
     def _probe(self, component: Component) -> None:
         """Builds one of our own blocks with made-up sizes, to find each value that no size would make legal."""

@@ -1,6 +1,7 @@
 """Checks of plain values, used by the constructors that take them. Each returns the value it accepted."""
 
 import math
+import sys
 from typing import Any
 
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
@@ -34,7 +35,7 @@ def number(
     open_maximum: bool = False,
 ) -> float:
     """A finite number in the interval; `open_…` leaves its end out. Raises `ArgumentError`."""
-    legal = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    legal = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if legal:
         legal = value > minimum if open_minimum else value >= minimum
     if legal:

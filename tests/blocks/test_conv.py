@@ -137,7 +137,7 @@ def test_constant_padding_of_zero_is_zero_padding() -> None:
         ({"in_channels": 3, "groups": 2}, "groups", "in_channels 3"),
         ({"out_channels": 3, "groups": 2}, "groups", "out_channels 3"),
         ({"padding_mode": "reflekt"}, "padding_mode", "did you mean 'reflect'?"),
-        ({"padding_mode": "constant", "padding_value": float("nan")}, "padding_value", "finite"),
+        ({"padding_mode": "constant", "padding_value": float("nan")}, "padding_value", "in [-1e+06, 1e+06]"),
         ({"padding_value": 1.0}, "padding_value", "padding_mode=constant"),
         ({"padding_value": 1.0, "padding_mode": "reflect"}, "padding_value", "padding_mode=reflect"),
     ],

@@ -174,8 +174,8 @@ def test_features_are_refused_with_what_to_change() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hidden_size": 0}, "hidden_size: expected a whole number ≥ 1, received 0"),
-        ({"num_layers": 0}, "num_layers: expected a whole number ≥ 1, received 0"),
+        ({"hidden_size": 0}, "hidden_size: expected a whole number from 1 to 16777216, received 0"),
+        ({"num_layers": 0}, "num_layers: expected a whole number from 1 to 100, received 0"),
         ({"num_layers": 2, "dropout": 1.0}, r"dropout: expected a number in \[0, 1\), received 1.0"),
         ({"dropout": 0.5}, "dropout: it acts between layers: expected num_layers of 2 or more beside it"),
         ({"order": "row"}, "order: expected .*rows"),

@@ -36,8 +36,8 @@ def test_the_gradient_goes_to_the_kept_pixels_alone() -> None:
     ("arguments", "message"),
     [
         ({"out_channels": 2}, "out_channels: expected at least the 3 channels that reach it, received 2"),
-        ({"out_channels": 0}, "out_channels: expected a whole number ≥ 1, received 0"),
-        ({"out_channels": 3, "stride": 0}, "stride: expected a whole number ≥ 1, received 0"),
+        ({"out_channels": 0}, "out_channels: expected a whole number from 1 to 16777216, received 0"),
+        ({"out_channels": 3, "stride": 0}, "stride: expected a whole number from 1 to 65536, received 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused(arguments: dict[str, int], message: str) -> None:

@@ -137,8 +137,8 @@ def test_a_null_layer_keeps_its_place_as_an_anchor() -> None:
     assert names(build_network((1, 8, 8), blocks)) == ["conv", "norm", "relu"]
 
 
-@pytest.mark.parametrize("anchor", ["cnv", "norm"])
-def test_an_anchor_that_is_no_other_layer_is_refused(anchor: str) -> None:
+@pytest.mark.parametrize("anchor", ["cnv", "norm", ["conv"], {"a": "conv"}], ids=str)
+def test_an_anchor_that_is_no_other_layer_is_refused(anchor: Any) -> None:
     (message,) = complaints_about({"conv": CONV, "norm": {"type": "batch_norm", "after": anchor}})
     assert message.startswith(f"model.blocks.norm.after: there is no other layer {anchor!r};")
     assert message.endswith("expected one of conv")
@@ -281,10 +281,10 @@ def test_each_repetition_fits_what_the_one_before_gives() -> None:
     assert network(torch.zeros(2, 3, 9, 9)).shape == (2, 4, 3, 3)  # each takes 3 − 1 pixels
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.5, True, "two"])
+@pytest.mark.parametrize("count", [0, 100_000, 1.5, True, "two"])
 def test_a_sequence_cannot_be_repeated_so_often(count: Any) -> None:
     messages = complaints_about({"stage": {"type": "sequential", "repeat": count, "blocks": {"relu": "relu"}}})
-    assert messages == [f"model.blocks.stage.repeat: expected a whole number ≥ 1, received {count!r}"]
+    assert messages == [f"model.blocks.stage.repeat: expected a whole number from 1 to 1000, received {count!r}"]
 
 
 def test_a_container_without_blocks_is_refused() -> None:
@@ -449,7 +449,7 @@ def test_a_layer_s_init_is_checked() -> None:
 
 def test_an_argument_of_init_is_checked() -> None:
     assert complaints_about({"conv": CONV}, init={"type": "normal", "std": -1}) == [
-        "model.init.std: expected a number ≥ 0, received -1"
+        "model.init.std: expected a number in [0, 1e+06], received -1"
     ]
 
 

@@ -78,6 +78,31 @@ MISFITS: list[tuple[tuple[int, ...], dict[str, Any], str]] = [
         {"softmax": {"type": "softmax", "dim": -3}},
         "model.blocks.softmax.dim: expected 1 to 1 (or −1 to −1) for an input of 64, received -3",
     ),
+    (
+        (1, 8, 8),
+        {"pixels": {"type": "permute_pixels", "input_shape": [1, 4, 4]}},
+        "model.blocks.pixels.input_shape: expected 1×8×8",
+    ),
+    (
+        (1, 8, 8),
+        {"lstm": {"type": "lstm", "hidden_size": 2, "input_shape": [1, 4, 4]}},
+        "model.blocks.lstm.input_shape: expected 1×8×8",
+    ),
+    (
+        (1, 8, 8),
+        {"pool": {"type": "torch.nn.MaxPool2d", "kernel_size": 2, "padding": 2}},
+        "model.blocks.pool.padding: expected at most half of the kernel_size 2, received 2",
+    ),
+    (
+        (1, 8, 8),
+        {"pool": {"type": "torch.nn.AdaptiveAvgPool2d", "output_size": [2, 2, 2]}},
+        "model.blocks.pool.output_size: expected a whole number or a pair",
+    ),
+    (
+        (1, 8, 8),
+        {"conv": {"type": "torch.nn.Conv2d", "out_channels": 2, "kernel_size": 3, "stride": 0}},
+        "model.blocks.conv.stride: expected a whole number from 1 to 65536, received 0",
+    ),
     ((7,), {"answer": "two_classes"}, "model.blocks.answer: expected the activation of one neuron, received 7"),
 ]
 
