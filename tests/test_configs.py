@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from commands import composed
 from image_folders import write_folders
 
@@ -11,12 +12,14 @@ from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.compose import CONFIGS
 from cnnlab.config.run_plan import RunPlan
+from cnnlab.runtime.errors import ConfigError
 
 GROUPS = [folder for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()]
 CHOICES = [
     (group.name, path.relative_to(group).with_suffix("").as_posix())
     for group in GROUPS
     for path in sorted(group.rglob("*.yaml"))
+    if path.stem != "base"
 ]
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
@@ -26,10 +29,6 @@ COMPANIONS = {
     ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],
     ("model", "xor_of_nands"): ["data=logic_gates", "loss=quadratic"],
     ("model", "lenet"): ["data=mnist"],
-    ("experiment", "book/base"): [
-        "+model.blocks.flatten=flatten",
-        "+model.blocks.output={type: linear, out_features: classes}",
-    ],
     ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
 }
 
@@ -74,6 +73,17 @@ def test_the_default_is_digits_and_cnn() -> None:
     assert list(config["model"]["blocks"])[:4] == ["conv1", "norm1", "pool1", "relu1"]
 
 
-@pytest.mark.parametrize("path", sorted(Path(CONFIGS).rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_yaml_begins_by_saying_what_it_is(path: Path) -> None:
-    assert path.read_text().startswith("#")
+def test_every_yaml_begins_with_a_comment() -> None:
+    assert not [path for path in CONFIGS.rglob("*.yaml") if not path.read_text().startswith("#")]
+
+
+def test_a_data_set_writes_only_what_differs_from_the_base() -> None:
+    base = yaml.safe_load((CONFIGS / "data" / "base.yaml").read_text())
+    for path in (CONFIGS / "data").glob("*.yaml"):
+        own = {} if path.stem == "base" else yaml.safe_load(path.read_text())
+        assert not {key for key in own if own[key] == base.get(key)}, path
+
+
+def test_what_a_data_set_has_to_bring_is_required() -> None:
+    with pytest.raises(ConfigError, match=r"data\.type: expected a data set, as in data=mnist, received none"):
+        composed("data=base")

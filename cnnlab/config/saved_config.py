@@ -17,6 +17,7 @@ DEEPEST = 32
 MOST_EXPANSIONS = 1000
 EXPECTED = {  # for the keys that YAML leaves to the user with ???
     "run": "expected a run's directory, as in run=runs/digits/…",
+    "data.type": "expected a data set, as in data=mnist",
     "data.root": "expected the folder of your images, as in data.root=my_images",
 }
 # what a saved config may ask for: its own keys, and the folder of the data
@@ -140,11 +141,12 @@ def _target(inner: str, place: tuple[str, ...]) -> tuple[str, ...]:
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """Plain values, interpolations resolved. Raises `ConfigError` for a value that is missing or cannot be resolved."""
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    missing = sorted(".".join(place) for place, text in _leaves(unresolved) if text == "???")
+    if missing:
+        expected = [f"{key}: {EXPECTED.get(key, 'expected a value')}, received none" for key in missing]
+        raise ConfigError("\n  ".join(expected))
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            expected = [f"{key}: {EXPECTED.get(key, 'expected a value')}, received none" for key in missing]
-            raise ConfigError("\n  ".join(expected))
         content = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or error.key}: {first_line(error)}") from error

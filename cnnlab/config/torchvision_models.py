@@ -1,7 +1,7 @@
 """`model=resnet18` and its like: each classification network of torchvision is a choice of the group `model`.
 
-The names stand here, so that a command is composed, and a misspelt name answered, without torch. They are a source of
-configs of their own, behind all folders: what lies in Hydra's `ConfigStore` is merged into a file of the same name.
+The names stand here, so that a command is composed, and a misspelt name refused, without torch. They are a source of
+configs of their own, after all folders: what lies in Hydra's `ConfigStore` is merged into a file of the same name.
 """
 
 from collections.abc import Iterable
@@ -130,12 +130,12 @@ class TorchvisionSource(ConfigSource):
 
 class TorchvisionSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        # --config-dir goes before the first "schema" of the path: so this stands behind every folder
+        # --config-dir goes before the first "schema" of the path: so this comes after every folder
         search_path.append("schema", "torchvision://models")
 
 
 def summarized(choices: Iterable[str]) -> list[str]:
-    """Choices as a person reads them: torchvision's in a word, behind the others."""
-    choices = list(choices)
-    others = [choice for choice in choices if choice not in NAMES]
+    """Choices as a person reads them: torchvision's as one, last; no `base`, which others start from."""
+    choices = {choice for choice in choices if choice.rpartition("/")[2] != "base"}
+    others = sorted(choices - set(NAMES))
     return others if len(others) == len(choices) else [*others, f"or {SUMMARY}"]
