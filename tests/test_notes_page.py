@@ -58,7 +58,6 @@ def test_every_image_of_the_page_is_there_and_no_other() -> None:
     assert named == {path.name for path in IMAGES.iterdir()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("concept", WITHOUT_RUNS)
 def test_a_concept_that_needs_no_training_holds_here(concept: str) -> None:
     claims = CONCEPTS[concept]().claims

@@ -20,7 +20,7 @@ def trained(run: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, 
     return json.loads((run / "summary.json").read_text()), [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_default_reads_digits(tmp_path: Path, seed: int) -> None:
     summary, _ = trained(tmp_path / "run", f"seed={seed}")
     assert summary["test"]["accuracy"] >= 0.975

@@ -341,7 +341,6 @@ def test_every_figure_follows_from_the_predictions(finished: Path) -> None:
     assert len(set(predicted.index_N)) == 180
 
 
-@pytest.mark.slow
 def test_each_kind_of_evaluation_has_files_of_its_own(finished: Path) -> None:
     for overrides in ((), ("tta=flip",), ("split=val",), ("checkpoint=3",)):
         assert ask(finished, *overrides).code == 0

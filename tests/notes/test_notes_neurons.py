@@ -69,7 +69,6 @@ def test_a_sigmoid_of_large_weights_is_a_step() -> None:
     assert gaps[-1] < 1e-40
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "learned"),
     [

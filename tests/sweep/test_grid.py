@@ -111,7 +111,6 @@ def test_what_another_launcher_did_until_it_was_stopped_is_in_the_table(
     assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["completed", "interrupted", "not started"]
 
 
-@pytest.mark.slow
 def test_another_sweeper_can_use_our_processes(in_tmp_path: Path) -> None:
     answer = run(train, "-m", FAST, "hydra/sweeper=basic", "trainer.max_steps=0", "seed=1")
     assert answer.code == 0, answer.err
