@@ -224,6 +224,22 @@ def test_bf16_stays_near_fp32() -> None:
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+def test_scaled_gradients_are_unscaled_before_they_are_clipped() -> None:
+    weights, norms = [], []
+    for enabled in (True, False):
+        model = network().float()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)  # a power of two rounds nothing
+        images = replace(batch(), x_NCHW=batch().x_NCHW.float())
+        result = train_step(
+            model, F.cross_entropy, optimizer, images, execution=Execution(), scaler=scaler, clip_norm=0.05
+        )
+        weights.append([parameter.tolist() for parameter in model.parameters()])
+        norms.append(result.gradient_norm)
+    assert weights[0] == weights[1]
+    assert norms[0] == norms[1]
+
+
 def test_fp16_skips_an_update_that_overflows_and_halves_its_scale() -> None:
     images = batch()
     huge = Batch(images.x_NCHW.float() * 1e30, images.target, images.index_N)

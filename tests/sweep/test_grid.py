@@ -258,17 +258,17 @@ class Bomb(nn.Module):
 """
 
 
-def test_of_six_jobs_five_are_whole_where_one_is_killed(tmp_path: Path) -> None:
+def test_of_four_jobs_three_are_whole_where_one_is_killed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    axes = ("optimizer.lr=0.01,0.05,0.1", "model=cnn,mlp")
+    axes = ("optimizer.lr=0.01,0.05", "model=cnn,mlp")
     process = start(tmp_path, FAST, *axes, "+model.blocks.bomb=mine.Bomb", "hydra.launcher.n_jobs=2")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 1, err
-    assert out.startswith("grid: 6 jobs = 3 optimizer.lr × 2 model\n")
+    assert out.startswith("grid: 4 jobs = 2 optimizer.lr × 2 model\n")
     assert "2 at a time, OMP_NUM_THREADS=" in out
     sweep = sweep_of(tmp_path)
     summaries = {path.parent.name: read_json(path) for path in sweep.glob("*/summary.json")}
-    assert [summary["status"] for summary in summaries.values()] == ["completed"] * 5
+    assert [summary["status"] for summary in summaries.values()] == ["completed"] * 3
     table = rows(sweep)
     assert [(row["optimizer.lr"], row["model"]) for row in table[:3]] == [
         ("0.01", "cnn"),
@@ -283,7 +283,7 @@ def test_of_six_jobs_five_are_whole_where_one_is_killed(tmp_path: Path) -> None:
             assert float(row["accuracy/val"]) == summaries[row["job"]]["best"]["accuracy/val"]
     best = max((row for row in table if row is not killed), key=lambda row: float(row["accuracy/val"]))
     assert f"* best by accuracy/val: {best['directory']}\n" in out
-    assert err.startswith("error: 1 of 6 jobs did not complete:\n")
+    assert err.startswith("error: 1 of 4 jobs did not complete:\n")
     assert (
         f"{killed['job']} optimizer.lr={killed['optimizer.lr']} model={killed['model']}: failed: killed by SIGKILL"
         in err
