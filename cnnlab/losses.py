@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cnnlab.runtime.checks import number
 from cnnlab.runtime.errors import ArgumentError
+from cnnlab.runtime.eval_mode import in_evaluation_mode
 
 Weights = Sequence[float] | str | None
 
@@ -217,4 +218,5 @@ def loss_of_each(loss: nn.Module, output_NK: Tensor, target: Tensor) -> Tensor:
         single.reduction = "none"
         each: Tensor = single(output_NK, target).reshape(len(output_NK), -1).mean(1)
         return each
-    return torch.stack([loss(output_NK[n : n + 1], target[n : n + 1]) for n in range(len(output_NK))])
+    with in_evaluation_mode(loss):
+        return torch.stack([loss(output_NK[n : n + 1], target[n : n + 1]) for n in range(len(output_NK))])

@@ -25,6 +25,28 @@ class Meter(Protocol):
     def read(self) -> dict[str, float]: ...
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """A network's output for each image, on the CPU: `output_NK` float32, `target_N`, `index_N` as in `Batch`."""
+
+    output_NK: Tensor
+    target_N: Tensor
+    index_N: Tensor
+
+
+class Collector:
+    """Gathers the outputs of a pass batch by batch."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, output_NK: Tensor, batch: Batch) -> None:
+        self._batches.append((output_NK.float().cpu(), batch.target.cpu(), batch.index_N.cpu()))
+
+    def read(self) -> Outputs:
+        return Outputs(*(torch.cat(tensors) for tensors in zip(*self._batches, strict=True)))
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -32,45 +54,46 @@ def evaluate(
     batches: Iterable[Batch],
     execution: Execution,
     meter: Meter | None = None,
+    *,
+    views: Sequence[View] = (),
+    collector: Collector | None = None,
 ) -> dict[str, float]:
-    """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode."""
+    """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode.
+
+    With `views` (test-time augmentation) an image's output is the mean over them. A `collector` gets every output.
+    """
     tally = Tally()
     with in_evaluation_mode(network, *([loss] if isinstance(loss, nn.Module) else [])):
         for batch in batches:
+            output_NK = _output(network, batch, execution, views)
             with execution.autocast(batch.x_NCHW.device):
-                output_NK = network(execution.arrange(batch.x_NCHW))
                 mean_loss = loss(output_NK, batch.target)
             tally.add(mean_loss, count_correct(output_NK, batch.target), batch.index_N)
             if meter:
                 meter.update(output_NK, batch.target)
+            if collector:
+                collector.add(output_NK, batch)
     return tally.read() | (meter.read() if meter else {})
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a network said of each image, on the CPU: `output_NK` float32, `target_N`, `index_N` as in `Batch`."""
-
-    output_NK: Tensor
-    target_N: Tensor
-    index_N: Tensor
 
 
 @torch.no_grad()
 def collect(network: nn.Module, batches: Iterable[Batch], execution: Execution, views: Sequence[View] = ()) -> Outputs:
-    """One pass in evaluation mode. With `views` (test-time augmentation) the output is the mean over them.
-
-    The batches need images.
-    """
-    parts = []
+    """The outputs alone, for images without labels: one pass in evaluation mode. The batches need images."""
+    collector = Collector()
     with in_evaluation_mode(network):
         for batch in batches:
-            seen = [view(batch.x_NCHW) for view in views] or [batch.x_NCHW]
-            with execution.autocast(batch.x_NCHW.device):
-                outputs = [network(execution.arrange(x_NCHW)).float() for x_NCHW in seen]
-            output_NK = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
-            parts.append((output_NK.cpu(), batch.target.cpu(), batch.index_N.cpu()))
-    output_NK, target_N, index_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Outputs(output_NK, target_N, index_N)
+            collector.add(_output(network, batch, execution, views), batch)
+    return collector.read()
+
+
+def _output(network: nn.Module, batch: Batch, execution: Execution, views: Sequence[View]) -> Tensor:
+    """The mean output over the views, float32; without views that of the images, in the precision of the execution."""
+    with execution.autocast(batch.x_NCHW.device):
+        if not views:
+            output_NK: Tensor = network(execution.arrange(batch.x_NCHW))
+            return output_NK
+        seen = [view(batch.x_NCHW) for view in views]  # all made before a first layer may work in place
+        return torch.stack([network(execution.arrange(x_NCHW)).float() for x_NCHW in seen]).mean(0)
 
 
 def _identity(x_NCHW: Tensor) -> Tensor:

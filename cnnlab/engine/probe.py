@@ -120,7 +120,7 @@ class Probe:
             with self.execution.autocast(microbatch.x_NCHW.device):
                 output_NK = self._copy(self.execution.arrange(microbatch.x_NCHW))
                 loss = self._loss(output_NK, microbatch.target)
-            losses.append(loss * (len(microbatch) / len(self._batch)))
+            losses.append(loss * microbatch.weight)
             corrects.append(count_correct(output_NK, microbatch.target))
         restore_generators(generators)
         return torch.stack(losses).sum(), torch.stack(corrects).sum()

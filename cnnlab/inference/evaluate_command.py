@@ -11,7 +11,7 @@ from cnnlab.config.programs import command, trusting
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.data.source import Images
-from cnnlab.engine.evaluation import VIEWS, Outputs, collect
+from cnnlab.engine.evaluation import VIEWS, Collector, Outputs, evaluate
 from cnnlab.engine.execution import allow_tf32, make_deterministic
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
 from cnnlab.inference.predict_command import predict_images
@@ -75,9 +75,12 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
     images = _read(run, split)
     study = Study.of(run, predictor, wanted, images, split)
+    collector, loss = Collector(), plan.loss.to(plan.device)
     with closing(held_out_loader(plan, images, run.normalization)) as loader:
-        outputs = collect(predictor.network, loader, plan.execution, VIEWS[tta])
-    predictions = _predictions(plan, outputs)
+        measured = evaluate(
+            predictor.network, loss, loader, plan.execution, plan.meter(), views=VIEWS[tta], collector=collector
+        )
+    predictions = _predictions(plan, collector.read())
     class_names = plan.spec.class_names
     confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
     result = {
@@ -85,14 +88,14 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
         "checkpoint": run.checkpoint.folder.name,
         "images": len(images),
         "tta": tta,
-        "loss": predictions.loss,
-        "accuracy": predictions.accuracy,
-        "metrics": _named_metrics(plan, outputs),
+        "loss": measured["loss"],
+        "accuracy": measured["accuracy"],
+        "metrics": {name: value for name, value in measured.items() if name not in ("loss", "accuracy")},
         **report(predictions.output_NK, predictions.probability_NK, predictions.target_N, class_names, top_k),
     }
     suffix = "" if tta == "none" else f"-{tta}"
     name = f"{split}-{run.checkpoint.folder.name}{suffix}"
-    title = f"{split} split, accuracy {100 * predictions.accuracy:.2f} %"
+    title = f"{split} split, accuracy {100 * measured['accuracy']:.2f} %"
     figure = confusion_figure(confusion_KK, class_names, title)
     drawings = [Drawing(f"confusion-{name}.png", f"confusion/{split}{suffix}", figure), *study.draw()]
     written = [
@@ -140,15 +143,6 @@ def _predictions(plan: RunPlan, outputs: Outputs) -> Predictions:
         probabilities(loss, outputs.output_NK),
         loss_of_each(loss, outputs.output_NK, outputs.target_N),
     )
-
-
-def _named_metrics(plan: RunPlan, outputs: Outputs) -> dict[str, float]:
-    """What the run's config names beside loss and accuracy."""
-    meter = plan.meter()
-    if meter is None:
-        return {}
-    meter.update(outputs.output_NK.to(plan.device), outputs.target_N.to(plan.device))
-    return meter.read()
 
 
 def _save(run: SavedRun, drawings: Sequence[Drawing]) -> list[Path]:

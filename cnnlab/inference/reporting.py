@@ -37,14 +37,6 @@ class Predictions:
         """The class with the largest output, (N,)."""
         return self.output_NK.argmax(1)
 
-    @property
-    def accuracy(self) -> float:
-        return float((self.predicted == self.target_N).double().mean())
-
-    @property
-    def loss(self) -> float:
-        return float(self.loss_N.double().mean())
-
 
 def write_predictions(
     directory: RunDirectory,

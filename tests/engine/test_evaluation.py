@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnnlab.engine.evaluation import VIEWS, collect, evaluate
+from cnnlab.engine.evaluation import VIEWS, Collector, collect, evaluate
 from cnnlab.engine.execution import Execution
 from cnnlab.runtime.batch import Batch
 
@@ -127,6 +127,17 @@ def test_collect_gives_what_the_network_says_of_each_image_in_their_order(sizes:
     torch.testing.assert_close(outputs.output_NK, model.eval()(x_NCHW).detach())
     assert torch.equal(outputs.target_N, y_N)
     assert outputs.index_N.tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("name", ["none", "flip"])
+def test_one_pass_gives_the_figures_and_the_output_of_each_image(name: str) -> None:
+    model, collector = network(nn.Dropout(0.5)), Collector()
+    measured = evaluate(model, F.cross_entropy, batches(5, 6), Execution(), views=VIEWS[name], collector=collector)
+    outputs, alone = collector.read(), collect(model, batches(5, 6), Execution(), VIEWS[name])
+    for field in ("output_NK", "target_N", "index_N"):
+        assert torch.equal(getattr(outputs, field), getattr(alone, field))
+    assert measured["loss"] == pytest.approx(F.cross_entropy(outputs.output_NK, outputs.target_N).item(), rel=1e-6)
+    assert measured["accuracy"] == (outputs.output_NK.argmax(1) == outputs.target_N).double().mean()
 
 
 @pytest.mark.parametrize("training", [True, False])
