@@ -1,5 +1,6 @@
 """A command as a Hydra application: Hydra composes, a job runs, and errors are caught here, once."""
 
+import io
 import os
 import signal
 import sys
@@ -105,6 +106,8 @@ def _run_application(config_name: str, job: Callable[[DictConfig], None], line: 
         finally:
             os.environ[FULL_ERROR] = "1"
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files need not be UTF-8
     sys.path.append(os.getcwd())  # the user's own classes lie where the command is given
     application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     try:

@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
@@ -39,9 +38,6 @@ def run(command: Callable[[], None], *arguments: str) -> Answer:
             command()
         except SystemExit as end:
             code = end.code
-        finally:
-            torch.use_deterministic_algorithms(False)
-            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     return Answer(code, out.getvalue(), err.getvalue())
 
 

@@ -54,7 +54,7 @@ class RunConfig:
     @property
     def restarts_schedule(self) -> bool:
         """True if `schedule.restart` asks for a new cycle of the schedule."""
-        schedule = self.values["schedule"]
+        schedule = self.values.get("schedule")  # reported as missing by the checks
         return isinstance(schedule, Mapping) and schedule.get("restart") is True
 
     def restarted(self, step: int) -> "RunConfig":

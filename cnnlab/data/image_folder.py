@@ -1,5 +1,6 @@
 """A person's own images: files in folders that are named after their classes."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,8 +76,8 @@ class ImageFolder(Source):
 
     @cached_property
     def _found(self) -> "_Found":
-        if not self.root.is_dir():
-            is_there = "is no folder" if self.root.exists() else "does not exist"
+        if not os.path.isdir(self.root):  # False for a name that is too long, where Path.is_dir raises
+            is_there = "is no folder" if os.path.exists(self.root) else "does not exist"
             raise ConfigError(
                 f"data.root: expected the folder of your images, but {printable(self.root.absolute())} {is_there}"
             )

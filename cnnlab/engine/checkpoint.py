@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line, listing
+from cnnlab.runtime.files import read_regular
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 20
+LARGEST_NAME = 100  # bytes of `best` and `last`
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -127,7 +129,7 @@ class Checkpoints:
     def named(self, name: str) -> int | None:
         """The step that `best` or `last` names; None where it names none."""
         try:
-            match = _NAME.fullmatch((self.folder / name).read_text().strip())
+            match = _NAME.fullmatch(read_regular(self.folder / name, LARGEST_NAME).decode().strip())
         except (OSError, UnicodeDecodeError):
             return None
         return int(match[1]) if match else None

@@ -22,9 +22,10 @@ from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.metrics import confusion_matrix, report
 from cnnlab.observers.tensorboard import write_images
 from cnnlab.run.loaders import held_out_loader, read_split, read_training_data
+from cnnlab.run.process_state import process_state_kept
 from cnnlab.run.resuming import check_classes, check_data
 from cnnlab.runtime.checks import integer, one_of
-from cnnlab.runtime.errors import ConfigError, no_such_key
+from cnnlab.runtime.errors import ConfigError, listing, no_such_key
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
 KEYS = ("run", "split", "layers", "index", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
@@ -36,6 +37,9 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
+    for key in KEYS:
+        if key not in request:
+            raise ConfigError(f"{key}: it is missing; expected all of {listing(KEYS)}")
     one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
     wanted = Wanted.of(request)
@@ -45,12 +49,13 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
     if not os.access(path, os.W_OK):
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.plan.spec.classes)
-    make_deterministic(run.plan.deterministic)
-    allow_tf32(run.plan.execution.precision == "tf32")
-    if request["images"] is not None:
-        predict_images(run, Path(str(request["images"])), request["tta"])
-    else:
-        _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
+    with process_state_kept():
+        make_deterministic(run.plan.deterministic)
+        allow_tf32(run.plan.execution.precision == "tf32")
+        if request["images"] is not None:
+            predict_images(run, Path(str(request["images"])), request["tta"])
+        else:
+            _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
 
 
 def _moved(data: Any) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """`python evaluate.py run=RUN images=FOLDER`: a run's predictions for images without labels."""
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cnnlab.data.image_files import list_images
+from cnnlab.data.image_files import list_images, printable
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images
 from cnnlab.engine.evaluation import VIEWS, collect
@@ -26,26 +27,30 @@ def predict_images(run: SavedRun, place: Path, tta: str) -> None:
     suffix = "" if tta == "none" else f"-{tta}"
     file = f"predictions-images-{place.resolve().name}-{run.checkpoint.folder.name}{suffix}.csv"
     written = write_image_predictions(run.directory, file, predictions, class_names)
-    print(f"{len(names):,} {'image' if len(names) == 1 else 'images'} of {place} (step {run.checkpoint.step})")
+    print(
+        f"{len(names):,} {'image' if len(names) == 1 else 'images'} of {printable(place)} (step {run.checkpoint.step})"
+    )
     print_predictions(predictions, class_names)
     print(f"written to {written}")
 
 
 def _found(place: Path) -> tuple[Path, list[str]]:
     """The folder, and the images in it by their paths within."""
-    if place.is_file():
+    if os.path.isfile(place):  # False for a name that is too long, where Path.is_file raises
         return place.parent, [place.name]
-    if not place.is_dir():
-        raise ConfigError(f"images: expected a folder of images or an image; {place.absolute()} does not exist")
+    if not os.path.isdir(place):
+        problem = "is neither" if os.path.exists(place) else "does not exist"
+        raise ConfigError(f"images: expected a folder of images or an image; {printable(place.absolute())} {problem}")
     try:
         found = list_images(place, place)
     except ConfigError as error:
         raise ConfigError(f"images: {error}") from error
     if not found.images:
         others = f", but {_files(found.others)}" if found.others else ""
-        raise ConfigError(f"images: expected images in {place.absolute()}; there is none{others}")
+        raise ConfigError(f"images: expected images in {printable(place.absolute())}; there is none{others}")
     if found.others:
-        print(f"not read: {_files(found.others)} without an extension of an image, such as {found.others[0]}")
+        first = printable(Path(found.others[0]))
+        print(f"not read: {_files(found.others)} without an extension of an image, such as {first}")
     return place, found.images
 
 

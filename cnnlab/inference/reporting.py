@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cnnlab.data.image_files import printable
 from cnnlab.metrics import rank_of_label
 from cnnlab.run.files import RunDirectory
 
@@ -108,7 +109,7 @@ def print_predictions(predictions: ImagePredictions, class_names: Sequence[str])
     table.add_column("prediction")
     table.add_column("probability", justify="right")
     for path, predicted, probability_K in islice(predictions.rows(), MOST_IMAGES):
-        table.add_row(path, class_names[predicted], f"{probability_K[predicted]:.4f}")
+        table.add_row(printable(Path(path)), class_names[predicted], f"{probability_K[predicted]:.4f}")
     console.print(table)
     if len(predictions.paths) > MOST_IMAGES:
         print(f"and {len(predictions.paths) - MOST_IMAGES:,} more")

@@ -111,7 +111,7 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> Path:
         """Replaces a file at once. Raises `TrainingError` where the disk refuses; the old file is then still there."""
         try:
-            return replace_file(self.path / name, text.encode())
+            return replace_file(self.path / name, text.encode(errors="backslashreplace"))  # of names that are no UTF-8
         except OSError as error:
             raise TrainingError(f"{self.path / name} cannot be written: {first_line(error)}") from error
 

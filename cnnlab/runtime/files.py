@@ -13,12 +13,15 @@ def read_regular(path: Path, largest: int) -> bytes:
     Raises `OSError` for what is no such file; a pipe is not waited for.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("expected a regular file")
-        content = file.read(largest + 1)
+            raise OSError("it is no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(largest + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > largest:
-        raise OSError(f"expected at most {largest:,} bytes")
+        raise OSError(f"it has more than {largest:,} bytes")
     return content
 
 

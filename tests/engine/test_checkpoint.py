@@ -606,3 +606,9 @@ def test_a_sealed_manifest_of_another_kind_is_damage(checkpoints: Checkpoints, b
     (checkpoints.path(1) / MANIFEST).write_text(text)
     with pytest.raises(DamagedCheckpointError):
         read_checkpoint(checkpoints.path(1))
+
+
+def test_a_pipe_in_the_place_of_best_is_not_waited_for(checkpoints: Checkpoints) -> None:
+    checkpoints.folder.mkdir()
+    os.mkfifo(checkpoints.folder / "best")
+    assert checkpoints.named("best") is None

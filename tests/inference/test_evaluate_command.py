@@ -125,6 +125,12 @@ def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(finished
     assert f"received '{which}'" in answer.err
 
 
+def test_a_key_that_the_command_removed_is_missed(finished: Path) -> None:
+    answer = ask(finished, "~split")
+    assert answer.code == 2
+    assert answer.err.startswith("error: split: it is missing; expected all of run, split, ")
+
+
 def test_a_split_that_no_run_has_is_refused(finished: Path) -> None:
     answer = ask(finished, "split=trian")
     assert answer.code == 2

@@ -1,7 +1,10 @@
 """`python evaluate.py run=RUN images=FOLDER`."""
 
 import csv
+import io
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,23 @@ def test_files_that_are_no_images_are_counted(own: Path) -> None:
     assert "not read: 1 file without an extension of an image, such as notes.txt" in answer.out
 
 
+def test_names_that_are_not_utf_8_are_escaped(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = own / "unlabelled"
+    shutil.copytree(own / "images" / "test" / "cat", folder)
+    (folder / "000.png").rename(folder / os.fsdecode(b"\xff.png"))
+    (folder / "001.png").rename(folder / "\x1b[31m.png")
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")  # refuses what is not UTF-8, as a terminal's stdout does
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", f"run={own / 'run'}", f"images={folder}"])
+    evaluate()
+    printed.flush()
+    text = printed.buffer.getvalue().decode()
+    assert "\\x1b[31m.png" in text
+    assert "\x1b" not in text
+    assert [row["path"] for row in predictions(own)][:2] == ["\x1b[31m.png", "002.png"]
+    assert predictions(own)[-1]["path"] == "\\udcff.png"
+
+
 def spoil(own: Path) -> dict[str, Path]:
     """Folders and files that are no images."""
     places = {name: own / name for name in ("empty", "broken", "linked", "letter")}
@@ -104,6 +124,10 @@ def spoil(own: Path) -> dict[str, Path]:
         place.mkdir()
     (places["broken"] / "a.png").write_bytes((own / "images/test/cat/000.png").read_bytes()[:150])
     (places["linked"] / "a.png").symlink_to(own / "images/test/cat/000.png")
+    places["circle"] = own / "circle"
+    places["circle"].mkdir()
+    (places["circle"] / "self").symlink_to("self")
+    os.mkfifo(own / "pipe")
     (places["letter"] / "a.txt").write_text("dear reader")
     return places
 
@@ -112,6 +136,9 @@ def spoil(own: Path) -> dict[str, Path]:
     ("name", "fragments"),
     [
         ("nowhere", ("images: expected a folder of images or an image", "does not exist")),
+        ("x" * 300, ("images: expected a folder of images or an image", "does not exist")),
+        ("pipe", ("images: expected a folder of images or an image", "is neither")),
+        ("circle", ("images: ", "self", "where nothing")),
         ("empty", ("images: expected images in", "there is none")),
         ("letter", ("images: expected images in", "there is none, but 1 file")),
         ("broken", ("images: ", "a.png", "cannot be decoded")),

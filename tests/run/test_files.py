@@ -182,7 +182,7 @@ def test_json_that_a_run_does_not_write_is_refused(in_tmp_path: Path, content: s
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(in_tmp_path: Path) -> None:
     os.mkfifo(in_tmp_path / "summary.json")
-    with pytest.raises(ConfigError, match="expected a regular file"):
+    with pytest.raises(ConfigError, match="but it is no regular file"):
         RunDirectory(in_tmp_path).read_json("summary.json")
 
 
