@@ -27,15 +27,16 @@ class ImageLoader(ABC):
     batch. `shuffle` takes each image once an epoch; with `balanced` as well, an epoch is as long, and has each class
     as often as any other (`balanced_order`). `drop_last` leaves out the images that fill no whole batch. Position
     within the epoch is an integer (`state_dict`), so an epoch can be resumed in the middle. Iterating yields the rest
-    of the current epoch; then `set_epoch` starts another. `augment` changes the images of each batch.
+    of the current epoch; then `set_epoch` starts another. `augment` changes the images of each batch. Without a
+    `normalization` what is stored comes as it is, such as float features of any shape (N, …).
 
-    A subclass says where images are gathered; the batches are the same to the bit.
+    A subclass decides where images are gathered; the batches are the same to the bit.
     """
 
     def __init__(
         self,
         images: Images,
-        normalization: Normalization,
+        normalization: Normalization | None,
         batch_size: int,
         *,
         device: torch.device,
@@ -50,7 +51,7 @@ class ImageLoader(ABC):
         self.device = device
         self.y_N = images.y_N.to(device)
         self.index_N = images.index_N.to(device)
-        self.shift_C11, self.scale_C11 = normalization.tensors(device)
+        self.normalization = normalization.tensors(device) if normalization else None
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.balanced = balanced
@@ -122,14 +123,16 @@ class ImageLoader(ABC):
 
     @abstractmethod
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
-        """The images of each block of rows, uint8 on the device, one block after the other."""
+        """The images of each block of rows, as stored but on the device, one block after the other."""
 
     def _made(self, x_NCHW: Tensor, row_N: Tensor, turn_N: Tensor, position: int) -> Batch:
         """Some batches in one: augmented, normalised, with their targets."""
         target, index_N = self.y_N[row_N], self.index_N[row_N]
         if self.augment:
             x_NCHW, target = self.augment(x_NCHW.float(), target, index_N, turn_N, self.epoch, position)
-        return Batch(normalized(x_NCHW, self.shift_C11, self.scale_C11), target, index_N)
+        if self.normalization:
+            x_NCHW = normalized(x_NCHW, *self.normalization)
+        return Batch(x_NCHW, target, index_N)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class ResidentLoader(ImageLoader):
     def __init__(
         self,
         images: Images,
-        normalization: Normalization,
+        normalization: Normalization | None,
         batch_size: int,
         *,
         device: torch.device,
@@ -36,8 +36,8 @@ class ResidentLoader(ImageLoader):
 
 
 def _loaded(images: Images, device: torch.device) -> Tensor:
-    """(N, C, H, W) on the device, chunk by chunk: the images lie in main memory once at most."""
-    x_NCHW = torch.empty((len(images), *images.shape), dtype=torch.uint8, device=device)
+    """(N, …) on the device, chunk by chunk: the images are in main memory once at most."""
+    x_NCHW = torch.empty((len(images), *images.shape), dtype=images.stored_NCHW.dtype, device=device)
     start = 0
     for chunk_NCHW in images.chunks():
         x_NCHW[start : start + len(chunk_NCHW)] = chunk_NCHW

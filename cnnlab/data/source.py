@@ -36,10 +36,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Images:
-    """One split: uint8 images, `y_N` int64 class indices, `index_N` positions in their split's file.
+    """One split: uint8 images or float features (N, …), `y_N` int64 class indices, `index_N` positions in their file.
 
-    Image i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. What is stored lies in memory, or
-    in a file behind `mapping`, of which only what is touched is read. A selection copies no pixel.
+    Image i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. The storage is in memory, or a file
+    mapped by `mapping`, of which only what is touched is read. A selection copies no pixel.
     """
 
     stored_NCHW: Tensor
@@ -63,7 +63,7 @@ class Images:
 
     def chunks(self) -> Iterator[Tensor]:
         """The images in their order, (n, C, H, W) at a time: no more than `CHUNK` bytes, or one image."""
-        count = max(1, CHUNK // self.stored_NCHW[0].numel())
+        count = max(1, CHUNK // self.stored_NCHW[0].nbytes)
         for start in range(0, len(self), count):
             rows = slice(start, start + count)
             yield self.stored_NCHW[rows] if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N[rows])

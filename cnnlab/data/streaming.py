@@ -33,7 +33,7 @@ class StreamingLoader(ImageLoader):
     def __init__(
         self,
         images: Images,
-        normalization: Normalization,
+        normalization: Normalization | None,
         batch_size: int,
         *,
         device: torch.device,

@@ -114,6 +114,20 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_remaining_batches(
     assert same(epochs(broken, 1), whole)  # with the workers that were busy with the rest
 
 
+@pytest.mark.parametrize("workers", [None, 0])
+def test_stored_features_are_served_as_they_are(workers: int | None) -> None:
+    features = Images.of(torch.randn(COUNT, 7), torch.arange(COUNT) % 3).select(torch.arange(COUNT).flip(0)[:50])
+    options: dict[str, Any] = {"device": CPU, "shuffle": True, "seed": 3}
+    loader: ImageLoader = ResidentLoader(features, None, 8, **options)
+    if workers is not None:
+        loader = StreamingLoader(features, None, 8, workers=workers, **options)
+    loader.load_state_dict({"epoch": 1, "position": 2})
+    batches = list(loader)
+    assert sum(map(len, batches)) == 50 - 2 * 8
+    for batch in batches:
+        assert torch.equal(batch.x_NCHW, features.stored_NCHW[batch.index_N])
+
+
 def test_streaming_draws_nothing_from_the_global_generators(streaming: Callable[..., ImageLoader]) -> None:
     before = torch.get_rng_state()
     epochs(streaming(2))
