@@ -90,7 +90,7 @@ def images() -> list[Contestant]:
         python("ImageFolder, 2 workers", torchvision, "--workers", "2"),
         python("ImageFolder, in the process", torchvision),
         python("cnnlab", own),
-        python("cnnlab, streaming", own, "data.memory_share=0.0001"),
+        python("cnnlab, streaming", own, "data.memory_fraction=0.0001"),
     ]
 
 

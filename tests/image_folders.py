@@ -1,4 +1,4 @@
-"""Folders of small images, as a person would have them."""
+"""Folders of small images, as a user has them."""
 
 import struct
 import zlib
@@ -34,8 +34,8 @@ def write_folders(root: Path, sizes: Mapping[str, int], side: int = 8) -> Path:
 def png_header(width: int, height: int) -> bytes:
     """A grey PNG of any size whose pixels are missing."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")

@@ -287,7 +287,7 @@ OWN_IMAGES = {
     ),
     "no test split to monitor": (
         lambda root: write_folders(root, {"cat": 8, "dog": 8}),
-        ["data.test_share=0", "trainer.monitor_test=true"],
+        ["data.test_fraction=0", "trainer.monitor_test=true"],
         ["trainer.monitor_test: ", "no test split"],
     ),
 }

@@ -23,7 +23,7 @@ CHOICES = [
 ]
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
-    ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_share=0.2"],
+    ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_fraction=0.2"],
     ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],
     ("data", "logic_gates"): ["model=mlp"],
     ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],

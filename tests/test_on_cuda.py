@@ -108,7 +108,7 @@ def test_compiled_steps_train(in_tmp_path: Path, captured: str) -> None:
 def test_batches_are_those_of_the_cpu(fraction: str, workers: str) -> None:
     images = {}
     for device in ("cpu", "cuda"):
-        settings = (f"device={device}", AUGMENT, "data.batch_size=32", f"data.memory_share={fraction}")
+        settings = (f"device={device}", AUGMENT, "data.batch_size=32", f"data.memory_fraction={fraction}")
         plan = check_config(resolved(cnnlab.compose(*settings, f"data.workers={workers}")), Trust())
         data = read_training_data(plan)
         loader = train_loader(plan, data.train, data.normalization)

@@ -120,7 +120,7 @@ def test_a_run_that_streams_its_images_is_killed_and_ends_with_the_bits_of_one_t
     uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    streaming = ("data.memory_share=1e-9", "data.workers=1")
+    streaming = ("data.memory_fraction=1e-9", "data.workers=1")
     assert stop_behind(run, 28, signal.SIGKILL, *streaming) == -signal.SIGKILL
     assert "data: streaming from memory with 1 worker" in run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)

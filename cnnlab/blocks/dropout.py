@@ -25,9 +25,9 @@ class Dropout(nn.Dropout):
 
 
 def _survive(x: Tensor, p: float) -> Tensor:
-    """Whether each of `x` survives: bool of its shape and strides; p is rounded to a multiple of 2⁻³².
+    """True where a value of `x` survives, in its shape and strides; p is rounded to a multiple of 2⁻³².
 
-    Each number of 64 bits that torch's generator gives serves two of them.
+    Each number of 64 bits from torch's generator serves two of them.
     """
     drawn = torch.randint(-(1 << 63), (1 << 63) - 1, ((x.numel() + 1) // 2,))
     threshold = min(round(p * (1 << 32)), (1 << 32) - 1) - (1 << 31)

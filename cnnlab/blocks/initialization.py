@@ -1,7 +1,7 @@
 """How weights start. Each entry makes a function of one module; it draws from torch's global generator.
 
-A weight is whatever has two or more dimensions; norms keep their ones and zeros, unless they are `given` others. Fans
-as in `torch.nn.init`.
+A weight is any parameter of two or more dimensions; norms keep their ones and zeros, unless they are `given`
+others. Fans as in `torch.nn.init`.
 """
 
 import math
@@ -130,7 +130,7 @@ def _tensor(argument: str, value: Any) -> Tensor:
 
 
 def _as_lists(value: Any) -> Any:
-    """As a person wrote them."""
+    """Lists, as in YAML."""
     return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 

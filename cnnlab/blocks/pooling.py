@@ -54,14 +54,14 @@ class AvgPool(nn.AvgPool2d):
 
 
 class AdaptiveAvgPool(nn.AdaptiveAvgPool2d):
-    """Means over as many windows as give `output_size`: (N, C, H, W) → (N, C, *output_size)."""
+    """Means over windows whose number is `output_size`: (N, C, H, W) → (N, C, *output_size)."""
 
     def __init__(self, output_size: Size) -> None:
         super().__init__(sides("output_size", output_size, 1))
 
 
 class AdaptiveMaxPool(nn.AdaptiveMaxPool2d):
-    """Maxima over as many windows as give `output_size`: (N, C, H, W) → (N, C, *output_size)."""
+    """Maxima over windows whose number is `output_size`: (N, C, H, W) → (N, C, *output_size)."""
 
     def __init__(self, output_size: Size) -> None:
         super().__init__(sides("output_size", output_size, 1))

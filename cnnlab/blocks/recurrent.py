@@ -28,7 +28,7 @@ class Recurrent(nn.Module):
 
     def __init__(
         self,
-        kind: Callable[..., nn.RNNBase],
+        layer: Callable[..., nn.RNNBase],
         input_shape: tuple[int, int, int],
         hidden_size: int,
         num_layers: int,
@@ -51,7 +51,7 @@ class Recurrent(nn.Module):
         sizes = [channels * width if order == "rows" else channels]
         sizes += [hidden_size * (2 if bidirectional else 1)] * (integer("num_layers", num_layers, 1, MOST_LAYERS) - 1)
         self.layers = nn.ModuleList(
-            kind(size, hidden_size, bias=bias, bidirectional=bidirectional, **more) for size in sizes
+            layer(size, hidden_size, bias=bias, bidirectional=bidirectional, **more) for size in sizes
         )
         self.dropout = nn.Dropout(dropout)
         self.features = hidden_size * (2 if bidirectional else 1)
@@ -114,7 +114,7 @@ class RNN(Recurrent):
 class Gated(Recurrent):
     """What `gru` and `lstm` take."""
 
-    kind: ClassVar[type[nn.RNNBase]]
+    layer: ClassVar[type[nn.RNNBase]]
 
     def __init__(
         self,
@@ -126,16 +126,16 @@ class Gated(Recurrent):
         bidirectional: bool = False,
         order: str = "rows",
     ) -> None:
-        super().__init__(self.kind, input_shape, hidden_size, num_layers, bias, dropout, bidirectional, order)
+        super().__init__(self.layer, input_shape, hidden_size, num_layers, bias, dropout, bidirectional, order)
 
 
 class GRU(Gated):
     """Gated recurrent units (arXiv 1406.1078, in the variant of `torch.nn.GRU`)."""
 
-    kind = nn.GRU
+    layer = nn.GRU
 
 
 class LSTM(Gated):
     """Long short-term memory (Hochreiter and Schmidhuber 1997, in the variant of `torch.nn.LSTM`)."""
 
-    kind = nn.LSTM
+    layer = nn.LSTM

@@ -34,7 +34,7 @@ class Residual(nn.Module):
     """blocks(x) + projection(x) (arXiv 1512.03385), both of one shape.
 
     Without a projection the input itself is added. Where the blocks change the size, the network puts a 1×1
-    convolution and a batch norm there, unless the config gives a `projection` of its own.
+    convolution and a batch norm there, unless the config has a `projection` of its own.
     """
 
     def __init__(self, blocks: nn.Module, projection: nn.Module | None = None) -> None:

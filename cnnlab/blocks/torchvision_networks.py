@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
-# these two give the classes alone, not those of auxiliary heads, and start as published without a warning
+# without the outputs of auxiliary heads, and initialised as published, without a warning
 _OPTIONS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
     "googlenet": {"aux_logits": False, "init_weights": True},

@@ -18,7 +18,7 @@ def sides(argument: str, value: Any, minimum: int) -> Pair:
 
 
 def check_pool_padding(padding: Any, kernel_size: Any) -> None:
-    """Raises `ArgumentError` where a window could lie in the padding alone."""
+    """Raises `ArgumentError` where a window could be all padding."""
     borders, kernel = sides("padding", padding, 0), sides("kernel_size", kernel_size, 1)
     if any(border > size // 2 for border, size in zip(borders, kernel, strict=True)):
         raise ArgumentError(
@@ -43,7 +43,7 @@ class Axis:
 
     @property
     def smallest(self) -> int:
-        """The smallest height or width that gives one row or column."""
+        """The smallest height or width with an output of one row or column."""
         mirrored = {"reflect": self.border // 2 + 1, "circular": self.border // 2}.get(self.padding_mode, 1)
         return max(1, self.span - self.border - (self.stride - 1 if self.ceil else 0), mirrored)
 
@@ -82,7 +82,7 @@ class Window:
         return cls(rows, columns)
 
     def facts(self, shape: Shape, channels: int, macs_per_unit: int = 0) -> Facts:
-        """Of a block that gives so many channels, each unit from so many multiply-accumulates. Raises `ConfigError`."""
+        """For so many output channels and multiply-accumulates per unit. Raises `ConfigError`."""
         self.check(shape)
         height, width = self.rows.output(shape[1]), self.columns.output(shape[2])
         macs = macs_per_unit * channels * height * width

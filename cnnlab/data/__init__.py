@@ -1,7 +1,7 @@
 """Where images come from and how they reach the training step.
 
-A source knows its sizes without reading images (`describe`), can say that its files are missing before anything
-else happens (`check`), and reads one split at a time.
+A source knows its sizes without reading images (`describe`), checks that its files are there (`check`), and reads one
+split at a time (`read`).
 """
 
 from collections.abc import Callable

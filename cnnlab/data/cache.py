@@ -1,7 +1,7 @@
 """Decoded images, kept for later runs: one file of plain bytes for each split, mapped into memory.
 
-A file's name is a digest of what its content follows from; its first bytes are a header of JSON, and behind it the
-images lie as uint8 (N, C, H, W). Nothing in it is ever run. Any of the files may be deleted at any time.
+A file's name is a digest of everything its content depends on. It holds a header of JSON, then the images as uint8
+(N, C, H, W); nothing in it is ever executed. Any of the files may be deleted at any time.
 """
 
 import contextlib
@@ -40,17 +40,17 @@ def cache_folder() -> Path:
 
 
 def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> Images:
-    """The images at `paths` below `root` with their labels, decoded by the first run that wants them so.
+    """The images at `paths` below `root` with their labels, decoded by the first run that needs them.
 
-    They lie in a file that is mapped into memory. It is found again by the files' relative paths, sizes and times of
-    change, the labels, the reader's settings and the decoder's version; a file whose content changes while its size and
-    time of change stay is not noticed. Its content is checked against its SHA-256 each time; one that is damaged is
-    made anew. Raises `ConfigError` for images that cannot be read, or a cache that cannot be written.
+    They are in a file that is mapped into memory, keyed by the images' relative paths, sizes and modification times,
+    the labels, the reader's settings and the decoder's version; a file whose content changes while its size and
+    modification time stay is not noticed. Its SHA-256 is checked each time; a damaged file is written again. Raises
+    `ConfigError` for images that cannot be read, or a cache that cannot be written.
     """
     folder = cache_folder()
     if folder.resolve().is_relative_to(root.resolve()):
         raise ConfigError(
-            f"CNNLAB_CACHE: {printable(folder)} lies in the folder of the data, {printable(root)}: expected a folder "
+            f"CNNLAB_CACHE: {printable(folder)} is inside the folder of the data, {printable(root)}: expected a folder "
             f"elsewhere"
         )
     cached = _Cached(folder / f"{_key(root, paths, y_N, reader)}.images", (len(paths), reader.channels, *reader.size))
@@ -63,14 +63,14 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
             except FileNotFoundError:
                 pass
             except _DamagedError as error:
-                print(f"{printable(cached.path)} {error}: it is made anew")
+                print(f"{printable(cached.path)} {error}: it is written again")
             _check_disk(folder, cached.bytes)
             print(f"decoding {len(paths):,} images once, into {printable(cached.path)}")
             return cached.make([root / path for path in paths], y_N, reader)
 
 
 class _DamagedError(Exception):
-    """A cache's file is not what this version wrote; the text goes on from the file's name."""
+    """A cache's file is not what this version wrote; the message follows the file's name."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ class _Cached:
 
     @property
     def header(self) -> dict[str, object]:
-        """What the file says of itself, beside the digest of its content."""
+        """The header without the digest of the content."""
         return {"format": FORMAT, "shape": list(self.shape), "key": self.path.stem}
 
     def open(self, y_N: Tensor) -> Images:
-        """Maps and checks the file. Raises `FileNotFoundError`, or `_DamagedError` that says what is wrong."""
+        """Maps and checks the file. Raises `FileNotFoundError`, or `_DamagedError` with the reason."""
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != self.bytes:
@@ -101,20 +101,20 @@ class _Cached:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise _DamagedError("is damaged (its header cannot be read)") from None
             if header != self.header:
-                raise _DamagedError("is damaged (its header is another's)")
+                raise _DamagedError("is damaged (its header is of another file)")
             images = self._images(file.fileno(), y_N)
         if images.digest() != digest:
-            raise _DamagedError("is damaged (its content has another SHA-256 than its header says)")
+            raise _DamagedError("is damaged (its content does not match the SHA-256 in its header)")
         return images
 
     def make(self, files: Sequence[Path], y_N: Tensor, reader: ImageReader) -> Images:
-        """Decodes into a temporary file, which takes the name of this one once it is whole."""
-        part = self.path.with_suffix(".part")
-        for left in part.parent.glob("*.part"):  # by a process that was killed: here we are alone
+        """Decodes into a temporary file, which is renamed once it is complete."""
+        temporary = self.path.with_suffix(".part")
+        for left in temporary.parent.glob("*.part"):  # by a process that was killed: this one holds the lock
             left.unlink()
         image_bytes = prod(self.shape[1:])
         try:
-            with part.open("xb+", buffering=0) as file:
+            with temporary.open("xb+", buffering=0) as file:
 
                 def keep(row: int, x_CHW: Tensor) -> None:
                     _write_at(file.fileno(), HEADER + row * image_bytes, x_CHW.contiguous().numpy().data.cast("B"))
@@ -124,21 +124,21 @@ class _Cached:
                 header = json.dumps({**self.header, "digest": images.digest()}).encode()
                 _write_at(file.fileno(), 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
                 os.fsync(file.fileno())
-            part.replace(self.path)
+            temporary.replace(self.path)
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return images
 
     def _images(self, descriptor: int, y_N: Tensor) -> Images:
         content = mmap.mmap(descriptor, self.bytes, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch knows no read-only tensors; nobody writes to these
+            warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors; these are never written to
             x_NCHW = torch.frombuffer(content, dtype=torch.uint8, offset=HEADER).reshape(self.shape)
         return Images.of(x_NCHW, y_N, content)
 
 
 def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> str:
-    """32 hexadecimal digits for what the images follow from. Raises `ConfigError` for a file that has gone."""
+    """32 hexadecimal digits for everything the images depend on. Raises `ConfigError` for a file that is missing."""
     files = []
     for path in paths:
         try:
@@ -175,7 +175,7 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _usable(folder: Path) -> Iterator[None]:
-    """Makes the folder; what cannot be written is told in a sentence."""
+    """Makes the folder; a folder that cannot be written to raises `ConfigError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -188,7 +188,7 @@ def _usable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Waits until no other process makes a file of the cache: jobs of a grid would all decode the same."""
+    """Holds the cache's lock: the jobs of a grid would all decode the same images."""
     with (folder / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,15 +24,15 @@ def stroke(start_N2: Tensor, end_N2: Tensor, thickness_N: Tensor, size: Size) ->
     line_N2 = end_N2 - start_N2
     from_start_NHW2 = _pixels(size) - start_N2[:, None, None]
     length_N11 = line_N2.square().sum(1)[:, None, None].clamp_min(torch.finfo(line_N2.dtype).tiny)
-    share_NHW = ((from_start_NHW2 * line_N2[:, None, None]).sum(3) / length_N11).clamp(0, 1)
-    nearest_NHW2 = share_NHW[..., None] * line_N2[:, None, None]
+    fraction_NHW = ((from_start_NHW2 * line_N2[:, None, None]).sum(3) / length_N11).clamp(0, 1)
+    nearest_NHW2 = fraction_NHW[..., None] * line_N2[:, None, None]
     return _covered((from_start_NHW2 - nearest_NHW2).norm(dim=3) - _half(thickness_N))
 
 
 def arc(
     centre_N2: Tensor, radius_N: Tensor, angle_N: Tensor, sweep_N: Tensor, thickness_N: Tensor, size: Size
 ) -> Tensor:
-    """(N, height, width) in [0, 1]: a piece of a circle with round ends; its middle lies at `angle`."""
+    """(N, height, width) in [0, 1]: a piece of a circle with round ends; its middle is at `angle`."""
     from_centre_NHW2 = _pixels(size) - centre_N2[:, None, None]
     direction_NHW = torch.atan2(from_centre_NHW2[..., 1], from_centre_NHW2[..., 0])
     turn_NHW = torch.remainder(direction_NHW - angle_N[:, None, None] + torch.pi, 2 * torch.pi) - torch.pi

@@ -1,6 +1,6 @@
 """Image files: found in folders, read within limits, brought to one size.
 
-The files may come from a stranger. An image's format is told by its content, out of a few; its size is read from
+The files may come from a stranger. An image's format is detected from its content, out of a few; its size is read from
 its header before a pixel is decoded; a link is followed only where it stays inside the folder of the data.
 """
 
@@ -35,8 +35,8 @@ RESIZES = ("crop", "squash", "pad")
 
 CHUNK = 64  # files a task: a future for each would cost as much as a small image
 MOST_THREADS = 8  # each may hold one large image
-PATIENCE = 2.0  # seconds without a progress bar
-MOST_TOLD = 5
+PATIENCE = 2.0  # seconds before a progress bar appears
+MOST_LISTED = 5
 
 Keep = Callable[[int, Tensor], None]  # takes a file's number and its image, in any thread
 
@@ -66,7 +66,7 @@ class ImageReader:
         one_of("resize", self.resize, RESIZES)
 
     def read(self, path: Path) -> Tensor:
-        """(C, H, W) uint8. Raises `ConfigError` that names the file and says what is wrong with it."""
+        """(C, H, W) uint8. Raises `ConfigError` with the file and the reason."""
         with _large_images_unannounced():
             return self._read(path)
 
@@ -104,7 +104,7 @@ class ImageReader:
         try:
             return self._decode(path)
         except UnidentifiedImageError:
-            reason = f"its content is no image of a kind that is read: expected {', '.join(FORMATS)}"
+            reason = f"its content is no supported image: expected {', '.join(FORMATS)}"
         except Image.DecompressionBombError:
             reason = _too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f}")
         except ConfigError as error:
@@ -148,7 +148,7 @@ def _too_large(received: str) -> str:
 
 @contextmanager
 def _large_images_unannounced() -> Iterator[None]:
-    """PIL only warns of an image that is larger than its own limit; ours is checked behind it, and refuses.
+    """PIL only warns of an image that is larger than its own limit; ours is checked afterwards, and raises.
 
     Filters belong to the process, so this stands around the threads and not within them.
     """
@@ -188,8 +188,8 @@ def _resized(image: Image.Image, width: int, height: int, resize: str) -> Image.
 def _unreadable(refused: list[str], count: int) -> str:
     if count == 1 == len(refused):
         return refused[0]
-    more = [f"and {len(refused) - MOST_TOLD:,} more"] if len(refused) > MOST_TOLD else []
-    return "\n  ".join([f"{len(refused):,} of {count:,} images cannot be read:", *refused[:MOST_TOLD], *more])
+    more = [f"and {len(refused) - MOST_LISTED:,} more"] if len(refused) > MOST_LISTED else []
+    return "\n  ".join([f"{len(refused):,} of {count:,} images cannot be read:", *refused[:MOST_LISTED], *more])
 
 
 def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
@@ -213,7 +213,7 @@ def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies under a folder: paths relative to it with `/`, sorted by code points, whatever the locale."""
+    """The files under a folder: paths relative to it with `/`, sorted by code points, whatever the locale."""
 
     images: list[str]
     others: list[str]
@@ -250,7 +250,7 @@ class Entries:
 
 
 def visible(folder: Path, root: Path) -> Entries:
-    """What lies in a folder. Raises `ConfigError` for a link that leads nowhere or out of `root`."""
+    """The entries of a folder. Raises `ConfigError` for a link that leads nowhere or out of `root`."""
     folders: list[str] = []
     files: list[str] = []
     try:

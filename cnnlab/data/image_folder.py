@@ -1,4 +1,4 @@
-"""A person's own images: files in folders that are named after their classes."""
+"""The user's own images: files in folders that are named after their classes."""
 
 import os
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class ImageFolder(Source):
 
     Either `root/train/CLASS/…` with `root/val/CLASS/…` and `root/test/CLASS/…` where there are such, or
     `root/CLASS/…`. What has no folder of its own is carved out of the training images: the test split here, a
-    `test_share` of them, stratified, by a fixed seed (0 for none); validation as of any other data set. Classes are
-    the folders' names, sorted by code points; a class's images may lie in folders within its folder.
+    `test_fraction` of them, stratified, by a fixed seed (0 for none); validation as of any other data set. Classes are
+    the folders' names, sorted by code points; a class's images may be in subfolders.
 
     The training images are numbered in a mixed order that never changes, so that the first of them (`data.limit`)
     and the last (`data.validation.from=end`) are of all classes; the other splits in the order of their paths.
@@ -41,7 +41,7 @@ class ImageFolder(Source):
         size: int | tuple[int, int],
         channels: int,
         resize: str,
-        test_share: float,
+        test_fraction: float,
     ) -> None:
         if not root:
             raise ArgumentError(
@@ -49,7 +49,7 @@ class ImageFolder(Source):
             )
         self.root = Path(root).expanduser()
         self.image_reader = ImageReader(int_or_pair("size", size, 1, LONGEST), channels, resize)
-        self.test_share = number("test_share", test_share, 0, 1, open_maximum=True)
+        self.test_fraction = number("test_fraction", test_fraction, 0, 1, open_maximum=True)
 
     def describe(self) -> DataSpec:
         """Looks at names only. Raises `ConfigError` for folders that make no data set."""
@@ -82,7 +82,7 @@ class ImageFolder(Source):
                 f"data.root: expected the folder of your images, but {printable(self.root.absolute())} {is_there}"
             )
         try:
-            return _scan(self.root, self.test_share)
+            return _scan(self.root, self.test_fraction)
         except ConfigError as error:
             raise ConfigError(f"data.root: {error}") from error
 
@@ -101,7 +101,7 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Found:
-    """What lies under a root."""
+    """The data set found under a root."""
 
     class_names: tuple[str, ...]
     splits: dict[str, _Split]
@@ -110,13 +110,13 @@ class _Found:
 
 @dataclass
 class _Leftovers:
-    """What is not read, for one sentence."""
+    """Files and folders that are not read."""
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
 
-    def sentences(self) -> list[str]:
-        """One at most for each kind."""
+    def notes(self) -> list[str]:
+        """At most one sentence on files and one on folders."""
         return [
             f"{what}: {len(paths):,}, such as {printable(Path(min(paths)))}"
             for paths, what in (
@@ -127,7 +127,7 @@ class _Leftovers:
         ]
 
 
-def _scan(root: Path, test_share: float) -> _Found:
+def _scan(root: Path, test_fraction: float) -> _Found:
     """Every name under the root once. Raises `ConfigError`."""
     top = visible(root, root)
     folders = _split_folders(root, top)
@@ -147,10 +147,10 @@ def _scan(root: Path, test_share: float) -> _Found:
     for split, folder in folders.items():
         _check_same_classes(root / folder, set(classes[split]), set(class_names))
     splits = {split: _files(classes[split], class_names, _shown(root / folder)) for split, folder in folders.items()}
-    if "test" not in splits and test_share > 0:
-        splits["train"], splits["test"] = _carve_test(splits["train"], test_share)
+    if "test" not in splits and test_fraction > 0:
+        splits["train"], splits["test"] = _carve_test(splits["train"], test_fraction)
     splits["train"] = _mixed(splits["train"])
-    return _Found(class_names, splits, leftovers.sentences())
+    return _Found(class_names, splits, leftovers.notes())
 
 
 def _split_folders(root: Path, top: Entries) -> dict[str, str]:
@@ -209,10 +209,10 @@ def _shown(folder: Path) -> str:
     return f"{printable(Path(folder.resolve().name))}/"
 
 
-def _carve_test(train: _Split, share: float) -> tuple[_Split, _Split]:
-    count = max(1, round(share * len(train.paths)))
+def _carve_test(train: _Split, fraction: float) -> tuple[_Split, _Split]:
+    count = max(1, round(fraction * len(train.paths)))
     kept, carved = carve(train.y_N, count, "random", TEST_SEED)
-    return train.select(kept, train.origin), train.select(carved, f"{share:.0%} of {train.origin}")
+    return train.select(kept, train.origin), train.select(carved, f"{fraction:.0%} of {train.origin}")
 
 
 def _mixed(train: _Split) -> _Split:

@@ -15,7 +15,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import derive
 
 SAMPLINGS = ("shuffle", "balanced")
-# numbers: small batches are made together, as many as fill a megabyte of float32, or 32 of a GPU's memory, where each
+# values: small batches are made together, as many as fill a megabyte of float32, or 32 of a GPU's memory, where each
 # operation costs its launch
 BLOCK, BLOCK_ON_CUDA = 1 << 18, 1 << 23
 

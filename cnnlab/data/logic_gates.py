@@ -1,4 +1,4 @@
-"""Truth tables: four images of two pixels, for the neurons that tell a NAND from an XOR."""
+"""Truth tables: four images of two pixels, the data of NAND and XOR neurons."""
 
 import itertools
 

@@ -48,8 +48,8 @@ class MixUp(Mixing):
 class CutMix(Mixing):
     """Pastes a rectangle of the partner's over each image; targets go by area (arXiv 1905.04899).
 
-    The rectangle has the image's proportions and about 1 − λ of its area, its middle anywhere: what lies over an edge
-    is cut, and the targets go by what is left. Raises `ArgumentError`.
+    The rectangle has the image's proportions and about 1 − λ of its area, its middle anywhere: what is over an edge is
+    cut, and the targets are weighted by the area that is left. Raises `ArgumentError`.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:

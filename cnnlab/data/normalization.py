@@ -23,20 +23,20 @@ class Normalization:
     sd_C: tuple[float, ...]
 
     @classmethod
-    def fit(cls, kind: str, images: Images | Tensor) -> "Normalization":
+    def fit(cls, method: str, images: Images | Tensor) -> "Normalization":
         """`standardize` measures mean and sd of the training images, `unit` maps to [0, 1], `none` to 0…255.
 
         `imagenet` takes ImageNet's, for grey images their means over the three channels. Raises `ArgumentError`.
         """
         channels = images.shape[0] if isinstance(images, Images) else images.shape[1]
-        check_normalization(kind, channels)
-        if kind == "imagenet":
+        check_normalization(method, channels)
+        if method == "imagenet":
             mean, sd = (
                 tuple(255 * value for value in (stats if channels == 3 else [sum(stats) / 3]))
                 for stats in (IMAGENET_MEAN, IMAGENET_SD)
             )
             return cls(mean, sd)
-        if kind == "standardize":
+        if method == "standardize":
             # exact integer sums: neither the order of the images, their chunks nor the thread count moves a bit
             counts_C256 = torch.zeros(channels, 256, dtype=torch.int64)
             for x_NCHW in images.chunks() if isinstance(images, Images) else [images]:
@@ -48,7 +48,7 @@ class Normalization:
             var_C = (counts_C256 * (levels - mean_C[:, None]) ** 2).sum(1) / total_C
             sd_C = [sd if sd > 0 else 1.0 for sd in var_C.sqrt().tolist()]  # a channel of one value
             return cls(tuple(mean_C.tolist()), tuple(sd_C))
-        scale = {"unit": 255.0, "none": 1.0}[kind]
+        scale = {"unit": 255.0, "none": 1.0}[method]
         return cls((0.0,) * channels, (scale,) * channels)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def normalized(x_NCHW: Tensor, shift_C11: Tensor, scale_C11: Tensor) -> Tensor:
     return (x_NCHW * scale_C11).add_(shift_C11)
 
 
-def check_normalization(kind: str, channels: int) -> None:
+def check_normalization(method: str, channels: int) -> None:
     """Raises `ArgumentError` where images of so many channels cannot be normalised so."""
-    if kind == "imagenet" and channels not in (1, 3):
+    if method == "imagenet" and channels not in (1, 3):
         raise ArgumentError("normalize", f"imagenet is for images of 1 channel or 3, and these have {channels}")

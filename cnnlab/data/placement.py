@@ -1,4 +1,4 @@
-"""Where the images lie while a run uses them: on the device, or where they are stored."""
+"""Where a run keeps its images: on the device, or where they are stored."""
 
 from dataclasses import dataclass
 from math import prod
@@ -9,36 +9,36 @@ from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec
 from cnnlab.runtime.device import free_memory, size_text
 
-MOST_WORKERS = 4  # of those that nobody asked for
+MOST_WORKERS = 4  # with `workers: auto`
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Whether all images may lie on the device; the batches are the same to the bit either way.
+    """Decides if all images are kept on the device; the batches are bit-identical either way.
 
-    `needed` are the bytes of all splits as uint8, `free` those of the device, of which `share` may be taken.
-    `workers` gather the images where they may not.
+    `needed` are the bytes of all splits as uint8, `free` those of the device, of which `fraction` may be used.
+    `workers` gather the images if they do not fit.
     """
 
     device: torch.device
     needed: int
     free: int
-    share: float
+    fraction: float
     workers: int
 
     @property
     def resident(self) -> bool:
-        return self.needed <= self.share * self.free
+        return self.needed <= self.fraction * self.free
 
     def describe(self, stored: str) -> str:
-        """One line; `stored` says where the images lie otherwise."""
+        """One line; `stored` is where the images are otherwise."""
         size, free = size_text(self.needed), size_text(self.free)
         if self.resident:
             return f"data: resident on {self.device.type} ({size}, {self.needed / self.free:.1%} of {free} free)"
         workers = f"{self.workers} {'worker' if self.workers == 1 else 'workers'}" if self.workers else "no worker"
         return (
-            f"data: streaming from {stored} with {workers} ({size}, more than {self.share:.3g} of the {free} free on "
-            f"{self.device.type})"
+            f"data: streaming from {stored} with {workers} ({size}, more than {self.fraction:.3g} of the {free} free "
+            f"on {self.device.type})"
         )
 
 
@@ -47,4 +47,4 @@ def place(settings: DataSettings, spec: DataSpec, device: torch.device) -> Place
     held_out = sum(count for split, count in spec.counts.items() if split != "train")
     count = settings.train_count(spec) + settings.carved_count(spec) + held_out
     workers = min(MOST_WORKERS, torch.get_num_threads()) if isinstance(settings.workers, str) else settings.workers
-    return Placement(device, count * prod(spec.input_shape), free_memory(device), settings.memory_share, workers)
+    return Placement(device, count * prod(spec.input_shape), free_memory(device), settings.memory_fraction, workers)

@@ -1,4 +1,4 @@
-"""The resident loader: the whole split lies on the device as uint8, a batch is a few tensor operations."""
+"""The resident loader: the whole split is on the device as uint8, a batch is a few tensor operations."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from cnnlab.data.source import Images
 
 
 class ResidentLoader(ImageLoader):
-    """Gathers from images that lie on the device; what lies in memory already is not copied for the CPU."""
+    """Gathers from images on the device; for the CPU, images in memory are not copied."""
 
     def __init__(
         self,

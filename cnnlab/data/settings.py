@@ -8,7 +8,7 @@ from typing import Any
 from cnnlab.data.loader import SAMPLINGS
 from cnnlab.data.normalization import NORMALIZATIONS
 from cnnlab.data.source import DataSpec
-from cnnlab.data.splits import check_validation, part_of
+from cnnlab.data.splits import check_validation, validation_count
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean
 
@@ -21,11 +21,11 @@ class DataSettings:
     """How a source's images become batches. Raises `ArgumentError`.
 
     `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first images of the training
-    split, after validation was carved. `validation.count` is a number of training images or a share of them in
-    (0, 1); a source that brings a validation split of its own has none carved. `sampling` is `shuffle`, or `balanced`
-    for every class as often as any other. `augment` maps names to the specs of augmentations. The images lie on the
-    device where they take no more than `memory_share` of its free memory; else `workers` read them ahead, as many as
-    given or, with `auto`, as the run has threads, up to four.
+    split, after validation was carved. `validation.count` is a number of training images or a fraction of them in
+    (0, 1); of a source that has a validation split of its own none is carved. `sampling` is `shuffle`, or `balanced`
+    for every class as often as any other. `augment` maps names to the specs of augmentations. The images are on the
+    device where they need no more than `memory_fraction` of its free memory; else `workers` read them ahead; `auto`
+    means as many as the run has threads, up to four.
     """
 
     batch_size: int
@@ -37,7 +37,7 @@ class DataSettings:
     normalize: str
     sampling: str = "shuffle"
     augment: Mapping[str, Any] = field(default_factory=dict)
-    memory_share: float = 0.5
+    memory_fraction: float = 0.5
     workers: int | str = AUTO
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class DataSettings:
             integer("limit", self.limit, 1)
         one_of("normalize", self.normalize, NORMALIZATIONS)
         one_of("sampling", self.sampling, SAMPLINGS)
-        number("memory_share", self.memory_share, 0, 1, open_minimum=True)
+        number("memory_fraction", self.memory_fraction, 0, 1, open_minimum=True)
         self._check_workers()
         for name in self.validation:
             if name not in ("count", "from"):
@@ -80,7 +80,7 @@ class DataSettings:
         if "val" in spec.counts:
             return 0
         try:
-            return part_of(self.validation.get("count", 0), spec.counts["train"])
+            return validation_count(self.validation.get("count", 0), spec.counts["train"])
         except ArgumentError as error:
             raise ArgumentError(f"validation.{error.argument}", error.message) from error
 

@@ -1,4 +1,4 @@
-"""Drawn edges, lines, corners and curves: what the filters of a first layer are said to find."""
+"""Drawn edges, lines, corners and curves: what the filters of a first layer find."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Shapes(Source):
 
     Edges between a dark and a bright half, lines in four directions, corners and curves, at any place and contrast.
     `thickness` of a line is between two numbers of pixels; `noise` is the standard deviation of what is added to each
-    pixel, as a share of white. An image is a pure function of `drawing_seed`, its split and its position there: more
+    pixel, as a fraction of white. An image is a pure function of `drawing_seed`, its split and its position there: more
     images leave the others as they are. Raises `ArgumentError`.
     """
 
@@ -75,7 +75,7 @@ DRAWS = 7  # of a shape: its contrast, and six for its place and form
 
 
 class _Draws:
-    """The random numbers of N shapes of a kind, as lengths and places in an image of `size`."""
+    """The random numbers of N shapes of one class, as lengths and places in an image of `size`."""
 
     def __init__(self, draws_ND: Tensor, size: Size, thickness: tuple[float, float]) -> None:
         _, self.x_N, self.y_N, self.angle_N, self.length_N, self.form_N, thick_N = draws_ND.unbind(1)
@@ -84,7 +84,7 @@ class _Draws:
         self.thickness_N = _between(thick_N, *thickness)
 
     def middle(self, spread: float) -> Tensor:
-        """(N, 2) places within `spread` of the image's middle, a share of its height and width."""
+        """(N, 2) places within `spread` of the image's middle, as a fraction of its height and width."""
         height, width = self.size
         x_N = width * _between(self.x_N, 0.5 - spread, 0.5 + spread)
         return torch.stack((x_N, height * _between(self.y_N, 0.5 - spread, 0.5 + spread)), 1)

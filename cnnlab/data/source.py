@@ -12,16 +12,16 @@ from torch import Tensor
 
 from cnnlab.data.image_files import ImageReader
 
-CHUNK = 1 << 24  # bytes of images in memory at once, where all are gone through
+CHUNK = 1 << 24  # bytes of images in memory at once in a pass over all of them
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What can be said of a data set without reading an image.
+    """The sizes of a data set, known without reading an image.
 
     `input_shape` is (C, H, W); `counts` are images by split, `train` before any validation split is carved. `val`
     is among them where the data set brings a validation split of its own, and `test` where there is a test split.
-    `origins` says in a few words where a split comes from, where that is worth a word.
+    `origins` names where a split comes from, for those of which that is not obvious.
     """
 
     input_shape: tuple[int, int, int]
@@ -99,7 +99,7 @@ class Source(ABC):
         """Sizes and class names; reads no images."""
 
     def check(self) -> None:  # noqa: B027 — a source without files has nothing to check
-        """Makes sure that the images are there. Raises `ConfigError` that says how to get them."""
+        """Makes sure that the images are there. Raises `ConfigError` that explains how to get them."""
 
     @abstractmethod
     def read(self, split: str) -> Images:
@@ -119,5 +119,5 @@ class Source(ABC):
         return ImageReader((height, width), channels)
 
     def notes(self) -> list[str]:
-        """Sentences about what was found and left out, told when a run starts."""
+        """Sentences about what was found and left out, printed when a run starts."""
         return []

@@ -9,17 +9,17 @@ from cnnlab.runtime.randomness import derive
 
 
 def check_validation(count: float, where: str) -> None:
-    """Raises `ArgumentError` for what says of no split how large it is or where it is carved."""
+    """Raises `ArgumentError` for an illegal size or place of the validation split."""
     is_number = isinstance(count, int | float) and not isinstance(count, bool)
     if not is_number or count < 0 or (isinstance(count, float) and not 0 < count < 1):
         raise ArgumentError(
-            "count", f"expected a whole number ≥ 0 or a share of the images in (0, 1), received {count!r}"
+            "count", f"expected a whole number ≥ 0 or a fraction of the images in (0, 1), received {count!r}"
         )
     one_of("from", where, ("random", "end"))
 
 
-def part_of(count: float, available: int) -> int:
-    """How many of `available` images a count or a share means; a share is at least one image.
+def validation_count(count: float, available: int) -> int:
+    """The number of `available` images that a count or a fraction means; a fraction is at least one image.
 
     Raises `ArgumentError` where none would be left.
     """
@@ -32,7 +32,7 @@ def part_of(count: float, available: int) -> int:
 def carve(y_N: Tensor, count: int, where: str, seed: int) -> tuple[Tensor, Tensor]:
     """(kept, carved) positions, each in ascending order.
 
-    `random` carves by `seed`, stratified: each class gives its share of `count`, the remainders largest first.
+    `random` carves by `seed`, stratified: each class gives its fraction of `count`, the largest remainders first.
     `end` carves the last `count`, as published splits of MNIST do.
     """
     total = len(y_N)
@@ -40,9 +40,9 @@ def carve(y_N: Tensor, count: int, where: str, seed: int) -> tuple[Tensor, Tenso
         return torch.arange(total - count), torch.arange(total - count, total)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(derive(seed, "split")))
     sizes = torch.bincount(y_N)
-    shares = sizes.double() * count / total
-    quota = shares.floor().long()
-    largest_first = (shares - quota).argsort(descending=True, stable=True)
+    exact = sizes.double() * count / total
+    quota = exact.floor().long()
+    largest_first = (exact - quota).argsort(descending=True, stable=True)
     quota[largest_first[: count - int(quota.sum())]] += 1
     carved = torch.zeros(total, dtype=torch.bool)
     for label, wanted in enumerate(quota.tolist()):

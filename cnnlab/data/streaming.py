@@ -20,14 +20,14 @@ from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import Images
 from cnnlab.runtime.errors import TrainingError
 
-ASKED_TO_END = -signal.SIGTERM
+TERMINATED = -signal.SIGTERM
 
 
 class StreamingLoader(ImageLoader):
     """Gathers from images in a mapped file, or in main memory where the device's is too small.
 
-    A worker answers a block of rows with its uint8 images; all else happens on the device, as in any loader. The
-    workers live until `close`; with `workers=0` this process gathers. Raises `TrainingError` where a worker dies.
+    A worker returns the stored images of a block of rows; all else happens on the device, as in any loader. Workers
+    live until `close`; with `workers=0` this process gathers. Raises `TrainingError` where a worker dies.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class StreamingLoader(ImageLoader):
         self.stored = _Stored(images.stored_NCHW)
         self.rows_N = images.rows_N
         if images.mapping is not None:
-            # images are read here and there: reading on behind each would take a hundred times as long
+            # images are read in random order: reading ahead after each would take a hundred times as long
             images.mapping.madvise(mmap.MADV_RANDOM)
         self.workers = workers
-        self._asked: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
+        self._requests: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
         self._reader: DataLoader[Tensor] | None = None
         self._processes: list[BaseProcess] = []
 
@@ -56,39 +56,39 @@ class StreamingLoader(ImageLoader):
 
     def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
         rows = rows if self.rows_N is None else self.rows_N[rows]
-        self._asked[:] = [rows[block].numpy() for block in blocks]
-        answers = self._ahead() if self.workers else map(self.stored.__getitem__, list(self._asked))
-        for x_NCHW in answers:
+        self._requests[:] = [rows[block].numpy() for block in blocks]
+        gathered = self._ahead() if self.workers else map(self.stored.__getitem__, list(self._requests))
+        for x_NCHW in gathered:
             yield x_NCHW.to(self.device, non_blocking=True)
 
     def _ahead(self) -> Iterator[Tensor]:
-        """The workers' answers in the order in which they were asked."""
-        asked = list(self._asked)
-        answers: Iterator[Tensor] | None = None
-        for number in range(len(asked)):
+        """The workers' images in the order of the requests."""
+        requests = list(self._requests)
+        results: Iterator[Tensor] | None = None
+        for number in range(len(requests)):
             try:
-                answers = answers or self._started()
-                x_NCHW = next(answers)
+                results = results or self._started()
+                x_NCHW = next(results)
             except (RuntimeError, OSError, EOFError) as error:  # a dead worker shows as any of them
-                if not self._were_asked_to_end(error):
+                if not self._were_terminated(error):
                     raise
-                yield from map(self.stored.__getitem__, asked[number:])
+                yield from map(self.stored.__getitem__, requests[number:])
                 return
             yield x_NCHW
 
     def _started(self) -> Iterator[Tensor]:
-        """Asks the workers, which are started where there are none yet."""
+        """Sends the requests to the workers, which are started if there are none yet."""
         if self._reader is not None:
             return iter(self._reader)
         self._reader = DataLoader(
             self.stored,
-            batch_size=None,  # a block is asked for as a whole
-            sampler=self._asked,
+            batch_size=None,  # a request is a whole block
+            sampler=self._requests,
             num_workers=self.workers,
             collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
             persistent_workers=True,
-            multiprocessing_context="fork",  # the workers share the images that this process sees
+            multiprocessing_context="fork",  # the workers map the images of this process
             worker_init_fn=_leave_interrupts_to_the_run,
             generator=torch.Generator(),  # it draws a seed for its workers: not from the run's own generator
         )
@@ -96,18 +96,18 @@ class StreamingLoader(ImageLoader):
         with _own_signals(), warnings.catch_warnings():
             # Python 3.12 warns of forking beside torch's threads; a worker uses none of them
             warnings.simplefilter("ignore", DeprecationWarning)
-            answers = iter(self._reader)
+            results = iter(self._reader)
         self._processes = [process for process in multiprocessing.active_children() if process not in before]
-        return answers
+        return results
 
-    def _were_asked_to_end(self, error: Exception) -> bool:
-        """Whether the workers got the SIGTERM that the run got as well: it saves, and needs its batch for that.
+    def _were_terminated(self, error: Exception) -> bool:
+        """True if the workers got the SIGTERM that the run got as well: it still needs a batch to save.
 
-        Raises `TrainingError` that names the workers which died otherwise. False where none died.
+        Raises `TrainingError` that names workers that died otherwise. False if none died.
         """
         dead = [process for process in self._processes if process.exitcode is not None]
         self.close()
-        killed = [process for process in dead if process.exitcode != ASKED_TO_END]
+        killed = [process for process in dead if process.exitcode != TERMINATED]
         if killed:
             named = ", ".join(f"process {process.pid}, {_ending(process.exitcode or 0)}" for process in killed)
             raise TrainingError(
@@ -118,7 +118,7 @@ class StreamingLoader(ImageLoader):
 
 
 class _Stored(Dataset[Tensor]):
-    """What a worker knows: where the images are stored."""
+    """The stored images, as a worker reads them."""
 
     def __init__(self, stored_NCHW: Tensor) -> None:
         self.stored_NCHW = stored_NCHW
@@ -127,8 +127,8 @@ class _Stored(Dataset[Tensor]):
         return self.stored_NCHW.index_select(0, torch.from_numpy(rows))
 
 
-def _as_it_is(answer: Any) -> Any:
-    return answer
+def _as_it_is(images: Any) -> Any:
+    return images
 
 
 def _leave_interrupts_to_the_run(worker: int) -> None:
@@ -141,7 +141,7 @@ def _leave_interrupts_to_the_run(worker: int) -> None:
 def _own_signals() -> Iterator[None]:
     """Takes torch's handler of SIGCHLD away again: it would raise amid a training step or the writing of a file.
 
-    A dead worker is noticed within five seconds where its answer is waited for.
+    The loader notices a dead worker within five seconds of waiting for it.
     """
     before = signal.getsignal(signal.SIGCHLD)
     yield

@@ -39,7 +39,7 @@ CIFAR100_NAMES = (
 class TorchvisionSet(Source):
     """A data set of `torchvision.datasets` with a training and a test split, read from where torchvision puts it.
 
-    A subclass has the name of torchvision's class. What torchvision knows of its files, it checks on every read.
+    A subclass has the name of torchvision's class, which checks its files on every read.
     """
 
     spec: ClassVar[DataSpec]
@@ -64,7 +64,7 @@ class TorchvisionSet(Source):
                 if not self._is_there():  # most come in one piece
                     self._open(split, download=True)
         except Exception as error:  # torchvision raises RuntimeError, URLError, OSError, EOFError, …
-            for folder in missing:  # what torchvision made for nothing
+            for folder in missing:  # that torchvision made in vain
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise ConfigError(
@@ -138,7 +138,7 @@ class KMNIST(MNIST):
 
 
 class CIFAR10(TorchvisionSet):
-    """50,000 + 10,000 colour 32×32 photographs of 10 kinds of things (Krizhevsky 2009), under
+    """50,000 + 10,000 colour 32×32 photographs of 10 classes (Krizhevsky 2009), under
     `root/cifar-10-batches-py`. The files are pickles: torchvision opens them only where their MD5 is the published one.
     """
 
@@ -152,7 +152,7 @@ class CIFAR10(TorchvisionSet):
 
 
 class CIFAR100(CIFAR10):
-    """50,000 + 10,000 colour 32×32 photographs of 100 kinds of things (Krizhevsky 2009), under
+    """50,000 + 10,000 colour 32×32 photographs of 100 classes (Krizhevsky 2009), under
     `root/cifar-100-python`, with their fine labels.
     """
 

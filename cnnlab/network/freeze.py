@@ -13,7 +13,7 @@ SHOWN = 8
 
 
 def freeze_matching(network: nn.Module, patterns: Sequence[str]) -> None:
-    """Keeps whatever a pattern matches from training: a parameter by its name, or a layer with all below it.
+    """Freezes what a pattern matches: a parameter by its name, or a layer with all below it.
 
     A norm none of whose parameters trains stays in evaluation mode: its running statistics do not move either.
     """

@@ -156,7 +156,7 @@ def _infer(component: Component, shape: Shape) -> dict[str, Any]:
 
 
 def _default_projection(key: str, shape: Shape, target: Shape) -> list[Layer]:
-    """A 1×1 convolution whose stride gives the blocks' size, and a batch norm (arXiv 1512.03385, option B)."""
+    """A 1×1 convolution with a stride that matches the blocks' size, and a batch norm (arXiv 1512.03385, option B)."""
     fits = len(shape) == len(target) == 3 and all(target)
     strides = tuple(-(-size // wanted) for size, wanted in zip(shape[1:], target[1:], strict=fits)) if fits else ()
     reached = tuple((size - 1) // stride + 1 for size, stride in zip(shape[1:], strides, strict=fits))

@@ -60,7 +60,7 @@ class Reader:
         self.trust = trust
 
     def read(self, blocks: Any, key: str) -> list[Layer]:
-        """The layers in their order; those that were complained of are left out."""
+        """The layers in their order, without those that had complaints."""
         if not isinstance(blocks, Mapping):
             self.complaints.add(key, f"expected a mapping of layer name → block, received {blocks!r}")
             return []
@@ -71,7 +71,7 @@ class Reader:
         return [layer for name in self._ordered(blocks, key) if (layer := self._layer(name, blocks[name], key))]
 
     def initializer(self, spec: Any, key: str) -> Initializer | None:
-        """What fills the weights; None where nothing is given or a complaint was added."""
+        """The initialization of a spec; None without a spec or with a new complaint."""
         if spec is None:
             return None
         component = bind(spec, key, INITIALIZER, self.complaints)
@@ -195,15 +195,15 @@ class Reader:
 
 
 def _with_key(initialize: Initializer, key: str) -> Initializer:
-    """What a module cannot take of the initialization is told at the initialization's key."""
+    """An initialization's error with the initialization's key."""
 
-    def initialize_or_tell(module: nn.Module) -> None:
+    def initialize_with_key(module: nn.Module) -> None:
         try:
             initialize(module)
         except ArgumentError as error:
             raise ConfigError(f"{key}.{error.argument}: {error.message}") from error
 
-    return initialize_or_tell
+    return initialize_with_key
 
 
 def module_parameters(factory: Factory) -> list[str]:

@@ -34,7 +34,7 @@ CHANGEABLE = (
     RESTART,
     "observers",
     "data.root",
-    "data.memory_share",
+    "data.memory_fraction",
     "data.workers",
     "device",
 )

@@ -1,4 +1,4 @@
-"""What a layer answers to an image, and the image to which each of its units answers most."""
+"""A layer's response to an image, and the image to which each of its units responds most."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,10 +21,10 @@ LEAK = 0.01  # a silent ReLU's slope, for gradients only
 
 @torch.no_grad()
 def response(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
-    """What `layer`, a module within `network`, gives for the images in evaluation mode, float32.
+    """The output of `layer`, a module within `network`, for the images in evaluation mode, float32.
 
-    (N, C, H, W) maps or (N, F) features; of a layer that is called several times, the first answer. Raises
-    `ArgumentError` for a layer that is not called or gives anything else.
+    (N, C, H, W) maps or (N, F) features; of a layer that is called several times, the first output. Raises
+    `ArgumentError` for a layer that is not called or returns anything else.
     """
     with in_evaluation_mode(network):
         return _output(network, layer, x_NCHW)
@@ -57,7 +57,7 @@ def maximise(
     """
     x_UCHW = start_CHW.detach().float().expand(units, *start_CHW.shape).clone().requires_grad_()
     best = Maximised(x_UCHW.detach().clone(), torch.full((units,), -torch.inf, device=x_UCHW.device))
-    # gradients of a mean over many places, behind saturated layers, are far below Adam's usual eps
+    # gradients of a mean over many places, after saturated layers, are far below Adam's usual eps
     adam = torch.optim.Adam([x_UCHW], lr=rate, eps=1e-16, maximize=True)
     with in_evaluation_mode(network), torch.enable_grad(), _leaky(network), _without_cudnns_recurrence(network):
         for step in range(steps + 1):
@@ -90,7 +90,7 @@ def _keep(best: Maximised, x_UCHW: Tensor, value_U: Tensor) -> None:
 
 
 class _ReachedError(Exception):
-    """Carries a layer's output out of the network: what comes behind the layer need not be computed."""
+    """Carries a layer's output out of the network: later layers need not be computed."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -111,18 +111,18 @@ def _output(network: nn.Module, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
     finally:
         hook.remove()
     if not isinstance(output, Tensor) or output.dim() not in (2, 4) or len(output) != len(x_NCHW):
-        given = f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        received = f"a tensor of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ArgumentError(
             "layer",
-            f"expected a layer that gives maps (images, channels, height, width) or features (images, features), "
-            f"received {given} for {tuple(x_NCHW.shape)}",
+            f"expected a layer that returns maps (images, channels, height, width) or features (images, features), "
+            f"received {received} for {tuple(x_NCHW.shape)}",
         )
     return output.float()
 
 
 @contextmanager
 def _leaky(network: nn.Module) -> Iterator[None]:
-    """The network's ReLUs give what they give, to the bit, with the gradient of a leaky ReLU."""
+    """The network's ReLUs keep their outputs to the bit, with the gradient of a leaky ReLU."""
 
     def leak(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
         leaking = functional.leaky_relu(arguments[0], LEAK)

@@ -60,7 +60,7 @@ def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: i
 
 
 def maps_figure(image_CHW: Tensor, maps_CHW: Tensor, title: str) -> "Figure":
-    """An image of 0…255 and what each channel of a layer answers to it, (C, H, W), on one scale.
+    """An image of 0…255 and each channel of a layer's response to it, (C, H, W), on one scale.
 
     Grey where no value is below 0; else blue below 0, white at 0 and red above. Under each channel's number stand its
     largest value and the place of it, (row, column).

@@ -62,5 +62,5 @@ def test_a_step_keeps_the_shape_and_the_precision() -> None:
     assert (step.shape, step.dtype) == ((2, 3, 4, 5), torch.float64)
 
 
-def test_one_neuron_answers_for_two_classes() -> None:
+def test_one_neuron_classifies_two_classes() -> None:
     assert TwoClasses()(torch.tensor([[0.25], [1.0]])).tolist() == [[0.75, 0.25], [0.0, 1.0]]

@@ -25,25 +25,25 @@ def test_training_at_zero_changes_nothing(block: type[nn.Module]) -> None:
 
 
 @BOTH
-def test_survivors_are_scaled_by_one_over_the_kept_share(block: type[nn.Module]) -> None:
+def test_survivors_are_scaled_by_one_over_the_kept_fraction(block: type[nn.Module]) -> None:
     torch.manual_seed(0)
     values = block(p=0.75)(torch.ones(4, 64, 2, 2)).unique()
     assert values.tolist() == [0.0, 4.0]  # 1 / (1 − 0.75)
 
 
-def test_about_a_share_p_of_the_activations_is_zeroed() -> None:
+def test_about_a_fraction_p_of_the_activations_is_zeroed() -> None:
     torch.manual_seed(0)
     count, p = 100_000, 0.3
-    share = Dropout(p)(torch.ones(1, count)).eq(0).double().mean().item()
-    assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / count)
+    fraction = Dropout(p)(torch.ones(1, count)).eq(0).double().mean().item()
+    assert abs(fraction - p) < 5 * math.sqrt(p * (1 - p) / count)
 
 
 def test_neighbours_in_memory_are_zeroed_independently() -> None:
     torch.manual_seed(0)
     count, p = 100_000, 0.3
     zeroed_N2 = Dropout(p)(torch.ones(count, 2)).eq(0).double()  # one number of 64 bits is drawn for both
-    for share, expected in (*((share, p) for share in zeroed_N2.mean(0)), (zeroed_N2.prod(1).mean(), p * p)):
-        assert abs(share.item() - expected) < 5 * math.sqrt(expected * (1 - expected) / count)
+    for fraction, expected in (*((fraction, p) for fraction in zeroed_N2.mean(0)), (zeroed_N2.prod(1).mean(), p * p)):
+        assert abs(fraction.item() - expected) < 5 * math.sqrt(expected * (1 - expected) / count)
 
 
 def test_an_odd_number_of_activations_is_served_whole() -> None:
@@ -95,7 +95,7 @@ def test_dropout2d_zeroes_whole_channels() -> None:
 
 @BOTH
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan"), True, "half"])
-def test_a_share_outside_of_zero_to_one_is_refused(block: type[nn.Module], p: object) -> None:
+def test_a_fraction_outside_of_zero_to_one_is_refused(block: type[nn.Module], p: object) -> None:
     with pytest.raises(ArgumentError, match=r"\[0, 1\)") as caught:
         block(p=p)
     assert caught.value.argument == "p"

@@ -58,7 +58,7 @@ def test_an_mlp_with_permuted_weights_is_the_same_function() -> None:
     torch.testing.assert_close(moved(block(x_NCHW).flatten(1)), plain(x_NCHW.flatten(1)))
 
 
-def test_how_far_a_convolution_behind_it_sees_is_not_guessed() -> None:
+def test_how_far_a_convolution_after_it_sees_is_not_guessed() -> None:
     conv = {"type": "conv", "out_channels": 3, "kernel_size": 3}
     plan = plan_network((1, 8, 8), {"permute": "permute_pixels", "conv": conv}, Complaints())
     assert plan

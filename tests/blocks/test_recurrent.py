@@ -64,7 +64,7 @@ def test_it_is_torchs_layer_on_the_sequence(
 
 
 @pytest.mark.parametrize(("block_type", "kind"), KINDS)
-def test_the_backward_direction_stands_behind_the_forward_one(block_type: Any, kind: type[nn.RNNBase]) -> None:
+def test_the_backward_direction_follows_the_forward_one(block_type: Any, kind: type[nn.RNNBase]) -> None:
     block = block_type(SHAPE, 6, num_layers=2, bidirectional=True)
     last = hidden_of(torchs_own(block, kind, bidirectional=True)(rows_by_hand(images())))
     torch.testing.assert_close(block(images()), torch.cat([last[-2], last[-1]], 1))
@@ -149,7 +149,7 @@ def test_every_unit_sees_the_whole_image() -> None:
     assert x_NCHW.grad.all()
 
 
-def test_input_sizes_are_inferred_behind_a_convolution() -> None:
+def test_input_sizes_are_inferred_after_a_convolution() -> None:
     conv = {"type": "conv", "out_channels": 3, "kernel_size": 3}
     network = build_network((1, 8, 8), {"conv": conv, "gru": {"type": "gru", "hidden_size": 4}})
     assert network.gru.layers[0].input_size == 3 * 6

@@ -118,7 +118,7 @@ def test_a_quarter_turn_is_rot90() -> None:
     torch.testing.assert_close(turned, x_NCHW.rot90(1, (2, 3)), atol=1e-5, rtol=0)
 
 
-def test_a_translation_moves_the_planted_pixel_by_a_share_of_the_side() -> None:
+def test_a_translation_moves_the_planted_pixel_by_a_fraction_of_the_side() -> None:
     moved = Affine(degrees=0, translate=0.5, scale=(1.0, 1.0))(
         planted(4, 4, size=10), numbers(0.5, 0.5, 0.5, 0.7, 0.2), 0
     )
@@ -179,7 +179,7 @@ def test_contrast_stretches_about_the_mean() -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_a_image_comes_out_the_same_in_whatever_batch(name: str) -> None:
+def test_an_image_comes_out_the_same_in_whatever_batch(name: str) -> None:
     augmentation = with_defaults(name)
     x_NCHW = torch.rand(6, 3, 10, 10) * 255
     u_ND = uniforms(5, torch.arange(6), augmentation.draws)

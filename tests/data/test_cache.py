@@ -66,7 +66,7 @@ def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: l
     assert second.mapping is not None
 
 
-def test_behind_the_header_the_file_is_the_plain_bytes(root: Path) -> None:
+def test_after_the_header_the_file_is_the_plain_bytes(root: Path) -> None:
     x_NCHW = read(root).x_NCHW
     content = files()[0].read_bytes()
     assert content[HEADER:] == x_NCHW.numpy().tobytes()
@@ -137,22 +137,22 @@ def replaced_header(header: bytes) -> Callable[[bytearray], bytes]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         (cut, "bytes and not"),
         (lambda content: b"", "0 bytes and not"),
-        (flipped(HEADER), "another SHA-256"),
-        (flipped(-1), "another SHA-256"),
+        (flipped(HEADER), "does not match the SHA-256"),
+        (flipped(-1), "does not match the SHA-256"),
         (flipped(0), "its header cannot be read"),
         (flipped(4), "its header"),
         (replaced_header(b"[" * HEADER), "its header cannot be read"),
         (replaced_header(b"[]"), "its header cannot be read"),
-        (replaced_header(b'{"digest": 5}'), "its header is another's"),
+        (replaced_header(b'{"digest": 5}'), "its header is of another file"),
         (replaced_header(b"\x80\x04cposix\nsystem\n"), "its header cannot be read"),
     ],
 )
-def test_a_damaged_file_is_told_and_made_anew(
-    root: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytearray], bytes], told: str
+def test_a_damaged_file_is_reported_and_written_again(
+    root: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytearray], bytes], expected: str
 ) -> None:
     whole = read(root).x_NCHW.clone()
     file = files()[0]
@@ -162,14 +162,14 @@ def test_a_damaged_file_is_told_and_made_anew(
     assert torch.equal(read(root).x_NCHW, whole)
     said = capsys.readouterr().out
     assert f"{file} is damaged (" in said
-    assert told in said
-    assert "it is made anew" in said
+    assert expected in said
+    assert "it is written again" in said
     assert file.read_bytes() == before
     read(root)
     assert capsys.readouterr().out == ""
 
 
-def test_each_bit_of_the_header_that_says_something_is_noticed(root: Path, decoding: list[Path]) -> None:
+def test_each_bit_of_the_header_with_a_meaning_is_noticed(root: Path, decoding: list[Path]) -> None:
     read(root)
     whole = files()[0].read_bytes()
     said = len(whole[:HEADER].rstrip())
@@ -180,7 +180,7 @@ def test_each_bit_of_the_header_that_says_something_is_noticed(root: Path, decod
         assert decoding, f"byte {place} of the header"
 
 
-def test_a_image_that_cannot_be_decoded_leaves_nothing_in_the_cache(root: Path) -> None:
+def test_an_image_that_cannot_be_decoded_leaves_nothing_in_the_cache(root: Path) -> None:
     (root / PATHS[2]).write_text("no image")
     with pytest.raises(ConfigError, match=r"^data\.root: 1 of 5 images cannot be read"):
         read(root)
@@ -195,7 +195,7 @@ def test_what_a_killed_process_left_is_cleared_away(root: Path) -> None:
     assert not left.exists()
 
 
-def test_too_small_a_disk_is_told_before_anything_is_written(
+def test_too_small_a_disk_is_reported_before_anything_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch, decoding: list[Path]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 4000, 4000))
@@ -210,7 +210,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(
     assert not files()
 
 
-def test_a_cache_that_cannot_be_written_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root.parent / "file").touch()
     monkeypatch.setenv("CNNLAB_CACHE", str(root.parent / "file" / "cache"))
     with pytest.raises(ConfigError, match=r"CNNLAB_CACHE: decoded images cannot be kept in .*Not a directory"):
@@ -219,7 +219,7 @@ def test_a_cache_that_cannot_be_written_is_told(root: Path, monkeypatch: pytest.
 
 def test_a_cache_under_the_data_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLAB_CACHE", str(root / "cache"))
-    with pytest.raises(ConfigError, match=r"lies in the folder of the data, .*: expected a folder elsewhere"):
+    with pytest.raises(ConfigError, match=r"is inside the folder of the data, .*: expected a folder elsewhere"):
         read(root)
     assert not (root / "cache").exists()
 

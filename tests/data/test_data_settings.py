@@ -39,9 +39,9 @@ def settings(**changes: Any) -> DataSettings:
         ({"validation": {"count": 1.5}}, "validation.count"),
         ({"validation": {"count": 10, "from": "start"}}, "validation.from"),
         ({"sampling": "balance"}, "sampling"),
-        ({"memory_share": 0}, "memory_share"),
-        ({"memory_share": 1.01}, "memory_share"),
-        ({"memory_share": float("nan")}, "memory_share"),
+        ({"memory_fraction": 0}, "memory_fraction"),
+        ({"memory_fraction": 1.01}, "memory_fraction"),
+        ({"memory_fraction": float("nan")}, "memory_fraction"),
         ({"workers": -1}, "workers"),
         ({"workers": 10_000}, "workers"),
         ({"workers": True}, "workers"),
@@ -62,7 +62,7 @@ def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argume
         ({"sampling": "balance"}, "'balanced'"),
     ],
 )
-def test_a_misspelling_is_answered_with_the_nearest_name(changes: dict[str, Any], near: str) -> None:
+def test_a_misspelling_is_reported_with_the_nearest_name(changes: dict[str, Any], near: str) -> None:
     with pytest.raises(ArgumentError, match=f"did you mean {near}"):
         settings(**changes)
 
@@ -83,12 +83,12 @@ def test_what_the_data_cannot_give_is_refused_by_its_name(changes: dict[str, Any
     assert caught.value.argument == argument
 
 
-def test_too_high_a_limit_is_answered_with_the_arithmetic() -> None:
+def test_too_high_a_limit_is_reported_with_the_arithmetic() -> None:
     with pytest.raises(ArgumentError, match=r"at most 90 \(100 training images − 10 for validation\), received 91"):
         settings(limit=91).train_count(SPEC)
 
 
-def test_a_batch_that_drop_last_would_leave_out_is_told_with_the_count() -> None:
+def test_a_batch_that_drop_last_would_leave_out_is_reported_with_the_count() -> None:
     with pytest.raises(ArgumentError, match=r"at most the 20 training images, received 21.*drop_last"):
         settings(batch_size=21, limit=20).train_count(SPEC)
 
@@ -142,7 +142,7 @@ def test_a_validation_split_is_there_where_it_is_carved(count: float, there: boo
     assert settings(validation={"count": count}).has_validation(SPEC) is there
 
 
-def test_validation_is_carved_at_random_unless_it_says_otherwise() -> None:
+def test_validation_is_carved_at_random_by_default() -> None:
     assert settings(validation={"count": 5}).validation_from == "random"
     assert settings(validation={"count": 5, "from": "end"}).validation_from == "end"
 

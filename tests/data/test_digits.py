@@ -48,7 +48,7 @@ def test_train_and_test_are_disjoint_and_together_everything(splits: dict[str, I
     assert sorted(indices) == list(range(1797))
 
 
-def test_the_test_split_has_each_class_by_its_share(splits: dict[str, Images]) -> None:
+def test_the_test_split_has_each_class_by_its_fraction(splits: dict[str, Images]) -> None:
     sizes = np.bincount(load_digits().target)
     shares = sizes * 360 / 1797
     assert np.all(np.abs(splits["test"].y_N.bincount().numpy() - shares) < 1)

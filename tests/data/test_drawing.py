@@ -26,7 +26,7 @@ def test_an_edge_lies_where_it_was_planted() -> None:
     assert image_HW[:, 10:].eq(1).all()
 
 
-def test_an_edge_within_a_column_covers_its_share() -> None:
+def test_an_edge_within_a_column_covers_its_fraction() -> None:
     (image_HW,) = edge(place(10.25, 0), number(0), SIZE)
     assert image_HW[7, 9:12].tolist() == [0, 0.75, 1]
 

@@ -11,7 +11,7 @@ from image_folders import noise, png_header, write_image
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cnnlab.data.image_files import MOST_TOLD, ImageReader, Listing, list_images, printable, visible
+from cnnlab.data.image_files import MOST_LISTED, ImageReader, Listing, list_images, printable, visible
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 
 
@@ -35,14 +35,14 @@ def refusal(path: Path, by: ImageReader | None = None) -> str:
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "webp", "tif", "ppm"])
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
-def test_a_image_of_the_size_is_what_pil_decodes(tmp_path: Path, extension: str, resize: str) -> None:
+def test_an_image_of_the_size_is_what_pil_decodes(tmp_path: Path, extension: str, resize: str) -> None:
     path = write_image(tmp_path / f"x.{extension}", noise(6, 8))
     x_CHW = reader(6, 8, resize=resize).read(path)
     assert x_CHW.dtype == torch.uint8
     assert np.array_equal(hwc(x_CHW), np.asarray(Image.open(path)))
 
 
-def test_the_content_tells_the_format_and_not_the_name(tmp_path: Path) -> None:
+def test_the_content_decides_the_format_and_not_the_name(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.png", noise(8, 8)).rename(tmp_path / "x.jpg")
     assert np.array_equal(hwc(reader().read(path)), noise(8, 8))
 
@@ -209,7 +209,7 @@ def test_a_truncated_image_is_refused(tmp_path: Path, extension: str) -> None:
     assert str(tmp_path / f"x.{extension}") in refusal(tmp_path / f"x.{extension}")
 
 
-def test_every_truncation_and_many_flips_of_a_image_are_read_or_refused(tmp_path: Path) -> None:
+def test_every_truncation_and_many_flips_of_an_image_are_read_or_refused(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.png", noise(8, 8))
     whole = path.read_bytes()
     damaged = [whole[:length] for length in range(0, len(whole), 7)]
@@ -250,7 +250,7 @@ def test_what_is_no_image_whatever_its_name_is_refused(tmp_path: Path, content: 
         (60_000, 60_000, "at most 64 megapixels, received more than 179 megapixels"),
     ],
 )
-def test_a_image_of_too_many_pixels_is_refused_by_its_header(
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(
     tmp_path: Path, width: int, height: int, fragment: str
 ) -> None:
     (tmp_path / "x.png").write_bytes(png_header(width, height))
@@ -300,7 +300,7 @@ def test_all_that_cannot_be_read_come_in_one_message(tmp_path: Path) -> None:
     assert lines[0] == "9 of 20 images cannot be read:"
     assert [line.split(":")[0].strip() for line in lines[1:6]] == [str(path) for path in paths[3:8]]
     assert lines[6:] == ["  and 4 more"]
-    assert len(lines) == MOST_TOLD + 2
+    assert len(lines) == MOST_LISTED + 2
 
 
 def test_an_interruption_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_links_that_go_in_circles_are_refused(tmp_path: Path, links: dict[str, s
         list_images(tmp_path, tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be listed: .*No such file"):
         visible(tmp_path / "nowhere", tmp_path)
 

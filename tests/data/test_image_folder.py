@@ -15,7 +15,7 @@ WHOLE = {"train/cat": 12, "train/dog": 8, "val/cat": 3, "val/dog": 2, "test/cat"
 
 
 def source(root: Path | str | None, **changes: Any) -> ImageFolder:
-    arguments: dict[str, Any] = {"size": 8, "channels": 3, "resize": "crop", "test_share": 0.1, **changes}
+    arguments: dict[str, Any] = {"size": 8, "channels": 3, "resize": "crop", "test_fraction": 0.1, **changes}
     return ImageFolder(None if root is None else str(root), **arguments)
 
 
@@ -39,12 +39,12 @@ def test_each_split_is_the_folder_of_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
 def test_a_validation_folder_goes_by_several_names(tmp_path: Path, name: str) -> None:
     write_folders(tmp_path, {"Train/a": 2, "Train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
-    assert source(tmp_path, test_share=0).describe().counts == {"train": 4, "val": 2}
+    assert source(tmp_path, test_fraction=0).describe().counts == {"train": 4, "val": 2}
 
 
-def test_without_a_test_folder_a_share_of_the_training_images_is_carved(tmp_path: Path) -> None:
+def test_without_a_test_folder_a_fraction_of_the_training_images_is_carved(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train/cat": 30, "train/dog": 10})
-    folder = source(tmp_path, test_share=0.2)
+    folder = source(tmp_path, test_fraction=0.2)
     assert folder.describe().counts == {"train": 32, "test": 8}
     assert folder.describe().origins["test"] == "20% of train/"
     assert folder.read("test").y_N.bincount().tolist() == [6, 2]
@@ -63,11 +63,11 @@ def test_class_folders_in_the_root_are_split(tmp_path: Path) -> None:
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train": 3, "bus": 3, "test": 3})
-    assert source(tmp_path, test_share=0).describe().class_names == ("bus", "test", "train")
+    assert source(tmp_path, test_fraction=0).describe().class_names == ("bus", "test", "train")
 
 
-def test_no_share_and_no_folder_is_no_test_split(tmp_path: Path) -> None:
-    assert source(write_folders(tmp_path, {"a": 3, "b": 3}), test_share=0).describe().counts == {"train": 6}
+def test_no_fraction_and_no_folder_is_no_test_split(tmp_path: Path) -> None:
+    assert source(write_folders(tmp_path, {"a": 3, "b": 3}), test_fraction=0).describe().counts == {"train": 6}
 
 
 def test_the_splits_are_the_same_each_time(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_splits_are_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_the_first_and_the_last_training_images_are_of_all_classes(tmp_path: Path) -> None:
-    y_N = source(write_folders(tmp_path, {"a": 40, "b": 40}), test_share=0).read("train").y_N
+    y_N = source(write_folders(tmp_path, {"a": 40, "b": 40}), test_fraction=0).read("train").y_N
     assert set(y_N[:10].tolist()) == set(y_N[-10:].tolist()) == {0, 1}
 
 
@@ -88,7 +88,7 @@ def test_the_first_and_the_last_training_images_are_of_all_classes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_the_path_of_a_image_stands_at_its_index(tmp_path: Path, split: str) -> None:
+def test_the_path_of_an_image_stands_at_its_index(tmp_path: Path, split: str) -> None:
     folder = source(write_folders(tmp_path, WHOLE))
     images, paths = folder.read(split), folder.paths(split)
     assert len(images) == len(paths)
@@ -101,7 +101,7 @@ def test_the_path_of_a_image_stands_at_its_index(tmp_path: Path, split: str) -> 
 def test_a_file_name_that_is_not_utf8_can_be_read_and_shown(tmp_path: Path) -> None:
     write_folders(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "a" / "000.png").rename(tmp_path / "a" / os.fsdecode(b"\xff.png"))
-    folder = source(tmp_path, test_share=0)
+    folder = source(tmp_path, test_fraction=0)
     shown = folder.paths("train")[int(folder.read("train").y_N.argmin())]
     assert "a/\\udcff.png" in folder.paths("train")
     assert shown.encode().startswith(b"a/")
@@ -122,14 +122,14 @@ def test_held_out_images_are_in_the_order_of_their_paths(tmp_path: Path) -> None
 
 def test_images_may_lie_in_folders_within_their_class(tmp_path: Path) -> None:
     write_folders(tmp_path, {"train/cat/monday": 2, "train/cat/tuesday": 2, "train/dog": 4})
-    assert source(tmp_path, test_share=0).read("train").y_N.bincount().tolist() == [4, 4]
+    assert source(tmp_path, test_fraction=0).read("train").y_N.bincount().tolist() == [4, 4]
 
 
 @pytest.mark.parametrize(("size", "shape"), [(5, (1, 5, 5)), ((4, 6), (1, 4, 6))])
 def test_the_size_and_channels_are_those_asked_for(
     tmp_path: Path, size: int | tuple[int, int], shape: tuple[int, int, int]
 ) -> None:
-    folder = source(write_folders(tmp_path, {"a": 2, "b": 2}), size=size, channels=1, resize="pad", test_share=0)
+    folder = source(write_folders(tmp_path, {"a": 2, "b": 2}), size=size, channels=1, resize="pad", test_fraction=0)
     assert folder.describe().input_shape == tuple(folder.read("train").x_NCHW.shape[1:]) == shape
     assert folder.reader() == ImageReader(shape[1:], 1, "pad")
 
@@ -143,10 +143,10 @@ def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(folder.read("test")) == len(folder.paths("test")) == 9
 
 
-# what is told
+# what is reported
 
 
-def test_what_is_not_read_is_told_in_a_sentence_each(tmp_path: Path) -> None:
+def test_what_is_not_read_is_reported_in_a_sentence_each(tmp_path: Path) -> None:
     write_folders(tmp_path, {**WHOLE, "extras/cat": 1})
     write_image(tmp_path / "stray.png", noise(8, 8))
     (tmp_path / "train" / "cat" / "notes.txt").touch()
@@ -158,7 +158,7 @@ def test_what_is_not_read_is_told_in_a_sentence_each(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_told_where_everything_is_read(tmp_path: Path) -> None:
+def test_nothing_is_reported_where_everything_is_read(tmp_path: Path) -> None:
     assert source(write_folders(tmp_path, WHOLE)).notes() == []
 
 
@@ -170,8 +170,8 @@ def test_nothing_is_told_where_everything_is_read(tmp_path: Path) -> None:
         ({"size": (8, 0)}, "size"),
         ({"channels": 2}, "channels"),
         ({"resize": "zoom"}, "resize"),
-        ({"test_share": 1.0}, "test_share"),
-        ({"test_share": -0.1}, "test_share"),
+        ({"test_fraction": 1.0}, "test_fraction"),
+        ({"test_fraction": -0.1}, "test_fraction"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
@@ -186,7 +186,7 @@ def test_a_missing_root_is_asked_for(root: str | None) -> None:
         source(root)
 
 
-def test_a_root_that_is_no_folder_is_told_with_its_absolute_path(
+def test_a_root_that_is_no_folder_is_reported_with_its_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -221,7 +221,7 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     assert f"data.root: {tmp_path}/mine/train/c: the link leads out of {tmp_path}/mine" in refusal(tmp_path / "mine")
 
 
-def test_a_image_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_reported_with_its_path(tmp_path: Path) -> None:
     write_folders(tmp_path, WHOLE)
     (tmp_path / "train" / "cat" / "003.png").write_text("no image")
     folder = source(tmp_path)
@@ -230,17 +230,17 @@ def test_a_image_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> No
     with pytest.raises(ConfigError) as caught:
         folder.read("train")
     assert str(caught.value).startswith("data.root: 1 of 20 images cannot be read:")
-    assert f"{tmp_path}/train/cat/003.png: its content is no image" in str(caught.value)
+    assert f"{tmp_path}/train/cat/003.png: its content is no supported image" in str(caught.value)
 
 
 def test_classes_are_sorted_by_code_points(tmp_path: Path) -> None:
     names = ["Zebra", "ant", "Ölvogel", "10", "9"]
     write_folders(tmp_path, dict.fromkeys(names, 1))
-    assert source(tmp_path, test_share=0).describe().class_names == ("10", "9", "Zebra", "ant", "Ölvogel")
+    assert source(tmp_path, test_fraction=0).describe().class_names == ("10", "9", "Zebra", "ant", "Ölvogel")
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folders(tmp_path / "pets", {"a": 2, "b": 2})
-    images = source("~/pets", test_share=0).read("train")
+    images = source("~/pets", test_fraction=0).read("train")
     assert np.array_equal(images.y_N.bincount().numpy(), [2, 2])

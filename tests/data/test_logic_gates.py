@@ -35,7 +35,7 @@ def test_every_split_has_the_same_four_rows(split: str) -> None:
     assert tuple(rows.x_NCHW.shape[1:]) == source.describe().input_shape
 
 
-def test_what_validates_and_tests_is_said_to_be_the_same() -> None:
+def test_what_validates_and_tests_is_declared_the_same() -> None:
     assert LogicGates("xor").describe().origins == {"val": "the same rows", "test": "the same rows"}
 
 

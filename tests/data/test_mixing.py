@@ -30,7 +30,7 @@ def test_targets_are_probabilities_of_at_most_two_classes(mixing: Mixing, seed: 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mixup_gives_pixels_and_targets_the_same_shares(seed: int) -> None:
+def test_mixup_gives_pixels_and_targets_the_same_weights(seed: int) -> None:
     x_NCHW, target_NK = batch()
     partner_N = torch.randperm(BATCH, generator=generator(seed))
     mixed_NCHW, mixed_NK = MixUp().mix(x_NCHW, target_NK, partner_N, 0.7, generator(0))
@@ -38,30 +38,30 @@ def test_mixup_gives_pixels_and_targets_the_same_shares(seed: int) -> None:
     torch.testing.assert_close(mixed_NK, 0.7 * target_NK + 0.3 * target_NK[partner_N])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.2, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_cutmix_counts_the_pixels_that_it_pasted(share: float, seed: int) -> None:
+def test_cutmix_counts_the_pixels_that_it_pasted(weight: float, seed: int) -> None:
     x_NCHW, _ = batch()
     partner_N = torch.arange(BATCH).roll(1)  # no image is its own partner
-    mixed_NCHW, mixed_NB = CutMix().mix(x_NCHW, torch.eye(BATCH), partner_N, share, generator(seed))
+    mixed_NCHW, mixed_NB = CutMix().mix(x_NCHW, torch.eye(BATCH), partner_N, weight, generator(seed))
     pasted_N = (mixed_NCHW != x_NCHW).float().mean((1, 2, 3))
     torch.testing.assert_close(mixed_NB.diagonal(), 1 - pasted_N)
     assert ((mixed_NCHW == x_NCHW) | (mixed_NCHW == x_NCHW[partner_N])).all()
-    assert (pasted_N <= (1 - share) + 0.2).all()  # whole pixels, and what lay over an edge is cut
+    assert (pasted_N <= (1 - weight) + 0.2).all()  # whole pixels, and what lay over an edge is cut
 
 
-def test_shares_are_beta_distributed() -> None:
+def test_fractions_are_beta_distributed() -> None:
     class Spy(MixUp):
-        shares: list[float] = []  # noqa: RUF012
+        weights: list[float] = []  # noqa: RUF012
 
-        def mix(self, x_NCHW, target_NK, partner_N, share, generator):  # type: ignore[no-untyped-def]
-            self.shares.append(share)
+        def mix(self, x_NCHW, target_NK, partner_N, weight, generator):  # type: ignore[no-untyped-def]
+            self.weights.append(weight)
             return x_NCHW, target_NK
 
     spy, source = Spy(0.4), generator(0)
     for _ in range(2000):
         spy(*batch(), source)
-    assert stats.kstest(spy.shares, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
+    assert stats.kstest(spy.weights, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
 
 
 def test_the_same_generator_mixes_the_same_way() -> None:

@@ -31,13 +31,13 @@ def test_all_splits_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "share", "resident"),
+    ("free", "fraction", "resident"),
     [(720_000, 0.5, True), (719_999, 0.5, False), (360_000, 1, True), (10**9, 1e-6, False)],
 )
-def test_images_are_resident_up_to_a_share_of_what_is_free(
-    monkeypatch: pytest.MonkeyPatch, free: int, share: float, resident: bool
+def test_images_are_resident_up_to_a_fraction_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: int, fraction: float, resident: bool
 ) -> None:
-    assert placed(monkeypatch, free, memory_share=share).resident is resident
+    assert placed(monkeypatch, free, memory_fraction=fraction).resident is resident
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 1), (3, 3), (16, 4)])
@@ -48,9 +48,9 @@ def test_workers_are_as_many_as_the_run_has_threads_up_to_four(
     assert placed(monkeypatch, 1).workers == workers
 
 
-def test_the_line_says_what_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_shows_what_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placed(monkeypatch, 36_000_000).describe("memory") == "data: resident on cpu (360 kB, 1.0% of 36 MB free)"
-    assert placed(monkeypatch, 36_000_000, memory_share=0.001, workers=1).describe("/cache") == (
+    assert placed(monkeypatch, 36_000_000, memory_fraction=0.001, workers=1).describe("/cache") == (
         "data: streaming from /cache with 1 worker (360 kB, more than 0.001 of the 36 MB free on cpu)"
     )
     assert " with no worker (" in placed(monkeypatch, 1, workers=0).describe("/cache")

@@ -123,7 +123,7 @@ def test_drop_last_leaves_out_other_images_in_other_epochs() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 5])
-def test_a_saved_position_goes_on_with_exactly_the_remaining_batches(taken: int) -> None:
+def test_a_saved_position_resumes_with_exactly_the_remaining_batches(taken: int) -> None:
     source = loader()
     source.set_epoch(4)
     walk = iter(source)
@@ -175,7 +175,7 @@ def test_a_balanced_epoch_is_as_long_and_has_each_class_as_often(epoch: int) -> 
     assert sorted(counts.values()) == [10, 10, 10, 11]
 
 
-def test_each_class_is_the_one_with_a_image_more_in_its_turn() -> None:
+def test_each_class_is_the_one_with_an_image_more_in_its_turn() -> None:
     epochs = [Counter(uneven_labels()[balanced_order(uneven_labels(), 3, epoch).row_N].tolist()) for epoch in range(4)]
     assert sorted(max(UNEVEN, key=lambda label: counts[label]) for counts in epochs) == [0, 2, 5, 9]
 
@@ -214,7 +214,7 @@ def test_of_one_class_a_balanced_epoch_is_a_permutation() -> None:
     assert sorted(order.tolist()) == list(range(9))
 
 
-def test_a_balanced_loader_drops_the_last_batch_and_goes_on_where_it_was() -> None:
+def test_a_balanced_loader_drops_the_last_batch_and_resumes_where_it_was() -> None:
     source = loader(balanced=True, drop_last=True, batch_size=6)
     batches = epoch_of(source, 2)
     assert [len(batch) for batch in batches] == [6, 6, 6]
@@ -268,7 +268,7 @@ def test_augmentation_comes_before_normalisation() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_image_that_comes_twice_in_a_balanced_epoch_looks_different() -> None:
+def test_an_image_that_comes_twice_in_a_balanced_epoch_looks_different() -> None:
     rare = Images(noise().x_NCHW, torch.tensor([0] * (COUNT - 1) + [1]), torch.arange(COUNT))
     augment = Augment(STEPS, 2, 0)
     source = ResidentLoader(
@@ -279,7 +279,7 @@ def test_a_image_that_comes_twice_in_a_balanced_epoch_looks_different() -> None:
     assert len({x_CHW.numpy().tobytes() for x_CHW in shown}) == len(shown)
 
 
-def test_an_augmented_epoch_is_taken_up_in_the_middle() -> None:
+def test_an_augmented_epoch_is_resumed_in_the_middle() -> None:
     def source() -> ResidentLoader:
         augment = Augment({**STEPS, "mix": MixUp()}, 3, 7)
         return ResidentLoader(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnlab.data.splits import carve, check_validation, part_of
+from cnnlab.data.splits import carve, check_validation, validation_count
 from cnnlab.runtime.errors import ArgumentError
 
 
@@ -25,7 +25,7 @@ def labels(*sizes: int) -> Tensor:
         ((10, 10), 0, [0, 0]),
     ],
 )
-def test_each_class_gives_its_share_by_largest_remainder(
+def test_each_class_gives_its_fraction_by_largest_remainder(
     sizes: tuple[int, ...], count: int, expected: list[int]
 ) -> None:
     y_N = labels(*sizes)
@@ -86,7 +86,7 @@ def test_carving_draws_nothing_from_the_global_generator() -> None:
         (1, "top", "from"),
     ],
 )
-def test_what_says_no_size_or_place_is_refused(count: Any, where: str, argument: str) -> None:
+def test_what_names_no_size_or_place_is_refused(count: Any, where: str, argument: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         check_validation(count, where)
     assert caught.value.argument == argument
@@ -95,17 +95,17 @@ def test_what_says_no_size_or_place_is_refused(count: Any, where: str, argument:
 @pytest.mark.parametrize(
     ("count", "images"), [(0, 0), (7, 7), (9, 9), (0.5, 5), (0.24, 2), (0.26, 3), (0.001, 1), (0.94, 9)]
 )
-def test_a_count_or_a_share_of_ten_images(count: float, images: int) -> None:
+def test_a_count_or_a_fraction_of_ten_images(count: float, images: int) -> None:
     check_validation(count, "random")
-    assert part_of(count, 10) == images
+    assert validation_count(count, 10) == images
 
 
 @pytest.mark.parametrize("count", [10, 11, 0.99])
 def test_what_leaves_nothing_to_train_on_is_refused(count: float) -> None:
     with pytest.raises(ArgumentError, match=f"expected fewer than the 10 training images, received {count}"):
-        part_of(count, 10)
+        validation_count(count, 10)
 
 
 def test_all_but_one_image_may_be_carved() -> None:
-    kept, carved = carve(torch.tensor([0, 1] * 5), part_of(9, 10), "random", 0)
+    kept, carved = carve(torch.tensor([0, 1] * 5), validation_count(9, 10), "random", 0)
     assert (len(kept), len(carved)) == (1, 9)

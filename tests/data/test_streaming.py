@@ -98,7 +98,7 @@ def test_how_many_batches_are_made_at_once_changes_no_bit(
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 3, 7, 8])
-def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_remaining_batches(
+def test_an_epoch_resumed_in_the_middle_resumes_with_the_remaining_batches(
     monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int | None, taken: int
 ) -> None:
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", 3 * 8 * 3 * 9 * 7)  # three batches at once

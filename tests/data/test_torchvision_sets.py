@@ -202,7 +202,7 @@ def test_both_files_of_svhn_are_downloaded(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("source", [CIFAR10, CIFAR100, SVHN])
-def test_a_failed_download_of_a_colour_set_tells_where_and_how(
+def test_a_failed_download_of_a_colour_set_reports_where_and_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: type[TorchvisionSet]
 ) -> None:
     def refuse(*arguments: object, **options: object) -> NoReturn:
@@ -263,7 +263,7 @@ def test_one_missing_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("source", FAMILY)
 @pytest.mark.parametrize("error", [RuntimeError("Error downloading train"), URLError("no route to host")])
-def test_a_failed_download_tells_where_it_looked_and_how_to_get_it(
+def test_a_failed_download_reports_where_it_looked_and_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: type[MNIST], error: Exception
 ) -> None:
     no_network(monkeypatch, error)

@@ -125,7 +125,7 @@ def test_a_layer_inside_torchvisions_network_goes_by_torchvisions_name() -> None
         ([3], "expected a list of name patterns such as \\[conv1, norm\\*\\], received \\[3\\]"),
     ],
 )
-def test_a_pattern_without_sense_is_told(patterns: list[Any], message: str) -> None:
+def test_a_pattern_without_sense_is_reported(patterns: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"model.freeze: {message}"):
         planned(*patterns)
 

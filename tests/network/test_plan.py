@@ -96,7 +96,7 @@ def test_layers_stand_in_the_order_of_the_mapping() -> None:
     assert names(build_network((1, 8, 8), {"b": "relu", "a": "tanh", "c": "sigmoid"})) == ["b", "a", "c"]
 
 
-def test_after_puts_a_layer_behind_its_anchor() -> None:
+def test_after_puts_a_layer_after_its_anchor() -> None:
     blocks = {"conv": CONV, "relu": "relu", "norm": {"type": "batch_norm", "after": "conv"}}
     assert names(build_network((1, 8, 8), blocks)) == ["conv", "norm", "relu"]
 
@@ -176,7 +176,7 @@ def test_a_layer_norm_takes_the_whole_shape_that_reaches_it() -> None:
     assert network.norm.normalized_shape == (3, 4, 5)
 
 
-def test_a_users_class_is_told_the_shape_that_reaches_it(users: str) -> None:
+def test_a_users_class_gets_the_shape_that_reaches_it(users: str) -> None:
     network = build_network((1, 8, 6), {"conv": CONV, "seen": f"{users}.Seen"})
     assert network.seen.seen == ((4, 6, 4), 4)
 
@@ -349,13 +349,13 @@ def test_trust_reaches_nested_blocks(users: str) -> None:
     assert message.startswith("model.blocks.stage.blocks.scale: ")
 
 
-def test_a_users_class_that_fails_is_told_with_its_key_and_its_input(users: str) -> None:
+def test_a_users_class_that_fails_is_reported_with_its_key_and_its_input(users: str) -> None:
     assert complaints_about({"mine": f"{users}.Broken"}) == [
         "model.blocks.mine: Broken does not fit its input 1×8×8: I cannot go forward"
     ]
 
 
-def test_a_users_class_that_gives_no_tensor_is_refused(users: str) -> None:
+def test_a_users_class_that_returns_no_tensor_is_refused(users: str) -> None:
     (message,) = complaints_about({"mine": f"{users}.Pair"})
     assert message == "model.blocks.mine: expected one tensor with the batch in front from Pair, received tuple"
 
@@ -388,7 +388,7 @@ def test_all_mistakes_come_in_one_error() -> None:
     }
 
 
-def test_values_out_of_range_are_told_of_every_layer() -> None:
+def test_values_out_of_range_are_reported_for_every_layer() -> None:
     blocks = {name: {"type": "dropout", "p": 2} for name in ("one", "two")}
     assert [message.split(":")[0] for message in complaints_about(blocks)] == [
         "model.blocks.one.p",
@@ -408,7 +408,7 @@ def test_a_network_needs_a_block(blocks: Any) -> None:
     assert message.startswith("model.blocks: expected at least one block")
 
 
-def test_complaints_are_told_at_the_key_of_the_caller() -> None:
+def test_complaints_are_reported_at_the_key_of_the_caller() -> None:
     (message,) = complaints_about({"act": "rleu"}, key="teacher")
     assert message.startswith("teacher.blocks.act: ")
 
@@ -592,7 +592,7 @@ def test_a_softmax_over_the_batch_is_refused() -> None:
     assert message.startswith("model.blocks.softmax.dim: ")
 
 
-def test_a_lazy_module_is_answered_with_the_one_that_infers() -> None:
+def test_a_lazy_module_is_reported_with_the_one_that_infers() -> None:
     (message,) = complaints_about({"conv": {"type": "torch.nn.LazyConv2d", "out_channels": 2, "kernel_size": 3}})
     assert message.startswith("model.blocks.conv: expected torch.nn.Conv2d, received torch.nn.LazyConv2d")
 
@@ -630,7 +630,7 @@ def test_given_weights_are_those_of_the_network() -> None:
     ],
     ids=["of a layer", "of the network"],
 )
-def test_given_weights_that_do_not_fit_are_told_with_their_key_before_any_is_made(
+def test_given_weights_that_do_not_fit_are_reported_with_their_key_before_any_is_made(
     neuron: dict[str, Any], init: Any, key: str
 ) -> None:
     inner = {"type": "sequential", "blocks": {"neuron": {"type": "linear", "out_features": 1, **neuron}}}

@@ -33,7 +33,7 @@ def test_an_edge_filter_tells_drawn_vertical_edges_from_horizontal_ones() -> Non
     assert vertical.min() > 2 * horizontal.max()
 
 
-def test_shared_weights_are_520_where_a_dense_layer_has_9_million() -> None:
+def test_fractiond_weights_are_520_where_a_dense_layer_has_9_million() -> None:
     (row,) = rows_of((1, 28, 28), conv=CONV)
     assert (row.parameters, row.output_shape) == (520, (20, 24, 24))
     dense = rows_of((1, 28, 28), flatten="flatten", dense={"type": "linear", "out_features": 20 * 24 * 24})[-1]

@@ -62,7 +62,7 @@ def test_the_splits_and_where_they_come_from_are_told(ready_run: Path, tmp_path:
     assert describe_splits(plan(tmp_path / "pets")) == (
         "images: train 32 (pets/), val 4 (carved out of train, random), test 4 (10% of pets/)"
     )
-    assert describe_splits(plan(tmp_path / "pets", test_share=0, limit=8)) == (
+    assert describe_splits(plan(tmp_path / "pets", test_fraction=0, limit=8)) == (
         "images: train 8 (pets/), val 4 (carved out of train, random); no test split"
     )
 
@@ -80,7 +80,7 @@ def test_a_validation_folder_is_the_validation_split(own: Path) -> None:
 
 
 def test_without_one_a_share_is_carved_of_each_class(tmp_path: Path) -> None:
-    data = read_training_data(plan(write_folders(tmp_path, CARVED), test_share=0, validation={"count": 0.2}))
+    data = read_training_data(plan(write_folders(tmp_path, CARVED), test_fraction=0, validation={"count": 0.2}))
     assert data.train.y_N.bincount().tolist() == [16, 16]
     assert data.val.y_N.bincount().tolist() == [4, 4]
 
@@ -101,7 +101,7 @@ def test_the_test_split_gives_what_the_run_measured(own: Path) -> None:
 
 
 def test_a_run_without_a_test_split_ends_well_and_says_so(in_tmp_path: Path) -> None:
-    answer = train_on(write_folders(in_tmp_path / "images", CARVED), "data.test_share=0")
+    answer = train_on(write_folders(in_tmp_path / "images", CARVED), "data.test_fraction=0")
     assert answer.code == 0, answer.err
     assert "the data have no test split" in answer.out
     assert "evaluate.py run=run split=val" in answer.out
@@ -117,7 +117,7 @@ def test_a_run_without_a_test_split_ends_well_and_says_so(in_tmp_path: Path) -> 
 def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:
     answer = train_on(
         write_folders(in_tmp_path / "images", CARVED),
-        "data.test_share=0",
+        "data.test_fraction=0",
         "data.validation.count=0",
         "trainer.monitor=null",
     )
@@ -192,7 +192,7 @@ def test_an_evaluation_takes_no_other_key_of_the_data(own: Path) -> None:
 
 # resident and streaming
 
-STREAMING = ("data.memory_share=1e-9", "data.workers=1")
+STREAMING = ("data.memory_fraction=1e-9", "data.workers=1")
 
 
 def told(answer: Answer) -> str:

@@ -30,7 +30,7 @@ def test_each_count_stands_in_its_cell_and_zeros_are_left_out() -> None:
     assert found == {(0, 0): "1,234", (2, 0): "6", (0, 1): "2", (1, 1): "7", (2, 1): "1"}
 
 
-def test_the_colour_is_the_share_of_the_labels_images() -> None:
+def test_the_colour_is_the_fraction_of_the_labels_images() -> None:
     (image,) = drawn().axes[0].images
     np.testing.assert_allclose(image.get_array(), [[1234 / 1240, 0, 6 / 1240], [0.2, 0.7, 0.1], [0, 0, 0]])
     assert (image.norm.vmin, image.norm.vmax) == (0, 1)

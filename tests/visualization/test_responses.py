@@ -49,7 +49,7 @@ def linear(*units: list[float], bias: float = 0.0) -> nn.Linear:
     return layer
 
 
-def test_the_answer_of_a_convolution_is_the_cross_correlation_by_hand() -> None:
+def test_the_response_of_a_convolution_is_the_cross_correlation_by_hand() -> None:
     x_NCHW = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     network = planted(relu="relu", pool={"type": "max_pool", "kernel_size": 2})
     by_hand_NCHW = functional.conv2d(x_NCHW, torch.tensor([[VERTICAL], [VERTICAL]], dtype=torch.float32))
@@ -65,7 +65,7 @@ def test_a_planted_filter_peaks_on_the_planted_edge(column: int) -> None:
     assert map_HW.argmax(1).unique().tolist() == [column - 1]
 
 
-def test_a_layer_behind_that_works_in_place_does_not_change_the_answer() -> None:
+def test_a_later_layer_that_works_in_place_does_not_change_the_response() -> None:
     norm, relu = nn.BatchNorm2d(1), nn.ReLU(inplace=True)
     network = nn.Sequential(norm, relu)
     x_NCHW = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def test_a_layer_behind_that_works_in_place_does_not_change_the_answer() -> None
     assert response(network, relu, x_NCHW).min() == 0
 
 
-def test_the_answer_is_that_of_evaluation_mode() -> None:
+def test_the_response_is_that_of_evaluation_mode() -> None:
     network = deep().train()
     x_NCHW = START_CHW.expand(2, 1, 6, 6)
     answer_NF = response(network, network.layers[5], x_NCHW)
@@ -81,7 +81,7 @@ def test_the_answer_is_that_of_evaluation_mode() -> None:
     assert all(module.training for module in network.modules())
 
 
-def test_a_layer_that_gives_no_tensor_is_refused() -> None:
+def test_a_layer_that_returns_no_tensor_is_refused() -> None:
     lstm = nn.LSTM(6, 3)
     network = nn.Sequential(nn.Flatten(0, 1), lstm)
     with pytest.raises(ArgumentError, match="received a tuple"):

@@ -54,7 +54,7 @@ def test_a_filter_is_the_mean_over_the_channels_that_it_reads() -> None:
 MAPS_CHW = torch.tensor([[[0.0, 2.0, 1.0], [0.5, 0.0, 0.25]], [[0.0, 0.0, 0.0], [3.0, 1.0, 1.0]]])
 
 
-def test_maps_stand_behind_their_image_with_the_place_of_their_peak() -> None:
+def test_maps_follow_their_image_with_the_place_of_their_peak() -> None:
     image_CHW = torch.arange(16).reshape(1, 4, 4)
     axes = maps_figure(image_CHW, MAPS_CHW, "conv1").axes
     np.testing.assert_array_equal(axes[0].images[0].get_array(), image_CHW[0])
