@@ -8,7 +8,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from itertools import product
 from typing import Any
 
@@ -41,10 +42,6 @@ class Trial:
     loss: float = math.nan
     verdict: str = ""
 
-    @property
-    def seconds(self) -> float:
-        return statistics.median(self.times) if self.times else math.inf
-
     def clearly_faster_than(self, other: "Trial") -> bool:
         """Round by round, since other load on the machine slows down all steps of a round alike."""
         if self.verdict or not self.times:
@@ -61,11 +58,11 @@ def autotune(
     The first candidate of each field is the default. `prepare` makes a step on weights of its own. The global
     generators are left as they were.
     """
-    best = _with(wanted, {name: values[0] for name, values in candidates.items() if getattr(wanted, name) == AUTO})
-    best = replace(best, compile=False)
+    defaults = {name: values[0] for name, values in candidates.items() if getattr(wanted, name) == AUTO}
+    best = _with(wanted, {**defaults, "compile": False})
     trials: list[Trial] = []
     for stage in STAGES:
-        names = [name for name in stage if getattr(wanted, name) == AUTO]
+        names = [name for name in stage if name in defaults]
         choices = product(*(candidates[name] for name in names))
         options = [_with(best, dict(zip(names, values, strict=True))) for values in choices]
         best, tried = _fastest(list(dict.fromkeys(options)), prepare)
@@ -74,10 +71,9 @@ def autotune(
 
 
 def _with(execution: Execution, values: Mapping[str, Any]) -> Execution:
-    """With these values, and not captured where they do not allow it."""
-    plain = replace(execution, **{**values, "cuda_graph": False})
-    captured = values.get("cuda_graph", execution.cuda_graph)
-    return replace(plain, cuda_graph=captured and plain.allows_cuda_graph)
+    """With these values, and not captured in fp16."""
+    fields = {**asdict(execution), **values}
+    return Execution(**{**fields, "cuda_graph": fields["cuda_graph"] if fields["precision"] != "fp16" else False})
 
 
 def _fastest(options: Sequence[Execution], prepare: Callable[[Execution], TakeStep]) -> tuple[Execution, list[Trial]]:
@@ -87,22 +83,19 @@ def _fastest(options: Sequence[Execution], prepare: Callable[[Execution], TakeSt
     generators = capture_generators()
     trials = [Trial(option) for option in options]
     try:
-        _time(trials, prepare, lambda: restore_generators(generators))
+        _time(trials, prepare, generators)
     finally:
         restore_generators(generators)
-    best = trials[0]
-    for trial in trials[1:]:
-        if trial.clearly_faster_than(best):
-            best = trial
+    best = reduce(lambda best, trial: trial if trial.clearly_faster_than(best) else best, trials)
     best.verdict = "chosen" if not best.verdict else f"chosen ({best.verdict})"
     return best.execution, trials
 
 
-def _time(trials: Sequence[Trial], prepare: Callable[[Execution], TakeStep], same_draws: Callable[[], None]) -> None:
+def _time(trials: Sequence[Trial], prepare: Callable[[Execution], TakeStep], generators: dict[str, Any]) -> None:
     """Takes turns, so that other load on the machine disturbs all alike."""
     steps: dict[int, TakeStep] = {}
     for number, trial in enumerate(trials):
-        same_draws()
+        restore_generators(generators)
         try:
             steps[number] = prepare(trial.execution)
             _warm_up(trial, steps[number], LIMIT / len(trials))
@@ -145,11 +138,9 @@ def table(trials: Sequence[Trial]) -> str:
     on_cuda = any(trial.execution.cuda_graph for trial in shown)
     lines = [f"  {'precision':<11}{'layout':<15}{'compile':<9}{'cuda_graph' * on_cuda}{'ms/step':>10}{'loss':>10}"]
     for trial in shown:
-        execution = trial.execution
-        compiled, captured = str(execution.compile).lower(), str(execution.cuda_graph).lower()
+        precision, layout, compiled, captured = (str(value).lower() for value in asdict(trial.execution).values())
         graph = f"{captured:<10}" * on_cuda
-        ms = f"{1000 * trial.seconds:,.2f}" if trial.times else "–"
+        ms = f"{1000 * statistics.median(trial.times):,.2f}" if trial.times else "–"
         loss = "–" if math.isnan(trial.loss) else f"{trial.loss:.4f}"
-        columns = f"  {execution.precision:<11}{execution.layout:<15}{compiled:<9}{graph}{ms:>10}{loss:>10}"
-        lines.append(f"{columns}  {trial.verdict}".rstrip())
+        lines.append(f"  {precision:<11}{layout:<15}{compiled:<9}{graph}{ms:>10}{loss:>10}  {trial.verdict}".rstrip())
     return "\n".join(["trainer.execution, timed on this machine:", *lines])

@@ -42,16 +42,9 @@ class Execution:
         for name, value in (("compile", self.compile), ("cuda_graph", self.cuda_graph)):
             if not isinstance(value, bool) and value != AUTO:
                 raise ArgumentError(name, f"expected true, false or auto, received {value!r}")
-        if self.cuda_graph is True and not self.allows_cuda_graph:
-            raise ArgumentError(
-                "cuda_graph",
-                "a step cannot be captured with precision=fp16, whose scale is read after each step: expected auto or "
-                "false, or precision=bf16",
-            )
-
-    @property
-    def allows_cuda_graph(self) -> bool:
-        return self.precision != "fp16"
+        if self.cuda_graph is True and self.precision == "fp16":
+            reason = "a step with precision=fp16 cannot be captured: its scale is read after each"
+            raise ArgumentError("cuda_graph", f"{reason}; expected auto or false, or precision=bf16")
 
     @property
     def resolved(self) -> bool:

@@ -19,7 +19,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-# one kernel updates all parameters, on CPU and on CUDA; an entry of OPTIMIZERS may have none
+# one kernel updates all parameters, on CPU and on CUDA; others in OPTIMIZERS need not have one
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 REFUSED: dict[Any, str] = {
     torch.optim.LBFGS: "LBFGS evaluates the loss several times per update, which this training step does not",
@@ -33,7 +33,7 @@ _NOT_NEGATIVE = ("lr", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
 def check_optimizer(
     component: Component, groups: Any, names: list[str], complaints: Complaints
 ) -> dict[str, dict[str, float]]:
-    """Complains of values out of range and of group patterns that match nothing; returns the groups."""
+    """Complains about values out of range and group patterns that match nothing; returns the groups."""
     if component.factory in REFUSED:
         expected = "expected a first-order optimizer such as sgd, adam or adamw"
         complaints.add(f"{component.key}.type", f"{REFUSED[component.factory]}; {expected}")
@@ -86,9 +86,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over all parameters that train.
 
-    A parameter takes the options of the first pattern that its name matches. Weight decay leaves out norms and
-    biases (all that has fewer than two dimensions) unless a pattern says otherwise: decaying them has no effect on the
-    function's complexity that is wanted (arXiv 1812.01187).
+    A parameter takes the options of the first pattern that its name matches. Norms and biases (parameters of fewer than
+    two dimensions) are not decayed unless a pattern sets their weight_decay (arXiv 1812.01187, section 3.1).
     """
     norms = {
         id(parameter)
@@ -116,15 +115,15 @@ def build_optimizer(
 
 
 def is_fused(component: Component) -> bool:
-    """Whether the update is one kernel, where the parameters allow it: unless the config says otherwise."""
+    """Whether the update is one kernel, where the parameters allow it and the config sets no other way."""
     return component.factory in FUSED and not component.arguments.keys() & {"fused", "foreach", "differentiable"}
 
 
 def _can_be_fused(component: Component, network: nn.Module) -> bool:
-    """Whether one kernel can update all parameters of a group: a fraction of the time, for tiny and for large ones.
+    """Whether one kernel can update all parameters of a group, in a fraction of the time of a kernel for each.
 
-    It takes parameter, gradient and state for equal rows of numbers in memory, whatever their strides. Backward passes
-    give a gradient its parameter's strides where these leave no gaps.
+    It assumes that parameter, gradient and state are laid out alike, whatever their strides. Backward passes give a
+    gradient its parameter's strides where these leave no gaps.
     """
     return is_fused(component) and all(
         parameter.device.type in ("cpu", "cuda")
@@ -138,8 +137,8 @@ def _can_be_fused(component: Component, network: nn.Module) -> bool:
 def _spare_the_compiler() -> None:
     """Keeps torch from importing its compiler, for seconds, when an optimizer is first made.
 
-    It does so only to exempt these methods from compilation, and notes on each what it then calls; nobody compiles them
-    here. Where another version of torch notes it elsewhere, it imports the compiler as ever.
+    torch does so only to exempt these methods from compilation, and stores on each what it then calls; they are not
+    compiled here. Another version of torch that stores it elsewhere imports the compiler.
     """
     exempted: tuple[Any, ...] = (
         torch.optim.Optimizer.add_param_group,
@@ -153,10 +152,10 @@ def _spare_the_compiler() -> None:
 
 
 def _without_ceremony(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Gives one of torch's optimizers its own `step` alone, and a `zero_grad` that lets go of the gradients.
+    """Gives one of torch's optimizers a bare `step`, and a `zero_grad` that only drops the gradients.
 
-    What torch puts around them breaks graphs for the compiler, which each step would import, and marks them for the
-    profiler, which costs a tiny network a tenth of its time.
+    torch's wrappers import the compiler to break graphs for it, and mark the methods for the profiler, which takes a
+    tenth of a tiny network's step.
     """
     if type(optimizer).__module__.startswith("torch.optim."):
         fused_sgd = type(optimizer) is torch.optim.SGD and _in_one_kernel(optimizer)
@@ -167,16 +166,16 @@ def _without_ceremony(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer
 
 
 def _in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether each group is updated by one kernel at once: fused, on one device and of one dtype."""
+    """Whether one kernel updates each group: fused, on one device and of one dtype."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return bool(optimizer.defaults["fused"]) and len({(one.device, one.dtype) for one in parameters}) == 1
 
 
 def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
-    """`torch.optim.SGD.step` without what it finds out anew in each step: about half of its time in a small network.
+    """`torch.optim.SGD.step` without its checks in each step, which take half of its time in a small network.
 
-    The first step, which makes the momenta, is torch's own, and so is any in which something is unusual. Where fp16's
-    loss scale overflows in that step, it is skipped here: torch would leave the momenta uninitialised.
+    The first step, which makes the momenta, is torch's own, and so is one with missing or sparse gradients. If fp16's
+    scaled gradients overflow in it, it is skipped: torch would leave the momenta uninitialised.
     """
     scaling: dict[str, Any] = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     calls = []
@@ -203,7 +202,7 @@ def _forget_gradients(optimizer: torch.optim.Optimizer, set_to_none: bool = True
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`{"state": {name: …}, "groups": […]}`: by name, so that it survives another order of the parameters."""
+    """`{"state": {name: …}, "groups": […]}`: by name, so that the order of the parameters may change."""
     state = optimizer.state_dict()
     names = [name for group in optimizer.param_groups for name in group["names"]]
     return {
@@ -213,7 +212,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Puts back what `optimizer_state` returned, to the parameters of the same names, in whatever order they are.
+    """Restores what `optimizer_state` returned, to the parameters of the same names, in any order.
 
     Raises `ConfigError` where the saved groups hold other parameters.
     """
@@ -235,7 +234,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
 
 
 def _laid_out_as(parameter: Tensor, value: Any) -> Any:
-    """A tensor of the parameter's shape in its strides, too: a fused update takes them for equal."""
+    """A tensor of the parameter's shape with its strides, which a fused update assumes."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

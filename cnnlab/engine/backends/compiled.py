@@ -4,12 +4,12 @@ The graph is captured with `make_fx` in fake mode (https://docs.pytorch.org/docs
 buffers as its inputs: capturing computes nothing, and leaves weights, buffers, generators and images as they were.
 """
 
+import copy
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ class Compiled:
 
     def __init__(self, images: int) -> None:
         self.graphs: Graphs[_Captured] = Graphs(images)
-        self._weights: dict[float, Tensor] = {}
 
     def __call__(
         self,
@@ -57,12 +56,9 @@ class Compiled:
         captured = self.graphs.find(microbatch, lambda: _Captured(_Loss(network, loss, execution), microbatch))
         if captured is None:
             return forward_backward(network, loss, microbatch, execution=execution, scaler=scaler)
-        weight = self._weights.get(microbatch.weight)
-        if weight is None:
-            weight = torch.tensor(microbatch.weight, device=microbatch.x_NCHW.device)
-            self._weights[microbatch.weight] = weight
+        weight = torch.full((), microbatch.weight, device=microbatch.x_NCHW.device)
         value, correct = captured(microbatch, scaler.scale(weight))
-        return (value if microbatch.weight == 1 else value * weight), correct
+        return value * weight, correct
 
 
 class _Loss(nn.Module):
@@ -90,18 +86,14 @@ class _Captured:
         self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.parameters = [parameter.detach() for parameter in module.parameters()]
         self.buffers = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in buffers]
-        weight = torch.ones((), device=batch.x_NCHW.device)
         try:
-            inputs = [*self._state(), batch.x_NCHW, batch.target, weight]
-            recurrent = any(isinstance(one, nn.RNNBase) for one in module.modules())
-            self.graph = _compile(_passes(module, tensors), inputs, recurrent=recurrent)
-        except torch.OutOfMemoryError:
-            raise
+            inputs = [*self._state(), batch.x_NCHW, batch.target, torch.ones((), device=batch.x_NCHW.device)]
+            shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors.values()}
+            trial = copy.deepcopy(module, shared)  # what a module keeps in Python is not changed by the capture
+            self.graph = _compile(_passes(trial, tensors), inputs)
         except Exception as error:  # torch raises whatever it likes
-            raise TrainingError(
-                f"torch cannot compile this network and its loss: {first_line(error)} "
-                f"Try trainer.execution.compile=false"
-            ) from error
+            message = f"torch cannot compile this network and its loss: {first_line(error)}"
+            raise TrainingError(f"{message} Try trainer.execution.compile=false") from error
 
     def _state(self) -> list[Tensor]:
         """Buffers are looked up in each step: a module may have put another tensor in their place."""
@@ -152,26 +144,13 @@ def _laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) 
     return own
 
 
-def _compile(function: Callable[..., Any], inputs: Sequence[Tensor], *, recurrent: bool) -> Graph:
+def _compile(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Graph:
     from torch._inductor import standalone_compile
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with _without_onednn() if recurrent else nullcontext():  # Inductor cannot call its kernel of recurrent layers
-        graph = make_fx(function, tracing_mode="fake")(*inputs)
+    graph = make_fx(function, tracing_mode="fake")(*inputs)
+    if any(node.target is torch.ops.aten.mkldnn_rnn_layer.default for node in graph.graph.nodes):
+        raise NotImplementedError("Inductor cannot call oneDNN's LSTM.")
+    options = {"config_patches": {"fallback_random": True}}
     with torch.no_grad():
-        return standalone_compile(
-            graph,
-            [*inputs],
-            dynamic_shapes="from_example_inputs",
-            options={"config_patches": {"fallback_random": True}},
-        )
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
+        return standalone_compile(graph, [*inputs], dynamic_shapes="from_example_inputs", options=options)

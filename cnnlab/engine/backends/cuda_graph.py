@@ -6,6 +6,8 @@ GPU to run it. Replayed, the same kernels compute the same numbers (https://docs
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError, first_line
 from cnnlab.runtime.randomness import put_back
 
-Replay = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # of images and target
+Replay = Callable[[Batch], StepResult]
 WARM_UP = 2  # steps on a stream of their own, for libraries that prepare themselves; a graph cannot hold that
 
 
@@ -47,31 +49,18 @@ class Captured:
         self.has_state = False
 
     def __call__(
-        self,
-        network: Network,
-        loss: LossFunction,
-        optimizer: torch.optim.Optimizer,
-        batch: Batch,
-        **options: Any,
+        self, network: Network, loss: LossFunction, optimizer: torch.optim.Optimizer, batch: Batch, **options: Any
     ) -> StepResult:
-        def step(x_NCHW: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            still = Batch(x_NCHW, target, batch.index_N, batch.global_count)
-            result = train_step(
-                network, loss, optimizer, still, backend=self.backend, **{**options, "measure_norm": True}
-            )
-            assert result.gradient_norm is not None
-            return result.loss, result.correct, result.gradient_norm
+        step: Callable[..., StepResult] = partial(train_step, network, loss, optimizer, backend=self.backend, **options)
 
         def make() -> Replay:
             with self.rates.in_place_of_numbers(optimizer):
-                return capture(step, batch, [network, loss], optimizer)
+                return capture(partial(step, measure_norm=True), batch, [network, loss], optimizer)
 
         self.rates.update(optimizer, batch.x_NCHW.device)
         replay = self.graphs.find(batch, make, constant=batch.weight) if self.has_state else None
-        if replay is None:
-            self.has_state = True
-            return train_step(network, loss, optimizer, batch, backend=self.backend, **options)
-        return StepResult(*replay(batch.x_NCHW, batch.target))
+        self.has_state = True
+        return (replay or step)(batch)
 
 
 class LearningRates:
@@ -94,27 +83,21 @@ class LearningRates:
     @contextmanager
     def in_place_of_numbers(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         """The optimizer's groups hold the tensors, and are marked `capturable`."""
-        groups = optimizer.param_groups
-        held: list[dict[str, Any]] = [
-            {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
-        ]
+        before = [dict(group) for group in optimizer.param_groups]
         try:
-            for group, before, lr in zip(groups, held, self.lr_G.unbind(), strict=True):
-                group.update({name: lr if name == "lr" else True for name in before})
+            for group, lr in zip(optimizer.param_groups, self.lr_G.unbind(), strict=True):
+                group.update(lr=lr, **({"capturable": True} if "capturable" in group else {}))
             yield
         finally:
-            for group, before in zip(groups, held, strict=True):
-                group.update(before)
+            for group, old in zip(optimizer.param_groups, before, strict=True):
+                group.update(old)
 
 
 def capture(
-    step: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-    batch: Batch,
-    modules: Iterable[object],
-    optimizer: torch.optim.Optimizer,
+    step: Callable[[Batch], StepResult], batch: Batch, modules: Iterable[object], optimizer: torch.optim.Optimizer
 ) -> Replay:
     """A function that does what `step` does, from a graph. Capturing trains nothing. Raises `TrainingError`."""
-    still = batch.x_NCHW.clone(), batch.target.clone()
+    still = replace(batch, x_NCHW=batch.x_NCHW.clone(), target=batch.target.clone())
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     held = [tensor for one in modules if isinstance(one, nn.Module) for tensor in (*one.parameters(), *one.buffers())]
@@ -124,26 +107,25 @@ def capture(
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    step(*still)
+                    step(still)
             current.wait_stream(aside)
             optimizer.zero_grad(set_to_none=True)
-            # thread_local: other threads may go on pinning memory for images
+            # thread_local: other threads pin memory for images meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                results = step(*still)
+                result = step(still)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             _release_generator()
-            raise TrainingError(
-                f"this step cannot be captured as a CUDA graph: {first_line(_cause(error))} "
-                f"Try trainer.execution.cuda_graph=false"
-            ) from error
+            message = f"this step cannot be captured as a CUDA graph: {first_line(_cause(error))}"
+            raise TrainingError(f"{message} Try trainer.execution.cuda_graph=false") from error
 
-    def replay(x_NCHW: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        for mine, given in zip(still, (x_NCHW, target), strict=True):
-            mine.copy_(given)
+    def replay(batch: Batch) -> StepResult:
+        still.x_NCHW.copy_(batch.x_NCHW)
+        still.target.copy_(batch.target)
         graph.replay()
-        return tuple(result.clone() for result in results)  # the next replay overwrites these
+        assert result.gradient_norm is not None
+        return StepResult(result.loss.clone(), result.correct.clone(), result.gradient_norm.clone())
 
     return replay
 

@@ -20,16 +20,10 @@ class Graphs(Generic[G]):
         self._made: dict[object, G] = {}
 
     def find(self, batch: Batch, make: Callable[[], G], constant: object = None) -> G | None:
-        """The batch's graph, made by `make` the first time; None for a batch of another size.
-
-        `constant` is anything else that the graph holds fixed.
-        """
+        """The batch's graph, made by `make` for its signature and any `constant`; None for a batch of another size."""
         if len(batch) != self.images:
             return None
         key = batch.signature, constant
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-    def __len__(self) -> int:
-        return len(self._made)

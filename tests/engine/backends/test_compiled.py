@@ -23,7 +23,10 @@ needs_compiler = pytest.mark.skipif(missing_compiler(CPU) is not None, reason="t
 
 
 class Stateful(nn.Module):
-    """Changes its parameter and one buffer in place, and puts another tensor in the place of a second buffer."""
+    """Changes its parameter and one buffer in place, replaces another buffer, and keeps values of Python's."""
+
+    calls = 0
+    last: Tensor | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +39,7 @@ class Stateful(nn.Module):
             self.scale.mul_(0.9)
             self.mean += x.mean()
         self.count = self.count * 0.5 + 1
+        self.calls, self.last = self.calls + 1, x.detach()
         return x * self.scale
 
 
@@ -109,13 +113,14 @@ def test_compiled_steps_train_as_eager_ones(
 
 @needs_compiler
 def test_capturing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither weights, buffers, gradients, images nor generators."""
+    """Neither weights, buffers, gradients, images, generators nor what modules keep in Python."""
     network, execution, given = cnn(), Execution(compile=True), batch()
     before = [*values(network), given.x_NCHW.clone(), torch.get_rng_state()]
     monkeypatch.setattr("torch._inductor.standalone_compile", failing)
     with pytest.raises(TrainingError, match="cannot compile"):
         Compiled(IMAGES)(network, CrossEntropy(), given, execution=execution, scaler=execution.scaler(CPU))
     assert all(parameter.grad is None for parameter in network.parameters())
+    assert (network[3].calls, network[3].last) == (0, None)
     assert all(map(torch.equal, before, [*values(network), given.x_NCHW, torch.get_rng_state()]))
 
 
@@ -130,8 +135,14 @@ class Asking(nn.Linear):
         return super().forward(x) if x.sum() > 0 else super().forward(-x)
 
 
-def test_a_branch_on_data_is_refused_in_a_sentence() -> None:
-    execution, network = Execution(compile=True), nn.Sequential(nn.Flatten(), Asking(36, 3))
+class LastRow(nn.LSTM):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x[:, 0])[0][:, -1]
+
+
+@pytest.mark.parametrize("layers", [(nn.Flatten(), Asking(36, 3)), (LastRow(6, 3, batch_first=True),)], ids=str)
+def test_what_cannot_be_a_graph_is_refused_in_a_sentence(layers: tuple[nn.Module, ...]) -> None:
+    execution, network = Execution(compile=True), nn.Sequential(*layers)
     with pytest.raises(TrainingError, match=r"cannot compile this network .* Try trainer.execution.compile=false"):
         Compiled(IMAGES)(network, CrossEntropy(), batch(), execution=execution, scaler=execution.scaler(CPU))
 
