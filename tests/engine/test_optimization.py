@@ -86,42 +86,21 @@ def test_a_decayed_weight_shrinks_and_a_bias_does_not() -> None:
     assert torch.equal(after["output.bias"], before["output.bias"])
 
 
-def test_every_parameter_is_in_one_group_under_its_name() -> None:
-    network = Network()
-    optimizer = build_optimizer(component(), network, {"conv1.*": {"lr": 0.5}})
-    held = {
-        name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
-    }
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(NAMES)
-    assert all(held[name] is parameter for name, parameter in network.named_parameters())
-
-
 def test_parameters_that_do_not_train_are_left_out() -> None:
     network = Network()
     network.get_submodule("conv1").requires_grad_(False)
     assert sorted(options(build_optimizer(component(), network, {}), "lr")) == sorted(NAMES[2:])
 
 
-def test_a_pattern_gives_its_parameters_their_options() -> None:
-    optimizer = build_optimizer(component(weight_decay=0.01), Network(), {"conv1.*": {"lr": 0.5}})
-    assert options(optimizer, "lr") == {name: 0.5 if name.startswith("conv1") else 0.1 for name in NAMES}
-    assert options(optimizer, "weight_decay")["conv1.weight"] == 0.01
-
-
 def test_the_first_pattern_that_matches_wins() -> None:
-    groups = {"conv1.weight": {"lr": 0.5}, "*.weight": {"lr": 0.25}, "conv1.*": {"lr": 0.125}}
-    lrs = options(build_optimizer(component(), Network(), groups), "lr")
+    groups = {"conv1.weight": {"lr": 0.5}, "*.weight": {"lr": 0.25}, "conv1.*": {"lr": 0.125, "weight_decay": 0.2}}
+    optimizer = build_optimizer(component(weight_decay=0.01), Network(), groups)
+    lrs, decays = options(optimizer, "lr"), options(optimizer, "weight_decay")
     assert lrs["conv1.weight"] == 0.5
     assert lrs["output.weight"] == 0.25
     assert lrs["conv1.bias"] == 0.125
     assert lrs["output.bias"] == 0.1
-
-
-def test_a_pattern_may_decay_biases() -> None:
-    optimizer = build_optimizer(component(), Network(), {"*.bias": {"weight_decay": 0.2}})
-    decay = options(optimizer, "weight_decay")
-    assert decay["conv1.bias"] == 0.2
-    assert decay["norm1.weight"] == 0
+    assert (decays["conv1.weight"], decays["conv1.bias"], decays["norm1.weight"]) == (0.01, 0.2, 0.0)
 
 
 def test_an_optimizer_without_weight_decay_is_given_none() -> None:
@@ -129,43 +108,22 @@ def test_an_optimizer_without_weight_decay_is_given_none() -> None:
     assert all("weight_decay" not in group for group in build_optimizer(rprop, Network(), {}).param_groups)
 
 
-def test_the_state_is_keyed_by_name() -> None:
-    network = Network()
-    optimizer = build_optimizer(component("adam"), network, {})
-    take_steps(network, optimizer, range(1))
-    state = optimizer_state(optimizer)
-    assert set(state["state"]) == set(NAMES)
-    for name, parameter in network.named_parameters():
-        assert torch.equal(state["state"][name]["exp_avg"], optimizer.state[parameter]["exp_avg"])
-
-
+@pytest.mark.parametrize("order", [("conv1", "norm1", "output"), ("output", "conv1", "norm1")], ids=["same", "other"])
 @pytest.mark.parametrize(
     "arguments",
     [{"name": "sgd", "momentum": 0.9, "nesterov": True}, {"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}],
+    ids=lambda arguments: arguments["name"],
 )
-def test_a_loaded_state_leads_to_the_same_next_steps(arguments: dict[str, Any]) -> None:
+def test_a_loaded_state_leads_to_the_same_next_steps(arguments: dict[str, Any], order: tuple[str, ...]) -> None:
     groups = {"output.*": {"lr": 0.02}}
-    network = Network()
+    network, other = Network(), Network(*order)
     optimizer = build_optimizer(component(**arguments), network, groups)
     take_steps(network, optimizer, range(3))
-    resumed = copy.deepcopy(network)
-    fresh = build_optimizer(component(**arguments), resumed, groups)
-    load_optimizer_state(fresh, saved_and_read(optimizer_state(optimizer)))
-    take_steps(network, optimizer, range(3, 6))
-    take_steps(resumed, fresh, range(3, 6))
-    assert all(
-        torch.equal(mine, theirs) for mine, theirs in zip(resumed.parameters(), network.parameters(), strict=True)
-    )
-
-
-def test_the_state_survives_another_order_of_the_parameters() -> None:
-    network = Network("conv1", "norm1", "output")
-    optimizer = build_optimizer(component("adam"), network, {})
-    take_steps(network, optimizer, range(3))
-    other = Network("output", "conv1", "norm1")
     other.load_state_dict(network.state_dict())
-    fresh = build_optimizer(component("adam"), other, {})
-    load_optimizer_state(fresh, saved_and_read(optimizer_state(optimizer)))
+    fresh = build_optimizer(component(**arguments), other, groups)
+    saved = saved_and_read(optimizer_state(optimizer))
+    assert set(saved["state"]) == set(NAMES)
+    load_optimizer_state(fresh, saved)
     take_steps(network, optimizer, range(3, 6))
     take_steps(other, fresh, range(3, 6))
     theirs = network.state_dict()
@@ -175,18 +133,15 @@ def test_the_state_survives_another_order_of_the_parameters() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "key"),
     [
-        (component(lr=-1.0), "optimizer.lr"),
         (component(lr=float("nan")), "optimizer.lr"),
         (component(momentum=-0.5), "optimizer.momentum"),
-        (component(weight_decay=-1e-4), "optimizer.weight_decay"),
         (component("adam", eps=-1e-8), "optimizer.eps"),
-        (component(nesterov=True), "optimizer.nesterov"),
         (component(nesterov=True, momentum=0), "optimizer.nesterov"),
         (component("adam", betas=(1.0, 0.999)), "optimizer.betas[0]"),
         (component("adamw", betas=(0.9, -0.1)), "optimizer.betas[1]"),
     ],
 )
-def test_a_value_out_of_range_is_complained_of_by_its_key(optimizer: Component, key: str) -> None:
+def test_a_value_out_of_range_is_reported_by_its_key(optimizer: Component, key: str) -> None:
     messages = complaints_of(optimizer)
     assert len(messages) == 1
     assert messages[0].startswith(f"{key}: expected")
@@ -195,13 +150,11 @@ def test_a_value_out_of_range_is_complained_of_by_its_key(optimizer: Component, 
 @pytest.mark.parametrize(
     "optimizer",
     [
-        component(lr=0.0),
-        component(momentum=0.9, nesterov=True, weight_decay=5e-4),
+        component(lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4),
         component("adam", betas=(0.0, 0.999)),
-        component("adamw", weight_decay=0.01),
     ],
 )
-def test_legal_values_pass_without_a_word(optimizer: Component) -> None:
+def test_legal_values_pass(optimizer: Component) -> None:
     assert complaints_of(optimizer, {"conv1.*": {"lr": 0.0, "weight_decay": 0.0}}) == []
 
 
@@ -230,7 +183,7 @@ def test_an_optimizer_that_cannot_take_this_step_is_refused(factory: type[torch.
         ({"conv9.*": {"lr": 0.1}}, "optimizer.groups.conv9.*"),
     ],
 )
-def test_a_malformed_group_is_complained_of_by_its_key(groups: Any, key: str) -> None:
+def test_a_malformed_group_is_reported_by_its_key(groups: Any, key: str) -> None:
     messages = complaints_of(component(), groups)
     assert len(messages) == 1
     assert messages[0].startswith(f"{key}: ")
@@ -247,10 +200,6 @@ def test_a_misspelling_is_answered_with_the_nearest_name(groups: Any, near: str)
 
 def test_all_complaints_come_together() -> None:
     assert len(complaints_of(component(lr=-1, nesterov=True), {"conv9.*": {"lr": -1}})) == 4
-
-
-def test_patterns_pass_where_the_network_is_not_known() -> None:
-    assert complaints_of(component(), {"conv9.*": {"lr": 0.1}}, names=[]) == []
 
 
 @pytest.mark.parametrize(
@@ -301,7 +250,7 @@ def test_sgds_step_has_the_bits_of_torchs_fused_one(arguments: dict[str, Any]) -
     for number in range(6):
         for network, optimizer in ((ours, bare), (theirs, whole)):
             give_gradients(network, number)
-            if number == 3:  # a parameter that has no part in this step stays, and so does its momentum
+            if number == 3:  # a parameter without a gradient stays, and so does its momentum
                 network.get_submodule("output").weight.grad = None
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 / (1 + number)
@@ -377,7 +326,7 @@ def test_torchs_schedulers_still_see_the_steps() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.05
 
 
-def test_a_persons_own_optimizer_keeps_its_step() -> None:
+def test_a_users_own_optimizer_keeps_its_step() -> None:
     class Mine(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             self.called = True
