@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from commands import composed
 from torch import Tensor, nn
 
 from cnnlab.blocks import BLOCKS
@@ -94,11 +95,6 @@ def test_the_readme_lists_every_augmentation() -> None:
 
 
 def test_the_readme_gives_the_defaults_that_are() -> None:
-    composed = {
-        "data": yaml.safe_load((CONFIGS / "data/digits.yaml").read_text()),
-        "optimizer": yaml.safe_load((CONFIGS / "optimizer/sgd.yaml").read_text()),
-        "trainer": yaml.safe_load((CONFIGS / "trainer/default.yaml").read_text()),
-    }
     given = re.findall(
         r"`((?:data|optimizer|trainer)\.[\w.]+)=([\w.]+)`",
         section(README, "Train").split("| key |")[1].split("\n\n")[0],
@@ -106,7 +102,7 @@ def test_the_readme_gives_the_defaults_that_are() -> None:
     shown_with_an_example = {"trainer.ema"}
     assert len(given) > 8
     for key, text in given:
-        value: Any = composed
+        value: Any = composed()
         for part in key.split("."):
             value = value[part]
         assert key in shown_with_an_example or value == yaml.safe_load(text), key
