@@ -1,4 +1,4 @@
-"""Losses. Each says whether it takes logits or activations, so that a mismatch with the last layer can be said.
+"""Losses. Each declares whether it takes logits or activations, so that a mismatch with the last layer is an error.
 
 All are the mean over the images of a batch; targets are class indices (N,) or class probabilities (N, K).
 """
@@ -23,7 +23,7 @@ class Loss(nn.Module):
     """The mean over the images of a loss of `each`; `takes` is what the network's output has to be."""
 
     takes: str
-    sigmoid = False  # whether logits become probabilities one by one, and not together by softmax
+    sigmoid = False  # logits become probabilities by a sigmoid each, not by softmax
 
     @abstractmethod
     def each(self, output_NK: Tensor, target: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ class ClassWeighted(Loss):
     """A loss whose images count by the weight of their class.
 
     `weight` is a number for each class, or `balanced`: N / (K · n_k) for n_k of the N training images in class k
-    (scikit-learn's definition). Weighted losses are divided by the number of images, so that the parts of a batch
-    add up to it; `torch.nn.CrossEntropyLoss(weight)` divides by the weights in the batch. Raises `ArgumentError`.
+    (scikit-learn's definition). Weighted losses are divided by the number of images, so that the microbatches of a
+    batch add up to it; `torch.nn.CrossEntropyLoss(weight)` divides by the weights in the batch. Raises `ArgumentError`.
     """
 
     weight: Tensor | None
@@ -98,7 +98,7 @@ class CrossEntropy(ClassWeighted):
 class Focal(ClassWeighted):
     """−Σ_k t_k · (1 − p_k)^γ · log p_k with p = softmax(logits) (arXiv 1708.02002, eq. 4, for K classes).
 
-    γ = 0 is cross-entropy; the larger γ, the less an image counts that is told well. Raises `ArgumentError`.
+    γ = 0 is cross-entropy; the larger γ, the less an easy image counts. Raises `ArgumentError`.
     """
 
     takes = "logits"
@@ -118,7 +118,7 @@ class Focal(ClassWeighted):
 class BCE(Loss):
     """Binary cross-entropy of each output with its own 0 or 1 (`binary_cross_entropy_with_logits`).
 
-    Each class is told from all others (arXiv 2110.00476 trains so). The mean over the K outputs, as
+    Each class against all others (as in arXiv 2110.00476). The mean over the K outputs, as
     `torch.nn.BCEWithLogitsLoss` has it, or with `sum_classes` their sum: the cross-entropy of sigmoid neurons a,
     −Σ_k [t_k·ln a_k + (1 − t_k)·ln(1 − a_k)] (Nielsen, *Neural Networks and Deep Learning*, eq. 63). The sigmoid is in
     the loss, where ln a is exact for any logit: the last layer is a linear one. Raises `ArgumentError`.
@@ -162,7 +162,7 @@ def _probabilities_of(target: Tensor, output_NK: Tensor) -> Tensor:
     """Class indices as rows with a single one; class probabilities as they are."""
     if target.dim() == 1:
         classes_K = torch.arange(output_NK.shape[1], device=target.device)
-        return (target.unsqueeze(1) == classes_K).to(output_NK.dtype)  # F.one_hot asks for the largest target
+        return (target.unsqueeze(1) == classes_K).to(output_NK.dtype)  # F.one_hot reads the largest target
     return target
 
 
@@ -177,7 +177,7 @@ _TAKE_SIGMOIDS_LOGITS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 
 
 def takes(loss: nn.Module) -> str | None:
-    """`logits` or `activations`: what the network has to put out for the loss; None where it is not known."""
+    """`logits` or `activations`: what the network has to put out for the loss; None where it is unknown."""
     if isinstance(loss, _TAKE_LOGITS + _TAKE_SIGMOIDS_LOGITS):
         return "logits"
     declared: str | None = getattr(loss, "takes", None)
@@ -205,12 +205,12 @@ def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:
     if isinstance(loss, nn.NLLLoss):
         return output_NK.exp()
     within = bool(((output_NK >= 0) & (output_NK <= 1)).all())
-    return output_NK if within else output_NK.softmax(1)  # a loss of someone else's: by what it was given
+    return output_NK if within else output_NK.softmax(1)  # a user's own loss: by the values
 
 
 @torch.no_grad()
 def loss_of_each(loss: nn.Module, output_NK: Tensor, target: Tensor) -> Tensor:
-    """(N,) the loss of each image, for any loss: ours, torch's (by `reduction`), or a person's own, one by one."""
+    """(N,) the loss of each image, for any loss: ours, torch's (by `reduction`), or a user's own, one by one."""
     if isinstance(loss, Loss):
         return loss.each(output_NK, target)
     if type(loss).__module__ == nn.CrossEntropyLoss.__module__:  # torch's own

@@ -1,6 +1,6 @@
 """Metrics: those that YAML names, measured at every validation, and the report of an evaluation.
 
-Both are torchmetrics', which takes seconds to import: that happens only where they are asked for. Its metrics keep
+Both are torchmetrics', which takes seconds to import: that happens only where they are used. Its metrics keep
 sums and counts (those that need every prediction keep them), so that batches and ranks add.
 """
 
@@ -20,7 +20,7 @@ from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing, 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-# what stands in a record beside the metrics
+# other names in a record
 RESERVED = ("loss", "accuracy", "step", "epoch", "split", "final", "seconds", "images_per_second")
 LARGEST_ARGUMENT = 100_000  # of whole numbers, such as thresholds and bins: a metric keeps counts for each
 BINS = 15
@@ -31,14 +31,14 @@ _BEFORE_A_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric by its name in the config; `of_each_class` where it gives a number for each of the classes."""
+    """A metric by its name in the config; `of_each_class` if it returns a number for each class."""
 
     name: str
     metric: "Metric"
     of_each_class: bool
 
     def names(self, class_names: Sequence[str]) -> list[str]:
-        """`["f1"]`, or `["f1.cat", "f1.dog", …]`; a slash would part the name from its split."""
+        """`["f1"]`, or `["f1.cat", "f1.dog", …]`; a slash separates the name from its split."""
         if self.of_each_class:
             return [f"{self.name}.{of.replace('/', '_')}" for of in class_names]
         return [self.name]
@@ -48,7 +48,7 @@ def build_metrics(specs: Any, key: str, classes: int, complaints: Complaints) ->
     """The metrics of a mapping of name → spec, such as `{f1: {type: f1_score, average: macro}}`.
 
     A type is torchmetrics' classification metric for several classes by its name in snake case (`f1_score`, `auroc`,
-    `cohen_kappa`, …). Adds a complaint for one that is unknown, or gives neither one number nor one for each class.
+    `cohen_kappa`, …). Adds a complaint for one that is unknown, or returns neither one number nor one for each class.
     """
     if not isinstance(specs, Mapping):
         complaints.add(key, f"expected a mapping of name → metric, received {specs!r}")
@@ -114,33 +114,33 @@ def _check_arguments(component: Component, complaints: Complaints) -> bool:
 
 
 def _probe(metric: "Metric", key: str, classes: int) -> bool:
-    """Measures a made-up batch: whether it gives a number for each class. Raises `ConfigError` for a curve or table."""
+    """True if a made-up batch is measured by a number for each class. Raises `ConfigError` for a curve or a table."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             metric.update(torch.full((classes, classes), 1 / classes), torch.arange(classes))
             value = metric.compute()
-    except Exception as error:  # whatever torchmetrics makes of its arguments
+    except Exception as error:  # whatever torchmetrics raises for its arguments
         raise ConfigError(f"{key}: {first_line(error)}") from error
     of_five_kinds = type(metric).__name__ == "MulticlassStatScores"  # not of five classes
     if not isinstance(value, Tensor) or value.shape not in ((), (classes,)) or of_five_kinds:
         raise ConfigError(
-            f"{key}: {type(metric).__name__} gives a curve or a table: expected a metric of one number, or of one for "
-            f"each class, such as f1_score"
+            f"{key}: {type(metric).__name__} returns a curve or a table: expected a metric of one number, or of one "
+            f"for each class, such as f1_score"
         )
     metric.reset()
     return value.dim() > 0
 
 
 def _lower_is_better(metric: "Metric") -> bool:
-    """As torchmetrics says; of the metrics where it says nothing, only the equal error rate is an error."""
+    """As torchmetrics declares it; of the undeclared ones only the equal error rate is an error."""
     if metric.higher_is_better is None:
         return type(metric).__name__ == "MulticlassEER"
     return not metric.higher_is_better
 
 
 class Meter:
-    """Named metrics over a split: takes outputs and targets batch by batch, reads, and starts anew.
+    """Named metrics over a split: takes outputs and targets batch by batch; `read` resets.
 
     `probabilities` turns a batch's outputs into (N, K) in [0, 1]. A metric that measures each class is read as
     `f1.cat`, `f1.dog`, ….
@@ -179,9 +179,9 @@ def report(
 ) -> dict[str, Any]:
     """Everything that follows from the predictions of a split, in plain values.
 
-    The outputs say which class is predicted and which come next: of float32 probabilities several can be exactly 0 or
-    1. Precision, recall and F1 of a class that is never predicted, or has no images, are 0; `macro` is their mean
-    over the classes that occur among labels or predictions.
+    Classes are ranked by the outputs: of float32 probabilities several can be exactly 0 or 1. Precision, recall and F1
+    of a class that is never predicted, or has no images, are 0; `macro` is their mean over the classes that occur
+    among labels or predictions.
     """
     from torchmetrics.functional import classification as functional
 
@@ -211,15 +211,15 @@ def report(
     }
 
 
-def calibration_error(confidence_N: Tensor, right_N: Tensor) -> float:
+def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     """The expected calibration error with 15 bins (arXiv 1706.04599): Σ_b n_b/N · |accuracy_b − confidence_b|.
 
-    torchmetrics adds confidences up in float32, which is off by 1e-5 for 10,000 images that a network is sure of, and
-    gives confidences of exactly 1 a bin of their own.
+    torchmetrics sums confidences in float32, which is off by 1e-5 for 10,000 images with confidences near 1, and has
+    a bin of their own for confidences of exactly 1.
     """
     confidence_N = confidence_N.double()
     bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
-    excess_B = torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_N, right_N.double() - confidence_N)
+    excess_B = torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_N, correct_N.double() - confidence_N)
     return float(excess_B.abs().sum() / len(confidence_N))
 
 
@@ -240,7 +240,7 @@ def rank_of_label(output_NK: Tensor, target_N: Tensor) -> Tensor:
 
 
 def most_confused(confusion_KK: Tensor, class_names: Sequence[str], most: int = MOST_CONFUSED) -> list[dict[str, Any]]:
-    """The pairs (label, prediction) with most mistakes; `share` is of the label's images."""
+    """The pairs (label, prediction) with most mistakes; `fraction` is of the label's images."""
     mistakes_KK = confusion_KK.clone().fill_diagonal_(0)
     order = mistakes_KK.flatten().argsort(descending=True, stable=True)[:most]
     pairs = [divmod(int(place), len(class_names)) for place in order]
@@ -249,7 +249,7 @@ def most_confused(confusion_KK: Tensor, class_names: Sequence[str], most: int = 
             "label": class_names[label],
             "prediction": class_names[prediction],
             "images": int(mistakes_KK[label, prediction]),
-            "share": float(mistakes_KK[label, prediction] / confusion_KK[label].sum()),
+            "fraction": float(mistakes_KK[label, prediction] / confusion_KK[label].sum()),
         }
         for label, prediction in pairs
         if mistakes_KK[label, prediction] > 0

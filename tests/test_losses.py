@@ -51,7 +51,7 @@ def test_cross_entropy_is_the_mean_surprise_at_the_right_class() -> None:
     assert loss.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
 
 
-def test_label_smoothing_moves_a_share_to_all_classes() -> None:
+def test_label_smoothing_moves_a_fraction_to_all_classes() -> None:
     # smoothing 0.2 over 2 classes: the target (1, 0) becomes (0.9, 0.1)
     logits_NK = torch.tensor([[0.0, math.log(3)]])
     loss = CrossEntropy(label_smoothing=0.2)(logits_NK, torch.tensor([0]))
@@ -113,7 +113,7 @@ def test_summed_bce_is_the_cross_entropy_of_sigmoid_neurons() -> None:
     torch.testing.assert_close(BCE(sum_classes=True)(logits_NK, INDICES), cost)
 
 
-def test_a_loss_says_what_it_takes() -> None:
+def test_each_loss_declares_what_it_takes() -> None:
     assert {name: getattr(loss, "takes", None) for name, loss in LOSSES.items()} == {
         "cross_entropy": "logits",
         "bce": "logits",
@@ -148,8 +148,8 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(loss.weight.numpy(), expected_K, rtol=1e-6)
 
 
-def test_balanced_gives_every_class_the_same_say() -> None:
-    # a network that knows nothing: each class's images cost N/K · log K together
+def test_balanced_weights_every_class_the_same() -> None:
+    # a network that knows nothing: each class's images have a loss of N/K · log K together
     loss = CrossEntropy(weight="balanced")
     loss.fit([1, 3])
     each_N = loss.each(torch.zeros(4, 2), torch.tensor([0, 1, 1, 1]))
@@ -172,7 +172,7 @@ def test_balanced_weights_need_images_of_every_class() -> None:
 
 @pytest.mark.parametrize("kind", [CrossEntropy, Focal])
 @pytest.mark.parametrize(
-    ("weight", "argument", "told"),
+    ("weight", "argument", "message"),
     [
         ("ballanced", "weight", "expected balanced or a number for each class, received 'ballanced'"),
         ([1, -0.5], "weight[1]", "expected a number ≥ 0, received -0.5"),
@@ -181,11 +181,11 @@ def test_balanced_weights_need_images_of_every_class() -> None:
         ([0, 0.0], "weight", "above 0 for at least one class"),
     ],
 )
-def test_weights_that_make_no_sense_are_refused(kind: Any, weight: Any, argument: str, told: str) -> None:
+def test_weights_that_make_no_sense_are_refused(kind: Any, weight: Any, argument: str, message: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         kind(weight=weight)
     assert caught.value.argument == argument
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
@@ -240,7 +240,7 @@ def test_focal_without_focus_is_cross_entropy(target: Tensor, weight: Any) -> No
     )
 
 
-def test_focal_discounts_what_is_told_well() -> None:
+def test_focal_discounts_easy_images() -> None:
     # p of the right class is 3/4 and 1/4: (1/4)² · log(4/3) and (3/4)² · log 4, averaged
     logits_NK = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     loss = Focal(gamma=2)(logits_NK, torch.tensor([1, 0]))
@@ -269,7 +269,7 @@ def test_the_gradient_of_focal_is_finite_where_the_network_is_sure(gamma: float,
     loss.backward()
     assert logits_NK.grad is not None
     assert bool(logits_NK.grad.isfinite().all())
-    # what is surely right costs nothing; what is surely wrong costs its logit, with slope 1 (of two images)
+    # the loss of what is surely right is 0; of what is surely wrong its logit, with slope 1 (of two images)
     assert loss.item() == pytest.approx(size / 2, rel=1e-4)
     torch.testing.assert_close(logits_NK.grad, torch.tensor([[0.0, 0.0, 0.0], [0.0, -0.5, 0.5]]), atol=1e-3, rtol=0)
 
@@ -362,7 +362,7 @@ def test_probabilities_are_float32_whatever_the_precision() -> None:
     ],
     ids=lambda loss: type(loss).__name__,
 )
-def test_torchs_own_losses_are_told_for_each_image(loss: Any) -> None:
+def test_torchs_own_losses_are_measured_for_each_image(loss: Any) -> None:
     output_NK = random_logits()
     each_N = loss_of_each(loss, output_NK, INDICES)
     one_by_one = [loss(output_NK[n : n + 1], INDICES[n : n + 1]) for n in range(4)]
@@ -391,7 +391,7 @@ def test_a_loss_with_a_trained_parameter_is_refused_by_its_name() -> None:
     check_untrained(CrossEntropy(weight=WEIGHTS))
 
 
-def test_someones_own_loss_is_told_for_each_image() -> None:
+def test_a_users_own_loss_is_measured_for_each_image() -> None:
     output_NK, loss = random_logits(), Hinge()
     each_N = loss_of_each(loss, output_NK, INDICES)
     by_hand = [

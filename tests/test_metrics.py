@@ -111,23 +111,23 @@ def test_a_class_without_images_that_is_predicted_counts_in_the_mean() -> None:
     assert found["macro"] == pytest.approx({"precision": 0.5, "recall": 1 / 3, "f1": 0.4})  # means over a and b
 
 
-def binned(confidence_N: np.ndarray, right_N: np.ndarray) -> float:
+def binned(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
     """The expected calibration error as arXiv 1706.04599 writes it, bin by bin."""
     total = 0.0
     for b in range(15):
         last = b == 14
         inside_N = (confidence_N >= b / 15) & ((confidence_N < (b + 1) / 15) | last)
         if inside_N.any():
-            total += inside_N.mean() * abs(right_N[inside_N].mean() - confidence_N[inside_N].mean())
+            total += inside_N.mean() * abs(correct_N[inside_N].mean() - confidence_N[inside_N].mean())
     return total
 
 
 @pytest.mark.parametrize("sure", [0.1, 1.0, 5.0, 100.0])
 def test_the_calibration_error_is_that_of_fifteen_bins(sure: float) -> None:
     output_NK, probability_NK, target_N = predictions(sure=sure)
-    confidence_N, right_N = probability_NK.amax(1), output_NK.argmax(1) == target_N
-    expected = binned(confidence_N.double().numpy(), right_N.numpy())
-    assert calibration_error(confidence_N, right_N) == pytest.approx(expected, abs=1e-12)
+    confidence_N, correct_N = probability_NK.amax(1), output_NK.argmax(1) == target_N
+    expected = binned(confidence_N.double().numpy(), correct_N.numpy())
+    assert calibration_error(confidence_N, correct_N) == pytest.approx(expected, abs=1e-12)
     assert report(output_NK, probability_NK, target_N, NAMES, 1)["calibration_error"] == pytest.approx(expected)
 
 
@@ -137,9 +137,9 @@ def test_a_confidence_of_exactly_one_is_in_the_last_bin() -> None:
 
 
 def test_who_is_right_as_often_as_sure_is_calibrated() -> None:
-    right_N = torch.tensor([True, True, True, False])
-    assert calibration_error(torch.full((4,), 0.75), right_N) == 0
-    assert calibration_error(torch.full((4,), 0.75), ~right_N) == 0.5
+    correct_N = torch.tensor([True, True, True, False])
+    assert calibration_error(torch.full((4,), 0.75), correct_N) == 0
+    assert calibration_error(torch.full((4,), 0.75), ~correct_N) == 0.5
 
 
 def test_the_confusion_matrix_has_a_row_for_each_label() -> None:
@@ -162,7 +162,7 @@ def test_of_equal_outputs_the_lower_class_comes_first_as_in_the_prediction() -> 
     assert (ranks_N == 1).tolist() == (output_NK.argmax(1) == torch.arange(4)).tolist()
 
 
-def test_classes_whose_probabilities_are_all_exactly_one_are_told_apart() -> None:
+def test_classes_whose_probabilities_are_all_exactly_one_are_distinguished() -> None:
     output_NK = torch.tensor([[30.0, 60.0, 90.0, -5.0, -5.0]])
     assert output_NK.sigmoid()[0, :3].tolist() == [1, 1, 1]
     found = report(output_NK, output_NK.sigmoid(), torch.tensor([2]), NAMES, 1)
@@ -174,9 +174,9 @@ def test_classes_whose_probabilities_are_all_exactly_one_are_told_apart() -> Non
 def test_most_confused_begins_with_most_mistakes_and_leaves_out_none() -> None:
     matrix_KK = torch.tensor([[5, 3, 0], [1, 9, 0], [3, 0, 0]])
     assert most_confused(matrix_KK, ("a", "b", "c")) == [
-        {"label": "a", "prediction": "b", "images": 3, "share": 0.375},
-        {"label": "c", "prediction": "a", "images": 3, "share": 1.0},
-        {"label": "b", "prediction": "a", "images": 1, "share": pytest.approx(0.1)},
+        {"label": "a", "prediction": "b", "images": 3, "fraction": 0.375},
+        {"label": "c", "prediction": "a", "images": 3, "fraction": 1.0},
+        {"label": "b", "prediction": "a", "images": 1, "fraction": pytest.approx(0.1)},
     ]
     assert [pair["images"] for pair in most_confused(matrix_KK, ("a", "b", "c"), most=1)] == [3]
     assert matrix_KK.diagonal().tolist() == [5, 9, 0]
@@ -186,7 +186,7 @@ def test_most_confused_begins_with_most_mistakes_and_leaves_out_none() -> None:
 def test_every_metric_of_one_number_can_be_built_by_its_name(name: str) -> None:
     specs = {"mine": {"type": name, **NEEDED.get(name, {})}}
     if name in NO_NUMBER:
-        assert "gives a curve or a table: expected a metric of one number" in complaint(specs)
+        assert "returns a curve or a table: expected a metric of one number" in complaint(specs)
         return
     (measure,) = built(specs)
     names = measure.names(NAMES)
@@ -246,7 +246,7 @@ def test_a_metric_that_is_null_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("specs", "told"),
+    ("specs", "message"),
     [
         ({"f1": "f1_scor"}, "metrics.f1: there is no metric 'f1_scor'; did you mean 'f1_score'?"),
         ({"f1": "torchmetrics.F1Score"}, "metrics.f1: there is no metric 'torchmetrics.F1Score'"),
@@ -257,15 +257,15 @@ def test_a_metric_that_is_null_is_left_out() -> None:
         ({"f1": {"average": "macro"}}, "metrics.f1: expected a mapping with a 'type'"),
         ({"f1": 5}, "metrics.f1: expected a name or a mapping with a 'type', received 5"),
         ({"f": "f_beta_score"}, "metrics.f.beta: f_beta_score needs it, and it is missing"),
-        ({"roc": "roc"}, "metrics.roc: MulticlassROC gives a curve or a table"),
+        ({"roc": "roc"}, "metrics.roc: MulticlassROC returns a curve or a table"),
         ({"F1": "f1_score"}, "metrics.F1: expected a name of small letters"),
         ({"f1-score": "f1_score"}, "metrics.f1-score: expected a name of small letters"),
         ("f1_score", "metrics: expected a mapping of name → metric, received 'f1_score'"),
         (["f1_score"], "metrics: expected a mapping of name → metric, received ['f1_score']"),
     ],
 )
-def test_a_metric_that_cannot_be_had_is_complained_of(specs: Any, told: str) -> None:
-    assert complaint(specs).startswith(told)
+def test_a_metric_that_cannot_be_had_is_complained_of(specs: Any, message: str) -> None:
+    assert complaint(specs).startswith(message)
 
 
 @pytest.mark.parametrize("name", RESERVED)
@@ -273,7 +273,7 @@ def test_a_name_that_a_record_has_already_is_refused(name: str) -> None:
     assert complaint({name: "f1_score"}).endswith(f"received {name!r}")
 
 
-def test_every_mistake_is_told() -> None:
+def test_every_mistake_is_reported() -> None:
     complaints = Complaints()
     build_metrics({"a": "f1_scor", "b": {"type": "recall", "x": 1, "y": 2}}, "metrics", 5, complaints)
     assert [message.split(":")[0] for message in complaints.messages] == ["metrics.a", "metrics.b.x", "metrics.b.y"]

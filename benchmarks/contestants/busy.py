@@ -7,7 +7,7 @@ import torch
 from setting import report
 
 import cnnlab
-from cnnlab.engine.profiling import kernels_of, share_busy
+from cnnlab.engine.profiling import fraction_busy, kernels_of
 from cnnlab.run import training
 
 BEFORE, WATCHED = 60, 40  # steps; records are written among them as in any run
@@ -34,7 +34,7 @@ def watcher(*_: object) -> torch.profiler.profile:
 def report_trace(profiler: torch.profiler.profile) -> None:
     spans = [span for _, span in kernels_of(profiler)]
     whole = max(end for _, end in spans) - min(start for start, _ in spans)
-    figures.update(step_us=whole / WATCHED, busy=share_busy(spans))
+    figures.update(step_us=whole / WATCHED, busy=fraction_busy(spans))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and never believed unread.
+"""Checkpoints: whole or absent, and verified before they are used.
 
 A checkpoint is a folder `step-00000430` with weights in safetensors, the rest of the state in a file that loads with
 `weights_only=True`, and a manifest with the size and SHA-256 of each. It is written beside its place, made durable and
@@ -40,7 +40,7 @@ class DamagedCheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. `weights` and `ema` are read at once; `state()` is read when asked for."""
+    """A verified checkpoint. `weights` and `ema` are read at once; `state()` is read on request."""
 
     folder: Path
     step: int
@@ -56,7 +56,7 @@ class Checkpoint:
         except (pickle.UnpicklingError, RuntimeError) as error:
             raise ConfigError(
                 f"checkpoint: {self.folder / STATE} holds more than tensors and plain values: it is not from cnnlab "
-                f"and was not read"  # torch's own words advise to load it all the same
+                f"and was not read"  # torch's own message advises to load it all the same
             ) from error
         assert isinstance(state, dict)
         return state
@@ -112,7 +112,7 @@ class Checkpoints:
             )
             _sync_folder(temporary)
             target = self.path(step)
-            if target.exists():  # a run that was taken up earlier than this step comes by again
+            if target.exists():  # the run resumed from before this step and reached it again
                 shutil.rmtree(target)
             temporary.rename(target)
             _sync_folder(self.folder)
@@ -151,7 +151,7 @@ class Checkpoints:
             ) from error
 
     def newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint that is what was written; damaged ones are set aside, and that is said.
+        """The newest checkpoint that verifies; damaged ones are set aside and reported.
 
         `best` names again what was best at that checkpoint, whatever a kill or later steps left there.
         """
@@ -160,7 +160,7 @@ class Checkpoints:
                 checkpoint = read_checkpoint(self.path(step))
             except DamagedCheckpointError as error:
                 aside = self._set_aside(self.path(step))
-                self.notify(f"{error}: set aside as {aside.name}, going on from an older one")
+                self.notify(f"{error}: set aside as {aside.name}, resuming from an older one")
                 continue
             self._name_best(checkpoint.best_step)
             return checkpoint
@@ -187,7 +187,7 @@ class Checkpoints:
             self._name("best", self.path(step).name)
 
     def _prune(self) -> None:
-        """Keeps the newest two, and what was best at each of them: either may have to be gone on from."""
+        """Keeps the newest two, and what was best at each of them: a resume may need either."""
         newest = self.steps()[-2:]
         keep = {*newest, self.named("best"), *(self._best_at(step) for step in newest)}
         for step in self.steps():
@@ -226,7 +226,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             _read_weights(folder / EMA_WEIGHTS, tied[EMA_WEIGHTS]) if has_ema else None,
         )
     except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise DamagedCheckpointError(f"{folder} is no checkpoint of cnnlab's: {first_line(error)}") from error
+        raise DamagedCheckpointError(f"{folder} is not a checkpoint of cnnlab: {first_line(error)}") from error
 
 
 def _verify_files(folder: Path, files: Mapping[str, Any]) -> None:

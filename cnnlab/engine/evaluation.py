@@ -1,4 +1,4 @@
-"""A network over a whole split: its figures, or every prediction."""
+"""A network evaluated over a whole split: its figures, and every output on request."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ View = Callable[[Tensor], Tensor]
 
 
 class Meter(Protocol):
-    """Takes each batch's outputs and targets; `read` gives its figures by name and starts anew."""
+    """Takes each batch's outputs and targets; `read` returns its figures by name and resets."""
 
     @property
     def lower_is_better(self) -> Collection[str]: ...

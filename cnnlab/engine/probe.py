@@ -1,4 +1,4 @@
-"""Gradient descent, watched: what the gradient promised of one update, and what came of it."""
+"""One update, watched: the change of the loss that the gradient predicts, and the actual one."""
 
 import bisect
 import copy
@@ -18,8 +18,8 @@ from cnnlab.engine.step import StepResult, count_correct
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import capture_generators, restore_generators
 
-FLAT = 0.1  # an activation is saturated where its slope is less than this share of its steepest
-# the slope of each, over its steepest, from what it gave
+FLAT = 0.1  # an activation is saturated where its slope is less than this fraction of its steepest
+# the slope of each over its steepest, from its output
 SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Sigmoid: lambda a: 4 * a * (1 - a),
     nn.Tanh: lambda a: 1 - a.square(),
@@ -55,7 +55,7 @@ class Probe:
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.activity = Activity()
-        self._before: tuple[Tensor, Tensor] | None = None  # the weights, and the gradient that the update is made of
+        self._before: tuple[Tensor, Tensor] | None = None  # weights and gradient, right before the update
 
     def __enter__(self) -> Self:
         self._generators = capture_generators()
@@ -126,9 +126,9 @@ class Probe:
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
     def _layer_norms(self, vector_V: Tensor) -> dict[str, float]:
-        """The L2 norm of each layer's part: weight and bias of one module together."""
-        parts = vector_V.split([shape.numel() for shape in self._shapes.values()])
-        norms = torch.stack(torch._foreach_norm(parts)).tolist()
+        """The L2 norm over each layer, weight and bias of one module together."""
+        slices = vector_V.split([shape.numel() for shape in self._shapes.values()])
+        norms = torch.stack(torch._foreach_norm(slices)).tolist()
         layers: dict[str, float] = {}
         for name, norm in zip(self._shapes, norms, strict=True):
             layer = name.rpartition(".")[0] or name
@@ -152,7 +152,7 @@ class Probe:
 
 
 class Activity:
-    """Counts what the ReLUs, sigmoids and tanhs of a network give, while its hooks are on."""
+    """Counts zero and saturated outputs of ReLUs, sigmoids and tanhs while its hooks are registered."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
@@ -171,7 +171,7 @@ class Activity:
         @torch.no_grad()
         def count(module: nn.Module, arguments: Any, output: Tensor) -> None:
             self._sizes[name] = self._sizes.get(name, 0) + output.numel()
-            slope = next((slope for kind, slope in SLOPES.items() if isinstance(module, kind)), None)
+            slope = next((slope for type_, slope in SLOPES.items() if isinstance(module, type_)), None)
             if slope:
                 self._flat.setdefault(name, []).append((slope(output) < FLAT).sum())
             else:
@@ -181,26 +181,26 @@ class Activity:
 
         return count
 
-    def read(self, parts: int) -> dict[str, dict[str, float]]:
-        """Shares by layer, of a batch that went through in so many parts; a module may be called several times."""
+    def read(self, microbatches: int) -> dict[str, dict[str, float]]:
+        """Fractions by layer, over a batch of so many microbatches; a module may be called several times in each."""
         return {
-            "zero": self._shares(self._zero),
-            "dead": {name: float(_in_all(calls, parts).double().mean()) for name, calls in self._silent.items()},
-            "saturated": self._shares(self._flat),
+            "zero": self._fractions(self._zero),
+            "dead": {name: float(_in_all(calls, microbatches).double().mean()) for name, calls in self._silent.items()},
+            "saturated": self._fractions(self._flat),
         }
 
-    def _shares(self, counts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    def _fractions(self, counts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
         return {name: int(torch.stack(list(calls)).sum()) / self._sizes[name] for name, calls in counts.items()}
 
 
-def _in_all(calls: Sequence[Tensor], parts: int) -> Tensor:
-    """The units that were silent in all parts: each part has the module's calls in the same order."""
-    each = len(calls) // parts
+def _in_all(calls: Sequence[Tensor], microbatches: int) -> Tensor:
+    """The units that were silent in all microbatches: each has the module's calls in the same order."""
+    each = len(calls) // microbatches
     return torch.cat([torch.stack(list(calls[call::each])).all(0) for call in range(each)])
 
 
 def _unclipped(norm: Tensor, clip_norm: float) -> Tensor:
-    """What a clipped gradient is multiplied with to be the whole one again (`clip_grads_with_norm_`)."""
+    """The factor that undoes clipping by `clip_grads_with_norm_`."""
     return ((norm + 1e-6) / clip_norm).clamp_min(1.0)
 
 

@@ -18,10 +18,10 @@ LONGEST_NAME = 60  # kernels bear their C++ types in their names
 Span = tuple[float, float]
 
 
-def make_profiler(folder: Path, tell: Callable[[str], None]) -> torch.profiler.profile:
-    """Watches a few steps, once; then writes `trace.json` and tells the ten operations that took most time.
+def make_profiler(folder: Path, report: Callable[[str], None]) -> torch.profiler.profile:
+    """Profiles a few steps, once; then writes `trace.json` and reports the ten operations that took most time.
 
-    On CUDA these are kernels, and how much of the time the GPU was busy is told as well. The trace opens at
+    On CUDA these are kernels, and the fraction of the time that the GPU was busy is reported too. The trace opens at
     https://ui.perfetto.dev and at chrome://tracing. A step is marked by the profiler's `step()`.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it complains of GPUs where there are none
@@ -32,8 +32,8 @@ def make_profiler(folder: Path, tell: Callable[[str], None]) -> torch.profiler.p
     def ready(profiler: torch.profiler.profile) -> None:
         profiler.export_chrome_trace(str(folder / TRACE))
         kernels = kernels_of(profiler)
-        costliest = _costliest_kernels(kernels) if kernels else _costliest_operations(profiler.key_averages())
-        tell(f"{costliest}\ntrace of {PROFILED} steps: {folder / TRACE}")
+        slowest = _slowest_kernels(kernels) if kernels else _slowest_operations(profiler.key_averages())
+        report(f"{slowest}\ntrace of {PROFILED} steps: {folder / TRACE}")
 
     return torch.profiler.profile(
         activities=activities,
@@ -51,8 +51,8 @@ def kernels_of(profiler: torch.profiler.profile) -> list[tuple[str, Span]]:
     ]
 
 
-def share_busy(spans: Iterable[Span]) -> float:
-    """Of the time from the first start to the last end, the share in which at least one was running."""
+def fraction_busy(spans: Iterable[Span]) -> float:
+    """Of the time from the first start to the last end, the fraction in which at least one was running."""
     ordered = sorted(spans)
     busy, until = 0.0, ordered[0][0]
     for start, end in ordered:
@@ -61,29 +61,29 @@ def share_busy(spans: Iterable[Span]) -> float:
     return busy / (until - ordered[0][0])
 
 
-def _costliest_kernels(kernels: Sequence[tuple[str, Span]]) -> str:
+def _slowest_kernels(kernels: Sequence[tuple[str, Span]]) -> str:
     spent: dict[str, float] = defaultdict(float)
     for name, (start, end) in kernels:
         spent[name] += end - start
     calls = Counter(name for name, _ in kernels)
-    busy = share_busy(span for _, span in kernels)
-    title = "the costliest kernels of a step:"
+    busy = fraction_busy(span for _, span in kernels)
+    title = "the slowest kernels of a step:"
     return "\n".join([title, *_rows(spent, calls, sum(spent.values())), f"  GPU busy: {100 * busy:.1f} % of the time"])
 
 
-def _costliest_operations(averages: Any) -> str:
+def _slowest_operations(averages: Any) -> str:
     """Each with its own time, without what it calls."""
     spent = {event.key: event.self_cpu_time_total for event in averages}
     calls = {event.key: event.count for event in averages}
     total = sum(spent.values()) or 1.0
     between = sum(spent.pop(name) for name in list(spent) if name.startswith(STEP))
-    title = "the costliest operations of a step, without what they call:"
+    title = "the slowest operations of a step, without what they call:"
     last = f"  Python between all operations: {100 * between / total:.1f} %"
     return "\n".join([title, *_rows(spent, calls, total), last])
 
 
 def _rows(spent: Mapping[str, float], calls: Mapping[str, int], total: float) -> list[str]:
-    """A line for each of the costliest: its time in one step, its share of `total`, and how often it is called."""
+    """A line for each of the slowest: its time in one step, its fraction of `total`, and its calls."""
     names = sorted(spent, key=lambda name: -spent[name])[:MOST_OPERATIONS]
     most = [(_short(name), calls[name], spent[name]) for name in names]
     width = max((len(name) for name, _, _ in most), default=0)

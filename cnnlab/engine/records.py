@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Started:
-    """The run begins, or goes on behind `step`: the first record that every observer gets.
+    """The run begins, or resumes after `step`: the first record that every observer gets.
 
-    `hyperparameters` is the config, flattened to plain values; `model_table` the layer table as text. `watched` says
-    that `Descent` records will come.
+    `hyperparameters` is the config, flattened to plain values; `model_table` the layer table as text. `watched` is
+    true if `Descent` records will follow.
     """
 
     directory: Path
@@ -42,7 +42,7 @@ class Metrics:
 class Contribution:
     """One weight, such as `conv1.weight[3, 0, 1, 2]`, before an update, and ∂C/∂weight.
 
-    Their product is, to first order, what the cost would fall by without the weight (arXiv 1611.06440, eq. 7).
+    Their product is, to first order, what the loss would fall by without the weight (arXiv 1611.06440, eq. 7).
     """
 
     name: str
@@ -56,11 +56,11 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Descent:
-    """One update of the weights v, watched: the batch's mean cost C of so many `images`, before and after it.
+    """One update of the weights v, watched: the batch's mean `loss` C over `images`, before and after it.
 
     `predicted_change` is ∇C·Δv, `loss_change` the ΔC that came of it; `correct` are correct predictions before, and
     `correct_change` how many more after. By layer, weight and bias together: `gradient_norm` ‖∇C‖, before clipping;
-    `update_ratio` ‖Δv‖/‖v‖, without layers whose weights are all zero. By activation, shares over the batch:
+    `update_ratio` ‖Δv‖/‖v‖, without layers whose weights are all zero. By activation, fractions over the batch:
     `zero` outputs of a ReLU (z ≤ 0), `dead` units of it, zero for every image and place, and `saturated` outputs of
     a sigmoid or tanh, where the slope is less than a tenth of its steepest. `contributions` are the weights with the
     largest |w·∂C/∂w|, the largest first.
@@ -99,7 +99,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Notice:
-    """One sentence for the person at the terminal."""
+    """One sentence for the user."""
 
     text: str
 

@@ -1,6 +1,6 @@
-"""How the learning rate goes: pure functions of (step, total_steps), stepped once per update.
+"""Learning-rate schedules: pure functions of (step, total_steps), stepped once per update.
 
-Each entry of `SCHEDULES` makes a function of the step that gives a factor of `optimizer.lr`.
+Each entry of `SCHEDULES` returns a function from the step to a factor of `optimizer.lr`.
 """
 
 import bisect
@@ -30,7 +30,7 @@ def step(step_size: float, gamma: float = 0.1, *, steps_per_epoch: int) -> Facto
 
 
 def cosine(warmup: float = 0.0, min_factor: float = 0.0, *, total_steps: int) -> Factor:
-    """Linear warm-up over the share `warmup` of all steps, then half a cosine to `min_factor` (arXiv 1608.03983).
+    """Linear warm-up over the fraction `warmup` of all steps, then half a cosine to `min_factor` (arXiv 1608.03983).
 
     The first warm-up step has 1/n of the lr, the n-th all of it.
     """
@@ -113,7 +113,7 @@ class LRScheduler(Protocol):
 
 
 def changes_momentum(schedule: Component) -> bool:
-    """Whether it sets more than the learning rates, as two of torch's do."""
+    """True if it also sets the momentum, as two of torch's do."""
     cycling = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
     return schedule.factory in cycling and bool(schedule.arguments.get("cycle_momentum", True))
 

@@ -33,7 +33,7 @@ def take_snapshot(
 ) -> Snapshot:
     """One forward and backward pass over the images, in evaluation mode and in fp32.
 
-    It runs on a copy of network and loss, and the global generators are put back: training cannot tell.
+    It runs on a copy of network and loss, and the global generators are put back: training is as without it.
     """
     network, loss = copy.deepcopy((network, loss))
     for module in (network, loss):

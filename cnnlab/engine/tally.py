@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class _Sent:
-    """What some batches measured, on its way to main memory; `arrived` tells when it is there."""
+    """Losses and correct predictions of some batches, in transfer to main memory until the event `arrived`."""
 
     losses_B: Tensor
     correct_B: Tensor
@@ -20,7 +20,7 @@ class _Sent:
 
 
 class Tally:
-    """Loss and accuracy as sums and counts, so that parts and ranks add.
+    """Loss and accuracy as sums and counts, so that microbatches and ranks add.
 
     Losses are summed one by one in float64 when they are read: where reading falls moves no bit of the sum.
     """
@@ -37,7 +37,7 @@ class Tally:
         self._pending.append((loss, correct, index_N))
 
     def send(self) -> None:
-        """Has the device send what is pending: whoever settles later waits for nothing that it is told from now on."""
+        """Starts the transfer of what is pending; `synchronize` then waits for no later work of the device."""
         if not self._pending:
             return
         losses, correct, indices = zip(*self._pending, strict=True)
@@ -51,7 +51,7 @@ class Tally:
         Returns how many batches ago the first non-finite loss was (0 is the last) and its images, if there is one.
         """
         self.send()
-        bad: list[Tensor] = []  # the images of the first bad batch and of those behind it
+        bad: list[Tensor] = []  # the images of the first bad batch and of those after it
         for sent in self._sent:
             if sent.arrived:
                 sent.arrived.synchronize()
@@ -85,7 +85,7 @@ class Tally:
 
 
 def _arrival(device: torch.device) -> torch.cuda.Event | None:
-    """An event behind all that a GPU was told so far; None on CPU, where all is done already."""
+    """An event after all work that a GPU was given so far; None on CPU, where it is done already."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

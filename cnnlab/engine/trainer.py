@@ -28,7 +28,7 @@ from cnnlab.runtime.randomness import capture_generators, restore_generators
 
 
 class Loader(Protocol):
-    """Batches of a split that can be taken up in the middle of an epoch."""
+    """Batches of a split; iteration can resume in the middle of an epoch."""
 
     epoch: int
     position: int
@@ -43,7 +43,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The keys under `trainer` that say how long, how often and how far. Raises `ArgumentError`.
+    """The keys under `trainer`: length, cadences and stopping. Raises `ArgumentError`.
 
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
     that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
@@ -112,7 +112,7 @@ class TrainerSettings:
             )
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Updates in the whole run, where epochs or max_steps say it; None where only time does."""
+        """Updates in the whole run, by epochs or max_steps, whichever is less; None where only time limits it."""
         limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
         limits += [] if self.max_steps is None else [self.max_steps]
         return min(limits) if limits else None
@@ -120,7 +120,7 @@ class TrainerSettings:
 
 @dataclass
 class Progress:
-    """Where a run stands. All of it is in every checkpoint.
+    """The counters of a run, all of them in every checkpoint.
 
     `seconds` of training and its records, `images` seen in them; `recorded_…` are those of the last training record.
     `best` is the monitored value at `best_step`, `best_values` all that was measured there (without a monitor, the
@@ -142,7 +142,7 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """What learns, and what makes it learn."""
+    """The network, and all that trains it."""
 
     network: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -159,7 +159,7 @@ class TrainState:
         return self.network if self.ema is None else self.ema.network
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the weights."""
+        """Everything but the network's weights."""
         return {
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
@@ -214,7 +214,7 @@ class Trainer:
         self.tally = Tally()
         self.total_steps = settings.total_steps(len(train))
         self.on_cuda = any(parameter.device.type == "cuda" for parameter in train_state.network.parameters())
-        # a GPU computes the next step while the record of this one is read; only fp16's scale has to be asked for
+        # a GPU computes the next step while the record of this one is read; but fp16's scale has to be read at once
         self.reads_later = self.on_cuda and not train_state.scaler.is_enabled()
         self._unread: tuple[int, float, Tensor | None] | None = None
 
@@ -224,7 +224,7 @@ class Trainer:
             return self._fit()
 
     def close(self) -> None:
-        """Ends what the loaders run beside this process."""
+        """Stops the loaders' worker processes."""
         for loader in (self.train, *self.held_out.values()):
             loader.close()
 
@@ -243,7 +243,7 @@ class Trainer:
             else:
                 self.train.set_epoch(self.train.epoch + 1)
         if status == "completed" and self.tally.count > 0:
-            # the steps behind the last record; the tally keeps them for a run that is lengthened
+            # the steps after the last record; the tally keeps them for a run that is lengthened
             self._log("train", self._window(), final=True)
         return status
 
@@ -273,7 +273,7 @@ class Trainer:
         progress.images += len(batch)
         self.tally.add(result.loss, result.correct, batch.index_N)
         if batch.x_NCHW.device.type == "cpu" and not math.isfinite(result.loss):
-            self._check_losses()  # on CPU the loss costs nothing to read, so the step is named at once
+            self._check_losses()  # on CPU reading the loss is free, so the error names the step at once
         self._count_time()
         if record:
             self._record(lr, result.gradient_norm)
@@ -298,8 +298,7 @@ class Trainer:
     def _after_step(self, images: Batch | None) -> str | None:
         """Validates and saves where either is due; returns the status the run ends with, or None.
 
-        `images` are for a snapshot, where one is due. The clock of training stands still meanwhile; what is recorded
-        between two steps counts.
+        `images` are for a snapshot, where one is due. None of this counts as training time; records between steps do.
         """
         status = self._poll()
         validate = status == "completed" or self._validation_is_due()
@@ -334,7 +333,7 @@ class Trainer:
         )
 
     def _catch_up(self) -> None:
-        """Waits for a GPU: what it still has to do of the steps is training, too."""
+        """Waits for a GPU to finish the steps so far, which counts as training time."""
         self._read_record()
         if self.on_cuda:
             self._check_losses()
@@ -346,7 +345,7 @@ class Trainer:
         self._clock = now
 
     def _poll(self) -> str | None:
-        """The status to end with, if any: the run's own end before that of anybody else."""
+        """The status to end with, if any; `completed` precedes what `stop` returns."""
         return self._ended() or self.stop()
 
     def _ended(self) -> str | None:
@@ -370,14 +369,14 @@ class Trainer:
         return None if self.total_steps is None else -(-self.total_steps // len(self.train))
 
     def _record(self, lr: float, gradient_norm: Tensor | None) -> None:
-        """Has the device send what a training record tells of the steps up to here."""
+        """Starts the transfer of what the training record of the steps up to here needs."""
         if gradient_norm is not None:
             gradient_norm = gradient_norm.to("cpu", non_blocking=True)
         self.tally.send()
         self._unread = (self.epoch, lr, gradient_norm)
 
     def _read_record(self) -> None:
-        """Writes the training record that is sent, if one is; no step has been counted since."""
+        """Logs the pending training record, if any; no step has been counted since."""
         if self._unread is None:
             return
         (epoch, lr, gradient_norm), self._unread = self._unread, None
@@ -445,7 +444,7 @@ class Trainer:
         self.log(Metrics(self.progress.step, self.epoch, split, values, final))
 
     def _check_losses(self) -> None:
-        """Waits for the device. Raises `TrainingError` for a loss that is no finite number."""
+        """Waits for the device. Raises `TrainingError` for a loss that is not finite."""
         bad = self.tally.synchronize()
         if bad is None or self.train_state.scaler.is_enabled():  # fp16's scaler skips such a step and halves its scale
             return
@@ -475,7 +474,7 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, but the weights."""
+        """Everything that the next step depends on, except the network's weights."""
         return {
             "train_state": self.train_state.state_dict(),
             "progress": asdict(self.progress),

@@ -168,5 +168,7 @@ def _confused_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("images", justify="right")
     table.add_column("of the label's", justify="right")
     for pair in pairs:
-        table.add_row(f"{pair['label']} → {pair['prediction']}", f"{pair['images']:,}", f"{100 * pair['share']:.1f} %")
+        table.add_row(
+            f"{pair['label']} → {pair['prediction']}", f"{pair['images']:,}", f"{100 * pair['fraction']:.1f} %"
+        )
     return table

@@ -1,4 +1,4 @@
-"""What watches a run: each observer reads the records of the trainer, and none of them steers it."""
+"""Observers of a run: they read the trainer's records and never steer it."""
 
 import contextlib
 import sys
@@ -28,7 +28,7 @@ OBSERVERS: dict[str, Callable[..., Observer]] = {
 
 
 class Observers:
-    """All observers of a run as one. One that fails is named once and left out; the others and training go on."""
+    """All observers of a run as one. One that fails is reported once and dropped; the others and training continue."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = list(observers)
@@ -43,12 +43,12 @@ class Observers:
         for observer in list(self.observers):
             try:
                 call(observer)
-            except Exception as error:  # a full disk or a broken pipe must not cost the run
+            except Exception as error:  # a full disk or a broken pipe must not end the run
                 self.observers.remove(observer)
                 with contextlib.suppress(Exception):
                     observer.close()
                 print(
-                    f"warning: the observer {type(observer).__name__} failed and is left out from here on: "
+                    f"warning: the observer {type(observer).__name__} failed and is dropped: "
                     f"{type(error).__name__}: {first_line(error)}",
                     file=sys.stderr,
                 )

@@ -37,8 +37,8 @@ class Console:
 
     def _start(self, record: Started) -> None:
         self.epochs, self.total_steps = record.epochs, record.total_steps
-        going_on = f", going on behind step {record.step}" if record.step else ""
-        self.console.print(f"run: {record.directory}{going_on}", markup=False)
+        resumed = f", resuming after step {record.step}" if record.step else ""
+        self.console.print(f"run: {record.directory}{resumed}", markup=False)
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),

@@ -54,7 +54,7 @@ def cut(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short goes
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short is dropped
             entry = json.loads(line)
             if entry["step"] > step or entry.get("final"):
                 continue

@@ -22,17 +22,17 @@ LAYOUT = {
 # where updates are watched; a tag is a regular expression
 WATCHED = {
     "gradient descent": {
-        "ΔC of the batch: promised by ∇C·Δv, and actual": [
+        "ΔC of the batch: predicted by ∇C·Δv, and actual": [
             "Multiline",
             ["descent/predicted_change", "descent/loss_change"],
         ],
         "more correct predictions after the update": ["Multiline", ["descent/correct_change"]],
         "‖∇C‖ by layer": ["Multiline", ["gradients/.*"]],
         "‖Δv‖ / ‖v‖ by layer": ["Multiline", ["updates/.*"]],
-        "shares of activations": ["Multiline", ["activations/.*"]],
+        "fractions of activations": ["Multiline", ["activations/.*"]],
     }
 }
-SHARED = ("loss", "accuracy")  # measured on several splits: the tag says which
+SHARED = ("loss", "accuracy")  # measured on several splits, which are part of the tag
 HISTOGRAM = 10_000  # about as many values of a tensor, evenly spaced: more would draw the same
 BINS = 30  # as TensorBoard draws
 OUTCOMES = ("accuracy/val", "loss/val", "accuracy/test", "loss/test")
@@ -102,12 +102,12 @@ class TensorBoard:
 def _scalars(record: Descent) -> dict[str, float]:
     """A watched update's numbers by their tags, of which the first word is the group."""
     names = ("loss", "loss_change", "predicted_change", "correct", "correct_change")
-    shares = {"zero": record.zero, "dead": record.dead, "saturated": record.saturated}
+    fractions = {"zero": record.zero, "dead": record.dead, "saturated": record.saturated}
     return {
         **{f"descent/{name}": value for name, value in vars(record).items() if name in names},
         **{f"gradients/{layer}": norm for layer, norm in record.gradient_norm.items()},
         **{f"updates/{layer}": ratio for layer, ratio in record.update_ratio.items()},
-        **{f"activations/{layer}/{kind}": x for kind, of_layer in shares.items() for layer, x in of_layer.items()},
+        **{f"activations/{layer}/{name}": x for name, of_layer in fractions.items() for layer, x in of_layer.items()},
     }
 
 
@@ -147,5 +147,5 @@ def write_images(directory: Path, images: Mapping[str, np.ndarray], step: int) -
 
 
 def _plain(value: Any) -> Any:
-    """TensorBoard takes numbers and words; its reader shows a bool that was written as one as a number."""
+    """TensorBoard takes numbers and strings; it would show a bool as a number."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Which device a run uses, and what machine that is."""
+"""The device of a run, its memory, and the environment around it."""
 
 import os
 import platform
@@ -25,8 +25,7 @@ def select_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "device: cuda was asked for, but torch finds no usable GPU here; "
-            "expected device=cpu or device=auto on this machine"
+            "device: cuda needs a usable GPU, and torch finds none: expected device=cpu or device=auto on this machine"
         )
     return torch.device(name)
 
@@ -37,7 +36,7 @@ def machine_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the device can give now; of main memory no more than the process's control group (a container's)."""
+    """Free bytes of the device; of main memory at most those of the process's control group (its container)."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
@@ -91,5 +90,5 @@ def git_commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=5)
-    return answer.stdout.strip()
+    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=5)
+    return result.stdout.strip()

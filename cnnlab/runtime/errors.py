@@ -1,11 +1,11 @@
-"""Errors that are for people. `assert` is for programmers; everything a user can get wrong ends here."""
+"""Errors for users; `assert` is for programmers."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A mistake of the user's, told in full sentences: key, expected, received, nearest legal name."""
+    """A mistake in the config; the message has the key, what was expected and received, and the nearest legal name."""
 
 
 class ArgumentError(ConfigError):
@@ -22,7 +22,7 @@ class ArgumentError(ConfigError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, for a reason that is told in full: a loss that is no number, a full disk."""
+    """Training cannot continue; the message has the reason, such as a non-finite loss or a full disk."""
 
 
 class Interrupted(BaseException):
@@ -34,7 +34,7 @@ class Interrupted(BaseException):
 
 
 class Complaints:
-    """Collects every complaint, so that a person mends all of them in one go."""
+    """Collects all complaints, so that a user can correct them together."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -71,7 +71,7 @@ def did_you_mean(name: object, legal: Iterable[str]) -> str:
 
 
 def no_such_key(key: object, legal: Iterable[str]) -> str:
-    """What is said of a key that does not exist, with the nearest of the legal ones."""
+    """The message for a key that does not exist, with the nearest legal one."""
     options = list(legal)
     return f"there is no such key;{did_you_mean(key, options)} expected one of {listing(options)}"
 

@@ -1,4 +1,4 @@
-"""How the C library keeps main memory that was freed."""
+"""The C library's handling of freed memory."""
 
 import ctypes
 
@@ -10,8 +10,8 @@ _ALL = (1 << 31) - 1  # the largest that it takes
 def keep_freed_memory() -> bool:
     """Has glibc keep freed blocks of up to `LARGE` for the next ones; False where the C library is another.
 
-    By itself it gives many of them back to the system, and each new one costs a page fault every 4 KB: up to a
-    twentieth of a small CNN's step, as each step frees what the next one asks for. What is larger still goes back.
+    By default it returns many of them to the system, and each new block has a page fault every 4 KB: up to a twentieth
+    of a small CNN's step, since each step frees what the next allocates. Larger blocks are still returned.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -32,7 +32,7 @@ def uniforms(key: int, index_N: Tensor, draws: int) -> Tensor:
     """(N, draws) float32 in [0, 1), a pure function of (key, index, draw), on the device of `index_N`.
 
     splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); `key` is a whole
-    number in [0, 2⁶³), as `derive(seed, "augment", name)` gives.
+    number in [0, 2⁶³), such as `derive(seed, "augment", name)`.
     """
     image_N1 = _splitmix64(index_N.to(torch.int64)[:, None] * _signed(_GOLDEN) + _signed(key))
     steps_D = torch.arange(1, draws + 1, device=index_N.device) * _signed(_GOLDEN)
@@ -112,7 +112,7 @@ def put_back(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def same_generators(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two of what `capture_generators` returns are the same state."""
+    """True if two results of `capture_generators` are the same state."""
     return all(_same(one[name], other[name]) for name in one)
 
 

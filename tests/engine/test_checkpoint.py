@@ -218,7 +218,7 @@ def test_no_best_is_answered_with_the_steps(checkpoints: Checkpoints) -> None:
         checkpoints.resolve("best")
 
 
-def test_asking_for_a_damaged_checkpoint_says_so_and_leaves_it_there(checkpoints: Checkpoints) -> None:
+def test_resolving_a_damaged_checkpoint_is_an_error_and_leaves_it_there(checkpoints: Checkpoints) -> None:
     save(checkpoints, 1)
     save(checkpoints, 2)
     flip(checkpoints.path(2) / STATE, 40)
@@ -285,24 +285,24 @@ def test_a_manifest_of_another_size_class_is_refused_unread(folder: Path) -> Non
 
 
 def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(checkpoints: Checkpoints) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     for step in (1, 2, 3):
         save(checkpoints, step, best_step=1 if step >= 1 else None)
     flip(checkpoints.path(2) / MANIFEST, 100)
     flip(checkpoints.path(3) / WEIGHTS, 50)
-    assert_whole(Checkpoints(checkpoints.folder, said.append).newest_whole(), 1)
+    assert_whole(Checkpoints(checkpoints.folder, messages.append).newest_whole(), 1)
     assert checkpoints.steps() == [1]
     assert {"damaged-0-step-00000002", "damaged-0-step-00000003"} <= set(entries(checkpoints))
-    assert len(said) == 2
-    assert "step-00000003" in said[0]
-    assert "set aside as damaged-0-step-00000003" in said[0]
+    assert len(messages) == 2
+    assert "step-00000003" in messages[0]
+    assert "set aside as damaged-0-step-00000003" in messages[0]
 
 
 def test_whole_checkpoints_are_taken_without_a_word(checkpoints: Checkpoints) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     save(checkpoints, 1)
-    assert_whole(Checkpoints(checkpoints.folder, said.append).newest_whole(), 1)
-    assert said == []
+    assert_whole(Checkpoints(checkpoints.folder, messages.append).newest_whole(), 1)
+    assert messages == []
 
 
 def test_a_step_that_is_damaged_twice_is_set_aside_twice(checkpoints: Checkpoints) -> None:
@@ -386,8 +386,8 @@ def test_death_at_any_moment_of_a_write_leaves_a_whole_newest_checkpoint(
 ) -> None:
     """Dies before the first, the second, … of all the calls that make something durable, visible or absent."""
     for moment in count():
-        said: list[str] = []
-        checkpoints = Checkpoints(tmp_path / str(moment), said.append)
+        messages: list[str] = []
+        checkpoints = Checkpoints(tmp_path / str(moment), messages.append)
         for step in (1, 2, 3):
             save(checkpoints, step, best_step=1 if step >= 1 else None)
         calls = count()
@@ -423,7 +423,7 @@ def test_death_at_any_moment_of_a_write_leaves_a_whole_newest_checkpoint(
             assert_whole(read_checkpoint(checkpoints.path(step)), step)
         assert checkpoints.resolve("best").step in (1, 4)
         assert checkpoints.resolve("last").step in (3, 4)
-        assert said == []
+        assert messages == []
         save(checkpoints, 5)  # the next one clears up
         assert not [name for name in entries(checkpoints) if name.startswith(".")]
         if survived:
@@ -497,9 +497,9 @@ for large in ({"weights": 100_000}, {"state": 100_000}):
 
 
 def test_a_file_that_the_system_cuts_off_leaves_the_older_checkpoint(checkpoints: Checkpoints) -> None:
-    said = run_script(FULL_DISK, str(checkpoints.folder)).splitlines()
-    assert len(said) == 2
-    assert all(line.startswith("the checkpoint of step 2 could not be written") for line in said)
+    messages = run_script(FULL_DISK, str(checkpoints.folder)).splitlines()
+    assert len(messages) == 2
+    assert all(line.startswith("the checkpoint of step 2 could not be written") for line in messages)
     assert entries(checkpoints) == ["last", "step-00000001"]
     assert_whole(checkpoints.newest_whole(), 1)
 
@@ -512,8 +512,8 @@ from cnnlab.engine.checkpoint import Checkpoints
 
 torch.set_num_threads(1)
 draw = random.Random(int(sys.argv[2]))
-said = []
-checkpoints = Checkpoints(Path(sys.argv[1]), said.append)
+messages = []
+checkpoints = Checkpoints(Path(sys.argv[1]), messages.append)
 
 def save(step):
     state = {"progress": {"step": step}, "momentum": torch.full((60_000,), float(step))}
@@ -542,7 +542,7 @@ for kill in range(int(sys.argv[3])):
     assert bool((checkpoint.weights["weight"] == newest).all())
     assert checkpoint.state()["progress"] == {"step": newest}
     assert bool((checkpoint.state()["momentum"] == newest).all())
-    assert not said, said
+    assert not messages, messages
     print(newest)
 """
 

@@ -74,7 +74,7 @@ def test_the_averaged_network_keeps_the_memory_layout() -> None:
     assert EMA(model, decay=0.5).network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_restored_average_goes_on_with_the_same_decay() -> None:
+def test_a_restored_average_continues_with_the_same_decay() -> None:
     model = network()
     ema = EMA(model, decay=0.9)
     for weight in (1.0, 2.0, 3.0):

@@ -120,7 +120,7 @@ def test_the_modes_are_kept_where_the_network_fails() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(11,), (5, 5, 1)])
-def test_collect_gives_what_the_network_says_of_each_image_in_their_order(sizes: tuple[int, ...]) -> None:
+def test_collect_returns_the_output_of_each_image_in_order(sizes: tuple[int, ...]) -> None:
     model = network(nn.Dropout(0.5), nn.BatchNorm2d(5))
     x_NCHW, y_N = images()
     outputs = collect(model, batches(*sizes), Execution())
@@ -157,7 +157,7 @@ def test_collect_leaves_the_running_statistics() -> None:
     assert not norm.running_mean.any()
 
 
-def test_collect_builds_no_graph_and_gives_float32() -> None:
+def test_collect_builds_no_graph_and_returns_float32() -> None:
     outputs = collect(network(), batches(3), Execution("bf16"))
     assert not outputs.output_NK.requires_grad
     assert outputs.output_NK.dtype == torch.float32

@@ -144,8 +144,8 @@ def test_the_cost_falls_at_a_small_step_and_rises_at_a_huge_one() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_without_an_update_the_second_pass_gives_the_same_cost(accumulate: int) -> None:
-    """Dropout draws the same masks, in the same parts, and batch norm takes the same statistics."""
+def test_without_an_update_the_second_pass_has_the_same_loss(accumulate: int) -> None:
+    """Dropout draws the same masks, in the same microbatches, and batch norm takes the same statistics."""
     seed_generators(5)
     descent = watched(noisy(), lr=0.0, accumulate=accumulate)
     assert descent.loss_change == pytest.approx(0, abs=1e-15)
@@ -177,7 +177,7 @@ def test_the_gradient_is_the_one_before_clipping() -> None:
     assert clipped.predicted_change == pytest.approx(-0.1 * 0.01 * total, rel=1e-5)
 
 
-def test_right_answers_are_counted_before_and_after() -> None:
+def test_correct_predictions_are_counted_before_and_after() -> None:
     model = network()
     before = int((model(batch(50).x_NCHW).argmax(1) == batch(50).target).sum())
     descent = watched(model, batch(50), lr=0.5)
@@ -260,7 +260,7 @@ def with_activation(activation: nn.Module) -> nn.Sequential:
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_zero_share_is_that_of_z_not_above_zero(inplace: bool, accumulate: int) -> None:
+def test_the_zero_fraction_is_that_of_z_not_above_zero(inplace: bool, accumulate: int) -> None:
     model = with_activation(nn.ReLU(inplace))
     z_NCHW = model.conv(batch().x_NCHW).detach()
     descent = watched(model, accumulate=accumulate)
@@ -274,7 +274,7 @@ def test_a_unit_is_dead_that_is_zero_for_every_image_and_place(accumulate: int) 
     assert descent.dead == {"act": pytest.approx(1 / 6)}
 
 
-def test_a_unit_that_answers_in_one_part_of_the_batch_is_not_dead() -> None:
+def test_a_unit_that_is_active_in_one_microbatch_is_not_dead() -> None:
     model = named({"flatten": nn.Flatten(), "relu": nn.ReLU(), "output": nn.Linear(50, 3)}).double()
     x_NCHW = torch.zeros(4, 2, 5, 5, dtype=torch.float64)
     x_NCHW[3, 0, 0, 0] = 1.0  # one unit, in the second half
@@ -377,7 +377,7 @@ def test_the_hooks_go_where_the_step_fails() -> None:
     assert optimizer.step == step
 
 
-def test_an_update_that_the_scaler_skipped_has_nothing_to_tell() -> None:
+def test_an_update_that_the_scaler_skipped_is_not_recorded() -> None:
     model = network().float()
     images = Batch(torch.full((7, 2, 5, 5), math.inf), batch().target, batch().index_N)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -170,7 +170,7 @@ def test_groups_keep_the_ratio_of_their_lrs() -> None:
         assert [group["lr"] for group in own.param_groups] == pytest.approx([1 / (1 + number), 0.01 / (1 + number)])
 
 
-def test_a_restored_schedule_goes_on_at_its_step() -> None:
+def test_a_restored_schedule_continues_at_its_step() -> None:
     first, second = optimizer(), optimizer()
     schedule, restored = (Schedule(own, cosine(0.2, total_steps=20)) for own in (first, second))
     for _ in range(7):

@@ -1,4 +1,4 @@
-"""A snapshot: the figures by torch itself, and a training that cannot tell."""
+"""A snapshot: the figures by torch itself, and no trace in the training."""
 
 import copy
 from typing import Any
@@ -81,7 +81,7 @@ def test_weights_gradients_and_activations_are_those_of_evaluation_mode() -> Non
         torch.testing.assert_close(found.activations[name], x)
 
 
-def test_training_cannot_tell() -> None:
+def test_a_snapshot_changes_nothing() -> None:
     model, loss, images = network(), DrawingLoss(), batch()
     before, generators = copy.deepcopy((model.state_dict(), loss.state_dict(), images.x_NCHW)), capture_generators()
     take_snapshot(model, loss, Execution(), sample(images), step=3, epoch=1)

@@ -28,7 +28,7 @@ from cnnlab.runtime.errors import ArgumentError, TrainingError
 
 CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 4  # 8 images, two a batch
-TOLD = ("loss", "accuracy", "lr", "gradient_norm")  # of a training record, what is no time
+COMPARED = ("loss", "accuracy", "lr", "gradient_norm")  # of a training record: all but measured time
 
 
 def settings(**changes: Any) -> TrainerSettings:
@@ -59,7 +59,7 @@ def loader(count: int = 8, batch_size: int = 2, shuffle: bool = True) -> Residen
 
 
 class Run:
-    """A trainer around a tiny network, and all that it told."""
+    """A trainer around a tiny network, and the records that it logged."""
 
     def __init__(
         self,
@@ -284,7 +284,7 @@ def test_training_is_recorded_at_its_cadence_and_at_the_end(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"log_every": 3, "epochs": 3, "validate_every_epochs": 2},  # records are read in the epoch behind theirs
+        {"log_every": 3, "epochs": 3, "validate_every_epochs": 2},  # records are read in the epoch after theirs
         {"log_every": 4, "epochs": 2},  # and where validation waits for them
         {"log_every": 2, "checkpoint_every": 2, "epochs": 2},
         {"log_every": 1, "epochs": 2, "interrupted_at": 3, "clip_norm": 0.1},
@@ -298,7 +298,7 @@ def test_reading_records_while_the_next_step_computes_moves_none(tmp_path: Path,
         run.trainer.fit()
     at_once, later_on = (
         [
-            (one.step, one.epoch, one.split, one.final, {k: v for k, v in one.values.items() if k in TOLD})
+            (one.step, one.epoch, one.split, one.final, {k: v for k, v in one.values.items() if k in COMPARED})
             for one in run.records
             if isinstance(one, Metrics)
         ]
@@ -336,11 +336,11 @@ def test_watching_changes_no_weight_and_no_other_record(tmp_path: Path) -> None:
         run.trainer.fit()
     plain, watched = (run.network.state_dict() for run in runs)
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
-    measured = [[{k: v for k, v in r.values.items() if k in TOLD} for r in run.metrics("train")] for run in runs]
+    measured = [[{k: v for k, v in r.values.items() if k in COMPARED} for r in run.metrics("train")] for run in runs]
     assert measured[0] == measured[1]
 
 
-def test_a_watched_update_tells_the_change_of_its_own_batch(tmp_path: Path) -> None:
+def test_a_watched_update_records_the_change_of_its_own_batch(tmp_path: Path) -> None:
     run = Run(tmp_path, watch_every=1, max_steps=1, train=loader(shuffle=False))
     images = next(iter(loader(8, 2, shuffle=False)))
     before = F.cross_entropy(run.network(images.x_NCHW), images.target).item()
@@ -403,11 +403,11 @@ def test_a_training_record_is_the_mean_since_the_last_one(tmp_path: Path) -> Non
     run.trainer.fit()
     images = next(iter(loader(8, 8, shuffle=False)))
     losses_N = F.cross_entropy(run.network(images.x_NCHW), images.target, reduction="none").tolist()
-    right_N = (run.network(images.x_NCHW).argmax(1) == images.target).tolist()
+    correct_N = (run.network(images.x_NCHW).argmax(1) == images.target).tolist()
     windows = ([0, 1, 2, 3, 4, 5], [6, 7, 0, 1, 2, 3], [4, 5, 6, 7])  # steps 1–3, 4–6, 7 and 8, two images each
     for record, rows in zip(run.metrics("train"), windows, strict=True):
         assert record.values["loss"] == pytest.approx(sum(losses_N[row] for row in rows) / len(rows), rel=1e-6)
-        assert record.values["accuracy"] == sum(right_N[row] for row in rows) / len(rows)
+        assert record.values["accuracy"] == sum(correct_N[row] for row in rows) / len(rows)
     assert [record.final for record in run.metrics("train")] == [False, False, True]
 
 
@@ -419,7 +419,7 @@ def test_a_validation_record_is_what_evaluate_measures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_recorded_lr_is_that_of_the_update_and_goes_on_once_a_step(tmp_path: Path, accumulate: int) -> None:
+def test_the_recorded_lr_is_that_of_the_update_and_advances_once_a_step(tmp_path: Path, accumulate: int) -> None:
     run = Run(tmp_path, factor=lambda step: 1 / (1 + step), accumulate=accumulate, max_steps=4)
     run.trainer.fit()
     assert [record.values["lr"] for record in run.metrics("train")] == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4])
@@ -442,7 +442,7 @@ def test_throughput_is_images_per_second_of_training(tmp_path: Path) -> None:
     assert [record.values["seconds"] for record in run.metrics("train")] == [2, 4, 6, 8]
 
 
-def test_training_goes_on_in_training_mode_after_validation(tmp_path: Path) -> None:
+def test_training_continues_in_training_mode_after_validation(tmp_path: Path) -> None:
     modes: list[bool] = []
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     network.register_forward_hook(lambda module, arguments, output: modes.append(module.training))
@@ -559,7 +559,7 @@ def test_patience_ends_a_run_that_no_longer_improves(
     assert run.progress.step == last == run.checkpoints.named("last")
 
 
-def test_early_stopping_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script_validation(monkeypatch, "accuracy", [0.5, 0.4, 0.3])
     run = Run(tmp_path, patience=2, validate_every_steps=1)
     run.trainer.fit()

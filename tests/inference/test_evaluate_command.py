@@ -221,10 +221,10 @@ class Predicted:
 
     def calibration_error(self) -> float:
         """Σ_b n_b/N · |accuracy_b − confidence_b| over 15 bins."""
-        right_N = self.prediction_N == self.label_N
+        correct_N = self.prediction_N == self.label_N
         bin_N = np.minimum((self.confidence_N * 15).astype(int), 14)
         parts = [bin_N == b for b in np.unique(bin_N)]
-        return float(sum(p.mean() * abs(right_N[p].mean() - self.confidence_N[p].mean()) for p in parts))
+        return float(sum(p.mean() * abs(correct_N[p].mean() - self.confidence_N[p].mean()) for p in parts))
 
     def most_confused(self) -> list[tuple[str, str, int]]:
         wrong = self.prediction_N != self.label_N
@@ -251,7 +251,8 @@ class Predicted:
             "macro": {name: np.mean([row[name] for row in per_class]) for name in ("precision", "recall", "f1")},
             "per_class": per_class,
             "most_confused": [
-                {"label": a, "prediction": b, "images": n, "share": n / label_of[a]} for a, b, n in self.most_confused()
+                {"label": a, "prediction": b, "images": n, "fraction": n / label_of[a]}
+                for a, b, n in self.most_confused()
             ],
         }
 

@@ -91,7 +91,7 @@ def test_the_steps_have_no_total_where_only_time_ends_the_run() -> None:
 def test_the_run_is_named_at_its_start() -> None:
     observer, text = console(terminal=False)
     observer.log(Started(Path("runs/[some]"), 7, 60, 3, {}, ""))
-    assert text.getvalue() == "run: runs/[some], going on behind step 7\n"
+    assert text.getvalue() == "run: runs/[some], resuming after step 7\n"
 
 
 def test_a_notice_is_shown_as_it_is() -> None:

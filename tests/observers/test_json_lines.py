@@ -67,12 +67,12 @@ def test_a_notice_is_no_measurement(tmp_path: Path) -> None:
     assert (tmp_path / NAME).read_text() == ""
 
 
-def test_lines_behind_the_step_of_the_start_are_cut(tmp_path: Path) -> None:
+def test_lines_after_the_step_of_the_start_are_cut(tmp_path: Path) -> None:
     write(tmp_path, *(f'{{"step": {step}}}' for step in range(1, 6)))
     assert steps_after_a_start_at(3, tmp_path) == [1, 2, 3]
 
 
-def test_a_run_that_goes_on_appends(tmp_path: Path) -> None:
+def test_a_resumed_run_appends(tmp_path: Path) -> None:
     write(tmp_path, '{"step": 1}')
     observer = JSONLines()
     observer.log(started(tmp_path, 1))
@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_appends(tmp_path: Path) -> None:
     assert [entry["step"] for entry in read(tmp_path)] == [1, 2]
 
 
-def test_final_lines_are_dropped_by_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_final_lines_are_dropped_by_a_resumed_run(tmp_path: Path) -> None:
     write(tmp_path, '{"step": 2}', '{"step": 3, "final": true}')
     assert steps_after_a_start_at(3, tmp_path) == [2]
 

@@ -10,7 +10,7 @@ NOTICE = Notice("something")
 
 
 class Recorder:
-    """Keeps what it was told."""
+    """Keeps its records."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -52,12 +52,12 @@ def test_every_observer_is_closed() -> None:
     assert (first.closed, second.closed) == (1, 1)
 
 
-def test_the_others_go_on_behind_one_that_fails() -> None:
-    behind = Recorder()
-    observers = Observers([FullDiskError(), behind])
+def test_the_others_continue_after_one_that_fails() -> None:
+    after = Recorder()
+    observers = Observers([FullDiskError(), after])
     observers.log(STARTED)
     observers.log(NOTICE)
-    assert behind.records == [STARTED, NOTICE]
+    assert after.records == [STARTED, NOTICE]
 
 
 def test_one_that_failed_gets_no_further_record() -> None:
@@ -81,9 +81,9 @@ def test_one_that_fails_is_named_once(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_one_that_cannot_be_closed_does_not_keep_the_others_open(capsys: pytest.CaptureFixture[str]) -> None:
-    behind = Recorder()
-    Observers([NeverCloses(), behind]).close()
-    assert behind.closed == 1
+    after = Recorder()
+    Observers([NeverCloses(), after]).close()
+    assert after.closed == 1
     assert "NeverCloses" in capsys.readouterr().err
 
 

@@ -145,7 +145,7 @@ def test_the_outcomes_are_declared_as_metrics_of_the_hyperparameters(whole: Path
     assert {"accuracy/val", "accuracy/test"} <= names
 
 
-def test_a_finished_run_says_so(whole: Path) -> None:
+def test_a_finished_run_is_marked(whole: Path) -> None:
     end = plugin_data_pb2.HParamsPluginData()
     end.ParseFromString(plugin_content(read(whole), "_hparams_/session_end_info"))
     assert json.loads(str(end.session_end_info.status)) == 1  # STATUS_SUCCESS
@@ -175,7 +175,7 @@ def test_event_files_of_a_run_are_named_in_the_order_of_their_writing(tmp_path: 
     assert len(set(seconds)) == 3
 
 
-def test_a_watched_update_is_grouped_by_what_it_tells(tmp_path: Path) -> None:
+def test_a_watched_update_is_grouped_by_quantity(tmp_path: Path) -> None:
     events = watch(tmp_path)
     points = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert points == {

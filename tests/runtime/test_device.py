@@ -99,7 +99,7 @@ def test_the_free_memory_is_a_part_of_the_machines() -> None:
     ("limit", "used", "expected"),
     [("5000", "2000", 3500), ("5000", "6000", 1), ("max", "2000", None), ("garbage", "", None)],
 )
-def test_a_container_gives_what_its_limit_leaves(
+def test_a_container_has_what_its_limit_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: str, expected: int | None
 ) -> None:
     monkeypatch.setattr("cnnlab.runtime.device.CONTROL_GROUP", tmp_path)
@@ -128,5 +128,5 @@ def test_of_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None
         (10**15, "1,000,000 GB"),
     ],
 )
-def test_a_size_is_told_in_the_unit_that_fits(size: int, text: str) -> None:
+def test_a_size_is_shown_in_the_unit_that_fits(size: int, text: str) -> None:
     assert size_text(size) == text

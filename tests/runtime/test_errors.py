@@ -26,7 +26,7 @@ def test_all_complaints_come_in_one_error_in_their_order() -> None:
     ]
 
 
-def test_the_same_complaint_is_told_once() -> None:
+def test_the_same_complaint_is_reported_once() -> None:
     complaints = Complaints()
     complaints.add("seed", "no")
     complaints.add("seed", "no")
@@ -39,19 +39,19 @@ def test_no_complaint_raises_nothing() -> None:
     Complaints().raise_if_any()
 
 
-def test_an_argument_error_is_told_at_the_argument_s_own_key() -> None:
+def test_an_argument_error_is_reported_at_the_argument_s_own_key() -> None:
     complaints = Complaints()
     complaints.add_error("model.blocks.dropout1", ArgumentError("p", "expected less"))
     assert complaints.messages == ["model.blocks.dropout1.p: expected less"]
 
 
-def test_an_argument_error_without_a_key_is_told_at_the_argument() -> None:
+def test_an_argument_error_without_a_key_is_reported_at_the_argument() -> None:
     complaints = Complaints()
     complaints.add_error("", ArgumentError("p", "expected less"))
     assert complaints.messages == ["p: expected less"]
 
 
-def test_any_other_error_is_told_by_its_first_line() -> None:
+def test_any_other_error_is_reported_by_its_first_line() -> None:
     complaints = Complaints()
     complaints.add_error("model.blocks.mine", TypeError("cannot\nTraceback and more"))
     assert complaints.messages == ["model.blocks.mine: cannot"]
@@ -63,7 +63,7 @@ def test_an_argument_error_by_itself_names_its_argument() -> None:
     assert str(error) == "p: expected less"
 
 
-def test_an_error_without_text_is_told_by_its_type() -> None:
+def test_an_error_without_text_is_reported_by_its_type() -> None:
     assert first_line(NotImplementedError()) == "NotImplementedError"
 
 
