@@ -61,21 +61,6 @@ def test_a_unit_is_the_sum_of_weight_times_pixel_plus_bias() -> None:
     assert conv(x_NCHW).tolist() == [[[[15.0, 21.0]]]]
 
 
-@pytest.mark.parametrize(
-    ("size", "kernel", "padding", "stride", "expected"),
-    [
-        (7, 3, 0, 1, 5),  # (7 − 3 + 0) / 1 + 1
-        (7, 3, 0, 2, 3),  # (7 − 3 + 0) / 2 + 1
-        (7, 3, 0, 3, 2),  # (7 − 3 + 0) / 3 + 1 = 2.33, rounded down
-        (28, 5, 2, 1, 28),  # (28 − 5 + 4) / 1 + 1
-        (32, 3, 1, 2, 16),  # (32 − 3 + 2) / 2 + 1 = 16.5, rounded down
-    ],
-)
-def test_output_size_formula(size: int, kernel: int, padding: int, stride: int, expected: int) -> None:
-    conv = Conv(1, 1, kernel, stride=stride, padding=padding)
-    assert conv(torch.zeros(1, 1, size, size)).shape == (1, 1, expected, expected)
-
-
 def test_a_constant_image_padded_with_its_own_value_gives_nothing_under_a_zero_sum_kernel() -> None:
     conv = with_kernel(LAPLACE, padding=1, padding_mode="constant", padding_value=3.0)
     assert conv(torch.full((1, 1, 5, 6), 3.0)).eq(0).all()

@@ -31,13 +31,6 @@ def test_survivors_are_scaled_by_one_over_the_kept_fraction(block: type[nn.Modul
     assert values.tolist() == [0.0, 4.0]  # 1 / (1 − 0.75)
 
 
-def test_about_a_fraction_p_of_the_activations_is_zeroed() -> None:
-    torch.manual_seed(0)
-    count, p = 100_000, 0.3
-    fraction = Dropout(p)(torch.ones(1, count)).eq(0).double().mean().item()
-    assert abs(fraction - p) < 5 * math.sqrt(p * (1 - p) / count)
-
-
 def test_neighbours_in_memory_are_zeroed_independently() -> None:
     torch.manual_seed(0)
     count, p = 100_000, 0.3
@@ -79,12 +72,6 @@ def test_the_mask_follows_from_torchs_generator() -> None:
         masks.append(Dropout(0.5)(torch.ones(100)))
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
-
-
-def test_dropout_zeroes_single_pixels() -> None:
-    torch.manual_seed(0)
-    zeros_in_channel = Dropout(0.5)(torch.ones(1, 1, 16, 16)).eq(0).sum()
-    assert 0 < zeros_in_channel < 256
 
 
 def test_dropout2d_zeroes_whole_channels() -> None:

@@ -91,13 +91,6 @@ def test_the_convolutions_of_the_book_start_by_filters_window_and_pooling(
     assert conv.weight.std().item() == pytest.approx(math.sqrt(variance), rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["book_large", "book_small", "book_conv"])
-def test_the_seed_decides_what_is_drawn(name: str) -> None:
-    first, again = initialized(name), initialized(name)
-    assert torch.equal(first.weight, again.weight)
-    assert torch.equal(first.bias, again.bias)
-
-
 def test_given_numbers_are_taken_as_they_are() -> None:
     linear = nn.Linear(2, 1)
     INITIALIZERS["given"](weight=[[-2, -2]], bias=[3])(linear)

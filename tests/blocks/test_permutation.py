@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from cnnlab.blocks import PermutePixels
-from cnnlab.network import build_network, plan_network
-from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
+from cnnlab.network import plan_network
+from cnnlab.runtime.errors import ArgumentError, Complaints
 
 
 def numbered() -> torch.Tensor:
@@ -63,11 +63,6 @@ def test_how_far_a_convolution_after_it_sees_is_not_guessed() -> None:
     plan = plan_network((1, 8, 8), {"permute": "permute_pixels", "conv": conv}, Complaints())
     assert plan
     assert [row.receptive_field for row in plan.rows] == ["–", "–"]
-
-
-def test_features_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"expected an image .* received 64 features; put it before 'flatten'"):
-        build_network((1, 8, 8), {"flatten": "flatten", "permute": "permute_pixels"})
 
 
 def test_a_seed_out_of_range_is_refused() -> None:

@@ -29,17 +29,6 @@ def test_the_stride_is_the_kernel_where_it_is_not_given(block: type[nn.Module]) 
     assert block(kernel_size=(2, 3))(counting(6, 6)).shape == (1, 1, 3, 2)
 
 
-@pytest.mark.parametrize("block", [MaxPool, AvgPool])
-def test_windows_overlap_where_the_stride_is_smaller(block: type[nn.Module]) -> None:
-    assert block(kernel_size=3, stride=1)(counting(5, 5)).shape == (1, 1, 3, 3)
-
-
-@pytest.mark.parametrize("block", [MaxPool, AvgPool])
-@pytest.mark.parametrize(("ceil_mode", "expected"), [(False, 2), (True, 3)])
-def test_ceil_mode_keeps_the_last_incomplete_window(block: type[nn.Module], ceil_mode: bool, expected: int) -> None:
-    assert block(kernel_size=2, ceil_mode=ceil_mode)(counting(5, 5)).shape[-1] == expected
-
-
 def test_max_pool_takes_every_second_pixel_at_dilation_two() -> None:
     # the window covers the columns 0 and 2, then 1 and 3
     assert MaxPool((1, 2), stride=1, dilation=2)(counting(1, 4)).tolist() == [[[[2.0, 3.0]]]]
@@ -61,11 +50,6 @@ def test_adaptive_avg_pool_gives_the_mean_of_each_half() -> None:
 
 def test_adaptive_max_pool_gives_the_largest_of_each_half() -> None:
     assert AdaptiveMaxPool((1, 2))(counting(2, 4)).tolist() == [[[[5.0, 7.0]]]]
-
-
-@pytest.mark.parametrize("block", [AdaptiveAvgPool, AdaptiveMaxPool])
-def test_an_adaptive_pool_takes_one_number_for_both_sides(block: type[nn.Module]) -> None:
-    assert block(output_size=3)(counting(7, 5)).shape == (1, 1, 3, 3)
 
 
 def test_global_avg_pool_gives_one_mean_per_channel() -> None:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnlab.blocks import GRU, LSTM, RNN
 from cnnlab.blocks.recurrent import Recurrent
 from cnnlab.network import build_network, plan_network
-from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
+from cnnlab.runtime.errors import ArgumentError, Complaints
 
 SHAPE = (2, 3, 5)  # channels, height, width
 KINDS = [(RNN, nn.RNN), (GRU, nn.GRU), (LSTM, nn.LSTM)]
@@ -159,16 +159,6 @@ def test_input_sizes_are_inferred_after_a_convolution() -> None:
 def test_an_initialization_fills_its_weights() -> None:
     network = build_network((1, 8, 8), {"rnn": {"type": "rnn", "hidden_size": 4, "init": "zeros"}})
     assert not network(torch.rand(2, 1, 8, 8)).any()
-
-
-def test_features_are_refused_with_what_to_change() -> None:
-    lstm = {"type": "lstm", "hidden_size": 4}
-    with pytest.raises(ConfigError) as caught:
-        build_network((1, 8, 8), {"flatten": "flatten", "lstm": lstm})
-    assert str(caught.value) == (
-        "model.blocks.lstm: expected an image (channels × height × width), received 64 features; "
-        "put it before 'flatten'; layers are stacked with num_layers"
-    )
 
 
 @pytest.mark.parametrize(

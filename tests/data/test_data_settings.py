@@ -93,10 +93,6 @@ def test_a_batch_that_drop_last_would_leave_out_is_reported_with_the_count() -> 
         settings(batch_size=21, limit=20).train_count(SPEC)
 
 
-def test_a_batch_larger_than_the_data_is_taken_without_drop_last() -> None:
-    assert settings(batch_size=500, drop_last=False).steps_per_epoch(SPEC) == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "count"),
     [
@@ -113,7 +109,8 @@ def test_the_images_that_train(changes: dict[str, Any], count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "drop_last", "steps"), [(8, True, 11), (8, False, 12), (9, True, 10), (9, False, 10), (90, True, 1)]
+    ("batch_size", "drop_last", "steps"),
+    [(8, True, 11), (8, False, 12), (9, True, 10), (9, False, 10), (90, True, 1), (500, False, 1)],
 )
 def test_the_steps_of_an_epoch(batch_size: int, drop_last: bool, steps: int) -> None:
     assert settings(batch_size=batch_size, drop_last=drop_last).steps_per_epoch(SPEC) == steps

@@ -48,28 +48,6 @@ def test_an_epoch_has_each_image_once(epoch: int) -> None:
     assert sorted(flat(epoch_of(loader(), epoch))) == list(range(100, 100 + COUNT))
 
 
-def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    source = loader()
-    torch.manual_seed(1)
-    later = [epoch_of(source, epoch) for epoch in (0, 1, 2)]
-    torch.manual_seed(2)
-    assert epoch_of(loader(), 2) == later[2]
-
-
-def test_epochs_differ() -> None:
-    assert len({str(epoch_of(loader(), epoch)) for epoch in range(5)}) == 5
-
-
-def test_seeds_differ() -> None:
-    assert len({str(epoch_of(loader(seed=seed), 0)) for seed in range(5)}) == 5
-
-
-def test_loading_draws_nothing_from_the_global_generator() -> None:
-    before = torch.get_rng_state()
-    list(loader())
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_shuffled_order_is_a_permutation_of_the_seed_and_epoch_alone() -> None:
     generator = torch.Generator().manual_seed(derive(7, "order", 3))
     assert torch.equal(loader().order(3).row_N, torch.randperm(COUNT, generator=generator))
@@ -122,29 +100,11 @@ def test_drop_last_leaves_out_other_images_in_other_epochs() -> None:
     assert len({frozenset(missing) for missing in left_out}) > 1
 
 
-@pytest.mark.parametrize("taken", [0, 1, 3, 5])
-def test_a_saved_position_resumes_with_exactly_the_remaining_batches(taken: int) -> None:
-    source = loader()
-    source.set_epoch(4)
-    walk = iter(source)
-    for _ in range(taken):
-        next(walk)
-    resumed = loader()
-    resumed.load_state_dict(source.state_dict())
-    assert indices(list(resumed)) == epoch_of(loader(), 4)[taken:]
-
-
 def test_the_epoch_after_a_resumed_one_is_whole() -> None:
     resumed = loader()
     resumed.load_state_dict({"epoch": 4, "position": 2})
     list(resumed)
     assert epoch_of(resumed, 5) == epoch_of(loader(), 5)
-
-
-def test_a_batch_counts_as_done_once_it_is_handed_out() -> None:
-    source = loader()
-    next(iter(source))
-    assert source.position == 1
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])

@@ -152,13 +152,22 @@ def test_a_changed_file_of_svhn_is_refused(tmp_path: Path, monkeypatch: pytest.M
         SVHN(str(tmp_path)).read("train")
 
 
-@pytest.mark.parametrize("source", [CIFAR10, CIFAR100, SVHN])
-def test_colour_sets_describe_themselves_without_files(tmp_path: Path, source: type[TorchvisionSet]) -> None:
+@pytest.mark.parametrize(
+    ("source", "shape", "counts", "classes"),
+    [
+        *((source, (1, 28, 28), (60_000, 10_000), 10) for source in FAMILY),
+        (CIFAR10, (3, 32, 32), (50_000, 10_000), 10),
+        (CIFAR100, (3, 32, 32), (50_000, 10_000), 100),
+        (SVHN, (3, 32, 32), (73_257, 26_032), 10),
+    ],
+)
+def test_a_set_describes_itself_without_files(
+    tmp_path: Path, source: type[TorchvisionSet], shape: tuple[int, ...], counts: tuple[int, int], classes: int
+) -> None:
     spec = source(str(tmp_path / "nowhere")).describe()
-    counts = {CIFAR10: (50_000, 10_000), CIFAR100: (50_000, 10_000), SVHN: (73_257, 26_032)}[source]
-    assert spec.input_shape == (3, 32, 32)
-    assert tuple(spec.counts.values()) == counts
-    assert spec.classes == len(set(spec.class_names)) == (100 if source is CIFAR100 else 10)
+    assert (spec.input_shape, tuple(spec.counts.values())) == (shape, counts)
+    assert spec.classes == len(set(spec.class_names)) == classes
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_fine_names_are_in_the_order_of_their_numbers() -> None:
@@ -219,15 +228,6 @@ def test_a_failed_download_of_a_colour_set_reports_where_and_how(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("source", FAMILY)
-def test_describes_itself_without_files(tmp_path: Path, source: type[MNIST]) -> None:
-    spec = source(str(tmp_path / "nowhere")).describe()
-    assert spec.input_shape == (1, 28, 28)
-    assert spec.counts == {"train": 60_000, "test": 10_000}
-    assert spec.classes == len(set(spec.class_names)) == 10
-    assert not list(tmp_path.iterdir())
-
-
 def test_class_names_are_those_of_torchvision() -> None:
     assert list(FashionMNIST("").describe().class_names) == torchvision.datasets.FashionMNIST.classes
     assert list(SVHN("").describe().class_names) == [str(digit) for digit in range(10)]
@@ -261,8 +261,9 @@ def test_one_missing_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         MNIST(str(tmp_path)).check()
 
 
-@pytest.mark.parametrize("source", FAMILY)
-@pytest.mark.parametrize("error", [RuntimeError("Error downloading train"), URLError("no route to host")])
+@pytest.mark.parametrize(
+    ("source", "error"), [(MNIST, RuntimeError("Error downloading train")), (KMNIST, URLError("no route to host"))]
+)
 def test_a_failed_download_reports_where_it_looked_and_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: type[MNIST], error: Exception
 ) -> None:

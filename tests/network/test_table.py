@@ -53,24 +53,6 @@ def test_the_output_of_every_layer() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("stride", "size", "remark"),
-    [
-        (1, 5, ""),  # (7 − 3) / 1 + 1
-        (2, 3, ""),  # (7 − 3) / 2 + 1
-        (3, 2, "drops 1 row, 1 column"),  # (7 − 3) / 3 + 1 = 2.33
-    ],
-)
-def test_a_stride_that_does_not_divide_drops_a_row_and_a_column(stride: int, size: int, remark: str) -> None:
-    row = rows((1, 7, 7), {"conv": conv(1, stride=stride)})["conv"]
-    assert (row.output_shape, row.remark) == ((1, size, size), remark)
-
-
-def test_rows_and_columns_are_remarked_by_themselves() -> None:
-    assert rows((1, 8, 6), {"pool": {"type": "max_pool", "kernel_size": 3}})["pool"].remark == "drops 2 rows"
-    assert rows((1, 6, 8), {"pool": {"type": "max_pool", "kernel_size": 3}})["pool"].remark == "drops 2 columns"
-
-
 # parameters
 
 
@@ -84,17 +66,6 @@ def test_the_parameters_of_every_layer() -> None:
         "hidden": 100 * (640 + 1),  # 64,100
         "output": 10 * (100 + 1),  # 1,010
     }
-
-
-def test_all_parameters_of_a_small_network() -> None:
-    assert sum(row.parameters for row in rows((1, 28, 28), CP20_CP40_FC100).values()) == 85_670
-
-
-def test_a_container_counts_nothing_of_its_own() -> None:
-    block = {"type": "residual", "blocks": {"conv": conv(2, padding=1)}}
-    table = rows((2, 4, 4), {"block": block})
-    assert (table["block"].parameters, table["block"].macs) == (0, 0)
-    assert table["block.blocks.conv"].parameters == 2 * (3 * 3 * 2 + 1)
 
 
 # MACs
@@ -125,12 +96,6 @@ def test_the_multiply_accumulates_of_a_residual() -> None:
         "block.blocks.conv2": 4 * 4 * 16 * 3 * 3 * 16,
         "block.projection.conv": 4 * 4 * 16 * 1 * 1 * 8,
     }
-
-
-def test_each_repetition_is_counted() -> None:
-    linear = {"type": "linear", "out_features": 4}
-    table = rows((4,), {"hidden": {"type": "sequential", "repeat": 3, "blocks": {"linear": linear}}})
-    assert [path for path, row in table.items() if row.macs == 16] == [f"hidden.r{index}.linear" for index in range(3)]
 
 
 # rows
