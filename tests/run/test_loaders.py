@@ -1,5 +1,6 @@
 """What training and evaluation load from a checkpoint."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 from cnnlab.losses import CrossEntropy
-from cnnlab.run.loaders import load_loss
+from cnnlab.run.loaders import load_loss, load_weights
 from cnnlab.runtime.errors import ConfigError
 
 
@@ -45,3 +46,18 @@ def test_the_state_of_another_loss_is_refused(checkpoint: Checkpoint) -> None:
 def test_a_loss_without_state_leaves_the_checkpoint_unread(checkpoint: Checkpoint) -> None:
     (checkpoint.folder / "state.pt").unlink()
     load_loss(CrossEntropy(weight=[1.0, 2.0]), checkpoint)
+
+
+def network(features: int, *names: str) -> nn.Module:
+    return nn.Sequential(OrderedDict((name, nn.Linear(2, features)) for name in names))
+
+
+def test_another_networks_weights_are_refused_with_five_keys() -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint: folder holds another network: .*; and 3 more") as refusal:
+        load_weights(network(3, "a", "b"), network(3, "c", "d").state_dict(), Path("folder"))
+    assert str(refusal.value).count(" is not in the ") == 5
+
+
+def test_weights_of_another_size_are_refused_with_both_sizes() -> None:
+    with pytest.raises(ConfigError, match=r"a\.weight is \[4, 2\] in the checkpoint and \[3, 2\] in the network"):
+        load_weights(network(3, "a"), network(4, "a").state_dict(), Path("folder"))
