@@ -382,7 +382,7 @@ class Trainer:
         (epoch, lr, gradient_norm), self._unread = self._unread, None
         self._check_losses()
         values = self._window() | {"lr": lr}
-        if gradient_norm is not None:
+        if gradient_norm is not None and gradient_norm.isfinite():  # else fp16's scaler has skipped the update
             values["gradient_norm"] = float(gradient_norm)
         if self.train_state.scaler.is_enabled():
             values["loss_scale"] = self.train_state.scaler.get_scale()

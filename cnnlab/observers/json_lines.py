@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,12 +41,21 @@ class JSONLines:
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         if name in self.files:
-            self.files[name].write(json.dumps(line) + "\n")
+            self.files[name].write(json.dumps(_strict(line), allow_nan=False) + "\n")
             self.files[name].flush()  # out of this process: a kill loses no line
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {name: _strict(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cut(path: Path, step: int) -> None:

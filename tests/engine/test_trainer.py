@@ -434,6 +434,15 @@ def test_the_gradients_norm_is_recorded_as_it_was_before_clipping(tmp_path: Path
     assert clipped.metrics("train")[0].values["gradient_norm"] == norm
 
 
+def test_the_norm_of_a_gradient_that_the_scaler_skipped_is_not_recorded(tmp_path: Path) -> None:
+    run = Run(tmp_path, epochs=2)
+    run.train_state.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)  # halved until 10 times the gradient fits
+    run.train_state.loss = lambda output_NK, target: 10 * F.cross_entropy(output_NK, target)
+    run.trainer.fit()
+    measured = ["gradient_norm" in record.values for record in run.metrics("train")]
+    assert (measured[0], measured[-1]) == (False, True)
+
+
 @pytest.mark.usefixtures("clock")
 def test_throughput_is_images_per_second_of_training(tmp_path: Path) -> None:
     run = Run(tmp_path, log_every=2)  # two images a step, a second a step

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,13 @@ def test_a_resumed_run_cuts_the_watched_updates_too(tmp_path: Path) -> None:
 def test_a_run_that_watches_nothing_has_no_file_for_it(tmp_path: Path) -> None:
     steps_after_a_start_at(0, tmp_path)
     assert not (tmp_path / WATCHED).exists()
+
+
+def test_numbers_that_json_has_not_are_null(tmp_path: Path) -> None:
+    observer = JSONLines()
+    observer.log(Started(tmp_path, 0, 10, None, {}, ""))
+    observer.log(Metrics(1, 1, "train", {"loss": math.nan, "gradient_norm": math.inf, "accuracy": 0.5}))
+    observer.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    parsed = json.loads(line, parse_constant=pytest.fail)
+    assert (parsed["loss"], parsed["gradient_norm"], parsed["accuracy"]) == (None, None, 0.5)
