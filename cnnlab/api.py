@@ -1,4 +1,4 @@
-"""What `import cnnlab` offers: the command line's compose and train, from a notebook."""
+"""The functions of `import cnnlab`: compose and train, as the command line does, from a notebook."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python evaluate.py run=RUN`: everything that a run's checkpoint can be asked about a split, from one pass."""
+"""`python evaluate.py run=RUN`: the full report of a checkpoint on a split, from one pass."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -59,16 +59,18 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
 
 
 def _moved(data: Any) -> dict[str, str]:
-    """Where the run's images lie now, if that was said. Raises `ConfigError` for any other key of the data."""
+    """The new path of the run's images, if one was given. Raises `ConfigError` for any other key of the data."""
     others = [name for name in data if name != "root"] if isinstance(data, Mapping) else []
     if others or not isinstance(data, Mapping):
         key = f"data.{others[0]}" if others else "data"
-        raise ConfigError(f"{key}: an evaluation keeps the run's own data: expected data.root alone, received {data!r}")
+        raise ConfigError(
+            f"{key}: an evaluation keeps the data of the run: expected data.root alone, received {data!r}"
+        )
     return {name: root for name, root in data.items() if root is not None}
 
 
 def _top_k(given: Any, classes: int) -> int:
-    """How many guesses count: 5 as usual, 2 where there are no more than 5 classes."""
+    """How many guesses count: 5 by default, 2 for 5 classes or fewer."""
     if given is None:
         return 5 if classes > 5 else min(2, classes)
     return integer("top_k", given, 1, classes)

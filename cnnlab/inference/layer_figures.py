@@ -1,4 +1,4 @@
-"""`python evaluate.py run=RUN layers=[conv1]`: a layer's filters, its answer to an image, what it answers to most."""
+"""`python evaluate.py run=RUN layers=[conv1]`: a layer's filters, its response to an image, what maximises it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command asks for: layers by their names, and the image's number in its split."""
+    """What a command requests: layers by name, and the image's index in its split."""
 
     layers: tuple[str, ...]
     index: int
@@ -46,28 +46,30 @@ class Wanted:
         index = integer("index", request["index"], 0)
         if names and request["images"] is not None:
             raise ConfigError(
-                f"layers: they are shown an image of a split: expected layers without images, received "
+                f"layers: their input is an image of a split: expected layers without images, received "
                 f"images={request['images']}"
             )
         if index and not names:
-            raise ConfigError(f"index: the layers' input: expected layers=[…] beside it, received {index} alone")
+            raise ConfigError(
+                f"index: it selects the input of layers: expected layers=[…] beside it, received {index} alone"
+            )
         return cls(names, index)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Layers of a run's network, an image of a split, and what they answer to it."""
+    """Layers of a run's network, an image of a split, and their responses to it."""
 
     run: SavedRun
     predictor: Predictor
-    answers: dict[str, Tensor]  # by the layer's name, (1, C, H, W) or (1, F)
+    responses: dict[str, Tensor]  # by the layer's name, (1, C, H, W) or (1, F)
     x_1CHW: Tensor
-    words: str  # what to call the image
+    caption: str  # of the image
     file: str  # the same in a file's name
 
     @classmethod
     def of(cls, run: SavedRun, predictor: Predictor, wanted: Wanted, images: Images, split: str) -> "Study":
-        """Raises `ConfigError` for a layer or an image that is not there, and for a layer that cannot be drawn."""
+        """Raises `ConfigError` for an unknown layer, an index beyond the split, and a layer that cannot be drawn."""
         if wanted.layers and wanted.index >= len(images):
             raise ConfigError(
                 f"index: expected a whole number from 0 to {len(images) - 1}, the images of the {split} split, "
@@ -76,22 +78,22 @@ class Study:
         chosen = images.select(torch.tensor([wanted.index]))
         label = run.plan.spec.class_names[int(chosen.y_N)]
         x_1CHW = chosen.x_NCHW.to(predictor.shift_C11.device)
-        answers = {name: _answer(predictor, name, x_1CHW) for name in wanted.layers}
-        words = f"image {wanted.index} of the {split} split, labelled {label!r}"
-        return cls(run, predictor, answers, x_1CHW, words, f"{split}-{wanted.index}")
+        responses = {name: _response(predictor, name, x_1CHW) for name in wanted.layers}
+        caption = f"image {wanted.index} of the {split} split, labelled {label!r}"
+        return cls(run, predictor, responses, x_1CHW, caption, f"{split}-{wanted.index}")
 
     def draw(self) -> Iterator[Drawing]:
         """Every figure of every layer."""
         step = self.run.checkpoint.folder.name
-        for name, answer in self.answers.items():
+        for name, output in self.responses.items():
             layer = self.predictor.network.get_submodule(name)
             if isinstance(layer, nn.Conv2d):
                 yield Drawing(f"filters-{name}-{step}.png", f"filters/{name}", self._filters(name, layer))
-            if answer.dim() == 4:
-                title = f"{name}{_cut(answer)}: answer to {self.words}\nunder each channel, its peak at row, column"
-                figure = maps_figure(self.x_1CHW[0], answer[0, :MOST_UNITS], title)
+            if output.dim() == 4:
+                title = f"{name}{_cut(output)}: response to {self.caption}\nunder each channel, its peak at row, column"
+                figure = maps_figure(self.x_1CHW[0], output[0, :MOST_UNITS], title)
                 yield Drawing(f"maps-{name}-{self.file}-{step}.png", f"maps/{name}/{self.file}", figure)
-            yield Drawing(f"maximised-{name}-{step}.png", f"maximised/{name}", self._maximised(name, layer, answer))
+            yield Drawing(f"maximised-{name}-{step}.png", f"maximised/{name}", self._maximised(name, layer, output))
 
     def _filters(self, name: str, layer: nn.Conv2d) -> "Figure":
         weight_OIHW = layer.weight.detach()[:MOST_UNITS]
@@ -102,20 +104,20 @@ class Study:
         note = ", in the colours that each reads: 0 is grey" if colour else note
         return filters_figure(weight_OIHW, f"{name}: filters{_cut(layer.weight[None])}{note}", colour=colour)
 
-    def _maximised(self, name: str, layer: nn.Module, answer: Tensor) -> "Figure":
-        units = min(answer.shape[1], MOST_UNITS)
+    def _maximised(self, name: str, layer: nn.Module, output: Tensor) -> "Figure":
+        units = min(output.shape[1], MOST_UNITS)
         start_CHW = grey_noise(tuple(self.x_1CHW.shape[1:])).to(self.x_1CHW.device)
         found = maximise(self.predictor, layer, start_CHW, units)
-        values = zip(self._units(layer, units), found.value_U.tolist(), unit_means(answer)[0].tolist(), strict=False)
+        values = zip(self._units(layer, units), found.value_U.tolist(), unit_means(output)[0].tolist(), strict=False)
         captions = [f"{unit}\n{most + 0.0:.3g} ({here + 0.0:.3g})" for unit, most, here in values]
-        kind = "channel's mean" if answer.dim() == 4 else "unit"
+        kind = "channel's mean" if output.dim() == 4 else "unit"
         title = (
-            f"{name}{_cut(answer)}: what makes each {kind} largest\nunder each, that value (and that of {self.words})"
+            f"{name}{_cut(output)}: what makes each {kind} largest\nunder each, that value (and that of {self.caption})"
         )
         return images_figure(found.x_UCHW, title, captions)
 
     def _units(self, layer: nn.Module, count: int) -> list[str]:
-        """What to call a layer's units: by their classes where they are the network's outputs."""
+        """Names of a layer's units: the classes for the network's outputs, numbers for others."""
         names = self.run.plan.spec.class_names
         *_, last = self.predictor.network.children()
         numbers = range(count)
@@ -144,14 +146,14 @@ def _names(given: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, names)))
 
 
-def _answer(predictor: Predictor, name: str, x_1CHW: Tensor) -> Tensor:
+def _response(predictor: Predictor, name: str, x_1CHW: Tensor) -> Tensor:
     try:
         return response(predictor, predictor.network.get_submodule(name), x_1CHW)
     except ArgumentError as error:
         raise ConfigError(f"layers: {name}: {error.message}") from error
 
 
-def _cut(answer: Tensor) -> str:
-    """How many of the channels are drawn, where not all are."""
-    count = answer.shape[1]
+def _cut(output: Tensor) -> str:
+    """The number of channels drawn, if not all are."""
+    count = output.shape[1]
     return f" (the first {MOST_UNITS} of {count:,})" if count > MOST_UNITS else ""

@@ -25,7 +25,7 @@ MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of each image: its outputs, what they mean as `probability_NK`, and the loss of each."""
+    """A network's outputs for each image, their probabilities, and the loss of each image."""
 
     index_N: Tensor
     target_N: Tensor
@@ -46,7 +46,7 @@ def write_predictions(
     class_names: Sequence[str],
     paths: Sequence[str] | None = None,
 ) -> Path:
-    """One line an image: index, path where it has one, label, prediction, its probability, loss, the label's rank.
+    """One line per image: index, path where it has one, label, prediction, its probability, loss, the label's rank.
 
     `rank` is 1 where the label is the prediction, so `rank ≤ k` is a top-k hit. Up to 100 classes, each class's
     probability follows. Numbers are written so that they read back as the same float32.
@@ -102,7 +102,7 @@ def write_image_predictions(
 
 
 def print_predictions(predictions: ImagePredictions, class_names: Sequence[str]) -> None:
-    """The first predictions one by one, and how many images each class was given."""
+    """Prints the first predictions one by one, and the number of images of each predicted class."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image")
@@ -135,8 +135,8 @@ def print_report(result: Mapping[str, Any], step: int) -> None:
         f"{result['split']}: accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f} on "
         f"{result['images']:,} images (step {step}{views})"
     )
-    [(k, share)] = result["top_k"].items()
-    print(f"top-{k} accuracy {share:.4f}, expected calibration error {result['calibration_error']:.4f}")
+    [(k, fraction)] = result["top_k"].items()
+    print(f"top-{k} accuracy {fraction:.4f}, expected calibration error {result['calibration_error']:.4f}")
     shown = {name: value for name, value in result["metrics"].items() if "." not in name}
     if shown:
         print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))

@@ -1,6 +1,6 @@
-"""A run that is there, opened for use: its config checked, its checkpoint verified, nothing written.
+"""An existing run, opened for use: its config checked, its checkpoint verified, nothing written.
 
-What it has to know of its data stands in the checkpoint: they need not be there.
+The checkpoint records what the network needs to know of its data, which need not be present.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class SavedRun:
 
     @classmethod
     def open(cls, path: Path, checkpoint: str, device: str, trust: Trust, data: Mapping[str, Any]) -> "SavedRun":
-        """`checkpoint` is `best`, `last` or a step; `data` is what to read instead. Raises `ConfigError`."""
+        """`checkpoint` is `best`, `last` or a step; `data` replaces keys of the run's data. Raises `ConfigError`."""
         directory = RunDirectory.open(path, "run")
         saved = resolved(load_saved_config(path / "config.yaml"))
         if isinstance(saved.get("data"), Mapping):
@@ -58,18 +58,18 @@ class SavedRun:
 
 
 def _execution(plan: RunPlan, checkpoint: Checkpoint) -> Execution:
-    """As the run's steps were computed. Raises `ConfigError` where the checkpoint says what does not exist."""
+    """How the run's steps were computed. Raises `ConfigError` for a checkpoint with unknown values."""
     try:
         return plan.execution.resolve(checkpoint.meta["environment"])
     except (KeyError, TypeError, ArgumentError) as error:
         raise ConfigError(
-            f"checkpoint: {checkpoint.folder} does not say how its steps were computed ({first_line(error)}): "
+            f"checkpoint: {checkpoint.folder} does not record how its steps were computed ({first_line(error)}): "
             f"expected one that this version of cnnlab wrote"
         ) from error
 
 
 def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:
-    """What the checkpoint says of the run's data. Raises `ConfigError` where it says nothing that could be."""
+    """The run's data as its checkpoint records them. Raises `ConfigError` for a missing or impossible one."""
     meta = checkpoint.meta
     try:
         channels, height, width = map(int, meta["input_shape"])
@@ -78,6 +78,6 @@ def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:
         return DataSpec((channels, height, width), counts, class_names), list(map(int, meta["class_counts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"checkpoint: {checkpoint.folder} does not say what its images and classes were ({first_line(error)}): "
+            f"checkpoint: {checkpoint.folder} does not record what its images and classes were ({first_line(error)}): "
             f"expected one that this version of cnnlab wrote"
         ) from error

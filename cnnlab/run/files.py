@@ -1,7 +1,7 @@
-"""The files of a run: every one that a run's directory holds is read and written here.
+"""The files of a run: its directory is made, locked, read and written here.
 
-What trains writes beside this through its own room: `engine/checkpoint.py` the folders under `checkpoints/`, the
-observers their logs, in the directory that they are given.
+Two rooms below this one write into the directory, too: `engine/checkpoint.py` the folders under `checkpoints/`, the
+observers their logs.
 """
 
 import contextlib
@@ -96,11 +96,11 @@ class RunDirectory:
             self._lock = None
 
     def discard(self) -> None:
-        """Removes the directory in which nothing was written yet, and the empty folders that were made around it."""
+        """Removes the directory, to which nothing was written yet, and the empty folders made for it."""
         self.release()
         (self.path / LOCK).unlink(missing_ok=True)
         for folder in self._made:
-            with contextlib.suppress(OSError):  # another run has begun in it
+            with contextlib.suppress(OSError):  # another run is in it
                 folder.rmdir()
 
     def checkpoints(self, notify: Callable[[str], None] = lambda text: None) -> "Checkpoints":
@@ -150,7 +150,7 @@ def _png(image_HWC: np.ndarray) -> bytes:
 
 
 def make_sweep_directory(wanted: Path) -> Path:
-    """Makes `wanted`, or `wanted_2`, … where that is taken: two sweeps never share one. Raises `ConfigError`."""
+    """Makes `wanted`, or `wanted_2`, … if it exists: two sweeps never use the same one. Raises `ConfigError`."""
     for number in itertools.count(1):
         path = wanted if number == 1 else Path(f"{wanted}_{number}")
         try:

@@ -100,7 +100,7 @@ def read_split(plan: RunPlan, split: str) -> Images:
 
 
 def describe_placement(plan: RunPlan) -> str:
-    """One line: whether the images lie on the device, or where they are read from."""
+    """One line: whether the images are on the device, or where they are read from."""
     in_files = plan.source.paths("train") is not None
     return plan.placement.describe(printable(cache_folder()) if in_files else "memory")
 
@@ -164,5 +164,5 @@ def load_weights(network: nn.Module, saved: Mapping[str, Tensor], origin: Path) 
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ConfigError(f"checkpoint: {origin} holds another network: {'; '.join(differences[:5])}{more}")
-    own.update(saved)  # with the versions of torchvision's modules, which some of them ask for
+    own.update(saved)  # with the versions of torchvision's modules, which some of them require
     network.load_state_dict(own)

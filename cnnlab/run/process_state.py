@@ -1,4 +1,4 @@
-"""What a run sets for the whole process, and puts back: a notebook goes on with its own."""
+"""Process-wide state that a run changes and restores: a notebook keeps its own generators and torch settings."""
 
 import threading
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def the_only_training() -> Iterator[None]:
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Afterwards torch's deterministic mode, cuDNN's search, TF32 and every global generator are as before."""
+    """Restores torch's deterministic mode, cuDNN's benchmark mode, TF32 and every global generator at the end."""
     generators = capture_generators()
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

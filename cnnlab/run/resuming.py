@@ -1,4 +1,4 @@
-"""Taking up a run: what may change, what must not, and where to go on. Nothing is written here."""
+"""Resuming a run: what may change, what must not, and which checkpoint it continues from. Writes nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from cnnlab.run.files import SUMMARY, RunDirectory
 from cnnlab.run.loaders import load_weights
 from cnnlab.runtime.errors import ConfigError, listing
 
-# how long the run continues, what is logged and saved, where the data lies, the device
+# how long the run continues, what is logged and saved, where the data is, the device
 CHANGEABLE = (
     "trainer.epochs",
     "trainer.max_steps",
@@ -44,12 +44,12 @@ ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "determini
 
 @dataclass(frozen=True)
 class Resumption:
-    """A run to go on with: its directory, its config with this command's changes, checked."""
+    """A run to resume: its directory and its config with this command's changes, checked."""
 
     directory: RunDirectory
     config: RunConfig
     plan: RunPlan
-    restarted: bool  # by this command: the schedule begins a new cycle
+    restarted: bool  # by this command: the schedule starts a new cycle
     another_length: bool
 
     def newest_checkpoint(self) -> Checkpoint | None:
@@ -114,9 +114,9 @@ def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:
 def _check_length(plan: RunPlan, before: Mapping[str, Any], after: Mapping[str, Any], restarting: str) -> None:
     """Another length is refused where it would change the learning rate of steps that are already done.
 
-    `restarting` is the command that begins a new cycle instead.
+    `restarting` is the command that starts a new cycle instead.
     """
-    # its classes were checked above; where its data lies and who reads it is this machine's affair
+    # its classes were checked above; the path of its data and the workers belong to this machine
     old = check_config({**before, "data": after["data"], "device": "cpu"}, Trust(True)).cycles
     if old == plan.cycles:
         return
@@ -161,12 +161,12 @@ def _shown(name: str | None) -> str:
 
 
 def changes_of_environment(checkpoint: Checkpoint | None, now: Mapping[str, Any]) -> list[str]:
-    """A sentence for everything that keeps the run from the same bits."""
+    """A sentence for each difference that keeps the run from identical bits."""
     if checkpoint is None:
         return []
     then = checkpoint.meta["environment"]
     return [
-        f"{key} was {then.get(key)} and is {now[key]}: the run goes on, but not to the same bits"
+        f"{key} was {then.get(key)} and is {now[key]}: the run continues, but not to identical bits"
         for key in ENVIRONMENT
         if then.get(key) != now[key]
     ]

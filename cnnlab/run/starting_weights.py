@@ -1,7 +1,7 @@
-"""What a network's weights are before its first step: pretrained ones, those of another run, those of a file.
+"""A network's weights before its first step: pretrained, from another run, or from a file.
 
-They are read before a run's directory is made, and put in where a run begins. A resumed run and an evaluation take
-their weights from a checkpoint and need none of this.
+They are read before a run's directory is made and loaded before its first step. A resumed run and an evaluation take
+their weights from a checkpoint instead.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normalize: str) -> dict[str, Tensor]:
-    """The tensors that a run begins with instead of fresh ones, by their names; says what they are.
+    """The tensors that replace freshly initialised ones, by name; prints where they come from.
 
-    Raises `ConfigError` for what is not there, is not what its hash says, or does not fit.
+    Raises `ConfigError` for weights that are missing, have another hash, or do not fit.
     """
     with torch.device("meta"):
         wanted = plan.build().state_dict()
@@ -58,7 +58,7 @@ def apply_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _from_elsewhere(init_from: InitFrom, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a run or a file has for the network, under the names of here."""
+    """The tensors of a run or a file that fit the network, by the network's own names."""
     saved, origin = _read(init_from)
     mapping = {prefix if prefix != "*" else "": target for prefix, target in init_from.map.items()}
     renames = {prefix: target for prefix, target in mapping.items() if target is not None}
@@ -91,7 +91,7 @@ def _from_elsewhere(init_from: InitFrom, wanted: Mapping[str, Tensor]) -> dict[s
 
 
 def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
-    """The tensors and where they are from; the hash that is given is checked before they are read."""
+    """The tensors and their origin; a configured hash is checked before they are read."""
     path = Path(init_from.path)
     if path.suffix == ".safetensors" and path.is_file():
         _check_hash(path, init_from.sha256)
@@ -126,7 +126,7 @@ def _below(name: str, prefixes: Iterable[str]) -> bool:
 
 
 def _renamed(name: str, renames: Mapping[str, str]) -> str:
-    """The name here of a name there, by the longest prefix that it begins with."""
+    """The network's name for a saved name, by the longest prefix in the map."""
     prefix = max((prefix for prefix in renames if _below(name, [prefix])), key=len, default=None)
     if prefix is None:
         return name
@@ -147,7 +147,7 @@ def _check_map(
 
 
 def _differences(offered: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """By name, why the two are not the same network."""
+    """By name, each difference between the two networks."""
     shapes = {
         name: f"{name} is {list(offered[name].shape)} there and {list(tensor.shape)} here"
         for name, tensor in expected.items()
@@ -203,7 +203,7 @@ def _pretrained(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"{key}: {path} holds more than plain weights, and was not read") from error
+        raise ConfigError(f"{key}: {path} holds more than plain weights and was not read") from error
     saved = {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
     fresh = {name for name, tensor in saved.items() if _keeps_fresh(tensor, wanted.get(name))}
     expected = {name: tensor for name, tensor in wanted.items() if name not in fresh}
@@ -228,7 +228,7 @@ def _keeps_fresh(saved: Tensor, here: Tensor | None) -> bool:
 
 
 def _weights_file(url: str, key: str) -> Path:
-    """Torch's own copy of a file, downloaded where it is missing; what its name says of its SHA-256 is checked."""
+    """The file in torch's download cache, downloaded if missing; the start of its SHA-256, in its name, is checked."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
     assert prefix, f"{url} has no hash in its name"
@@ -251,11 +251,11 @@ def _weights_file(url: str, key: str) -> Path:
 
 
 def _note_normalization(key: str, entry: Any, normalize: str) -> None:
-    """One line where the images are not normalised as those were that the weights were trained on."""
+    """Prints a line if the images are not normalised as those that the weights were trained on."""
     expects = entry.transforms()
     mean, sd = tuple(expects.mean), tuple(expects.std)
     if (mean, sd) == (IMAGENET_MEAN, IMAGENET_SD):
         if normalize != "imagenet":
             print(f"{key}: trained on images normalised by data.normalize=imagenet; this run has {normalize}")
     else:
-        print(f"{key}: trained on images with mean {mean} and sd {sd} of 1 taken out; this run has {normalize}")
+        print(f"{key}: trained on images normalised by mean {mean} and sd {sd} (of 0…1); this run has {normalize}")

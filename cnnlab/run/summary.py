@@ -1,4 +1,4 @@
-"""What a run prints before its first step and after its last, and its `summary.json`."""
+"""The output of a run before its first step and after its last, and its `summary.json`."""
 
 import io
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cnnlab.run.loaders import describe_splits
 
 
 def print_plan(plan: RunPlan) -> None:
-    """The network and the data that a run is going to use."""
+    """Prints the network and the data of a run."""
     print(table_text(plan))
     print(describe_splits(plan))
     for note in plan.source.notes():
@@ -23,7 +23,7 @@ def print_plan(plan: RunPlan) -> None:
 
 
 def table_text(plan: RunPlan) -> str:
-    """The layer table at its own width, whatever the terminal's: a remark is never cut."""
+    """The layer table at its own width, whatever the terminal's, so that nothing is cut off."""
     text = io.StringIO()
     Console(file=text, width=240).print(render_table(plan.network.rows, plan.network.input_shape))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
@@ -74,7 +74,7 @@ def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Run
     if test:
         print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
     elif not has_test:
-        print("\nthe data have no test split: no accuracy was measured on images that chose nothing")
+        print("\nthe data have no test split: no accuracy was measured on images that selection did not use")
     if summary["last"]:
         print(_best_and_last(summary))
     compared = plan.published.compare(final_metrics(summary)) if plan.published else None
@@ -82,7 +82,7 @@ def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Run
         print(compared)
     print(f"{summary['status']}: {path}")
     if summary["status"] == "interrupted":
-        print(f"  go on      {command('train')} resume={path}")
+        print(f"  resume     {command('train')} resume={path}")
     print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
     if best["step"] is not None and (has_test or plan.data.has_validation(plan.spec)):
         print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")

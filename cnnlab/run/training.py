@@ -58,7 +58,7 @@ NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observ
 
 @dataclass(frozen=True)
 class _Run:
-    """A run whose config, machine and data were checked: from here on there is a directory with results."""
+    """A run whose config, machine and data were checked: what follows writes results."""
 
     plan: RunPlan
     config: Mapping[str, Any]
@@ -68,7 +68,7 @@ class _Run:
 
 
 def run_training(config: RunConfig) -> Path | None:
-    """Trains or resumes; returns the run's directory, or None where only the table was wanted.
+    """Trains or resumes; returns the run's directory, or None where only the table was printed.
 
     Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
     """
@@ -104,13 +104,13 @@ def _start(config: RunConfig) -> Path | None:
 
 
 def _resume(run: Resumption) -> Path:
-    """Checks a run that is there and trains what is left of it."""
+    """Checks an existing run and trains what is left of it."""
     plan = run.plan
     print_plan(plan)
     if run.restarted:
         (start, _), end = plan.cycles[-1], plan.total_steps
         until = f" and ends at step {end}" if end is not None else ""
-        print(f"schedule: {plan.schedule.type} begins anew after step {start}{until}; momentum and best stay")
+        print(f"schedule: {plan.schedule.type} starts anew after step {start}{until}; momentum and best stay")
     check_machine(plan)
     plan.source.check()
     run.directory.lock()
@@ -242,7 +242,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
 
 
 def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
-    """The splits that validation measures: the test split is among them only where `monitor_test` says so."""
+    """The splits that validation measures: the test split is among them only with `monitor_test`."""
     splits = {}
     if len(data.val):
         splits["val"] = held_out_loader(plan, data.val, data.normalization)

@@ -170,11 +170,11 @@ def test_what_is_not_there_is_refused_before_anything_is_written(
     assert sorted(finished.rglob("*")) == before
 
 
-def test_a_layer_that_gives_neither_maps_nor_features_is_refused(in_tmp_path: Path) -> None:
+def test_a_layer_that_returns_neither_maps_nor_features_is_refused(in_tmp_path: Path) -> None:
     train_fast("run_dir=run", "model=row_gru")
     answer = ask(in_tmp_path / "run", "layers=[gru.layers.0]")
     assert answer.code == 2
-    assert answer.err.startswith("error: layers: gru.layers.0: expected a layer that gives maps ")
+    assert answer.err.startswith("error: layers: gru.layers.0: expected a layer that returns maps ")
     assert "received a tuple for (1, 1, 8, 8)" in answer.err
 
 

@@ -418,7 +418,7 @@ def test_a_download_that_fails_says_where_to_put_the_file(pretrained: dict[str, 
 
 def test_a_file_that_holds_code_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state: Any = {"conv1.weight": Path("/")}
-    with pytest.raises(ConfigError, match="holds more than plain weights, and was not read"):
+    with pytest.raises(ConfigError, match="holds more than plain weights and was not read"):
         read_pretrained_of(tmp_path, monkeypatch, state)
 
 

@@ -191,7 +191,7 @@ def test_another_length_is_refused_where_the_schedule_depends_on_it(finished: Pa
 def test_a_restarted_schedule_begins_a_new_cycle_at_the_checkpoint(finished: Path) -> None:
     answer = resume(finished, "trainer.max_steps=12", "schedule.restart=true")
     assert answer.code == 0, answer.err
-    assert "one_cycle begins anew after step 6 and ends at step 12" in answer.out
+    assert "one_cycle starts anew after step 6 and ends at step 12" in answer.out
     assert saved(finished)["schedule"]["restarts"] == [6]
     assert "restart" not in saved(finished)["schedule"]
     factor = one_cycle(total_steps=6)
