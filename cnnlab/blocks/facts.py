@@ -1,6 +1,6 @@
 """What the network knows of a block without running it.
 
-A block says so in a method `facts(*shapes)`, given the shape of each input without the batch. It raises
+A block states it in a method `facts(*shapes)`, given the shape of each input without the batch. It raises
 `ConfigError` for a shape that it does not take, `ArgumentError` where one of its arguments is to blame. A block
 without the method is traced on the meta device, and its receptive field is unknown. torch's own classes have their
 rules in `torch_facts.py`.

@@ -1,4 +1,4 @@
-"""How weights start. Each entry makes a function of one module; it draws from torch's global generator.
+"""Weight initialization. Each entry makes a function of one module, which draws from torch's global generator.
 
 A weight is any parameter of two or more dimensions; norms keep their ones and zeros, unless they are `given`
 others. Fans as in `torch.nn.init`.
@@ -22,7 +22,7 @@ MOST = 1e6  # of a gain, a mean or a standard deviation: float32 squares it with
 
 
 def default() -> Initializer:
-    """What the module's own constructor drew."""
+    """Keeps the initialization of the module's own constructor."""
     return lambda module: None
 
 

@@ -1,4 +1,4 @@
-"""Pixels in another order: what a network may lose where it relies on neighbours."""
+"""A fixed permutation of pixels, which takes neighbourhoods away."""
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from cnnlab.runtime.randomness import derive, uniforms
 class PermutePixels(nn.Module):
     """Puts every image's pixels into one fixed random order, the same in each channel; keeps the shape.
 
-    The order is a pure function of `seed` and the number of pixels, on every machine and device: it is no part of the
-    weights, and neither training, `seed` of the run nor resuming changes it. Raises `ArgumentError`.
+    The order is a pure function of `seed` and the number of pixels, on every machine and device: it is not
+    saved with the weights, and neither training, the run's own `seed` nor resuming changes it. Raises `ArgumentError`.
     """
 
     order_P: Tensor

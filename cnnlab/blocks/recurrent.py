@@ -15,7 +15,7 @@ MOST_LAYERS = 100
 
 
 class Recurrent(nn.Module):
-    """What `rnn`, `gru` and `lstm` share: (N, C, H, W) → (N, hidden_size), or 2·hidden_size where `bidirectional`.
+    """The base of `rnn`, `gru` and `lstm`: (N, C, H, W) → (N, hidden_size), or 2·hidden_size where `bidirectional`.
 
     `order` says what one step reads: `rows` the C·W values of a row, in H steps from the top; `pixels` the C values of
     a pixel, in H·W steps, row by row; after `permute_pixels` that is the permuted sequence. The output is the last
@@ -112,7 +112,7 @@ class RNN(Recurrent):
 
 
 class Gated(Recurrent):
-    """What `gru` and `lstm` take."""
+    """The constructor of `gru` and `lstm`."""
 
     layer: ClassVar[type[nn.RNNBase]]
 

@@ -23,9 +23,9 @@ def torchvision_network(
 ) -> nn.Module:
     """`torchvision.models.NAME`: (N, 3, H, W) → (N, num_classes); the builder's 1000 where `num_classes` is not given.
 
-    A grey image, of 1 channel, is shown to it as 3 equal ones. `weights` names pretrained ones, such as
-    `IMAGENET1K_V1` or `DEFAULT`; whoever starts a run reads them. `options` go to torchvision's builder, such as
-    `dropout` or `stochastic_depth_prob`. Raises `ArgumentError`.
+    Grey images are expanded to 3 equal channels. `weights` names pretrained ones, such as `IMAGENET1K_V1` or `DEFAULT`,
+    which are loaded when a run starts. `options` go to torchvision's builder, such as `dropout` or
+    `stochastic_depth_prob`. Raises `ArgumentError`.
     """
     from torchvision import models
 
@@ -49,7 +49,7 @@ def torchvision_network(
 
 
 def pretrained_weights(name: str, weights: str) -> Any:
-    """The entry of torchvision's weights of that network. Raises `ArgumentError` with those there are."""
+    """Torchvision's entry for these weights. Raises `ArgumentError` with the available ones."""
     from torchvision import models
 
     legal = models.get_model_weights(name).__members__
@@ -97,7 +97,7 @@ class _NumbersOnCpu(TorchFunctionMode):
 
 
 def _three_channels(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """The images as these networks take them. Raises `ValueError` for what has neither 1 nor 3 channels."""
+    """Expands grey images to 3 channels. Raises `ValueError` for images of neither 1 nor 3 channels."""
     (x_NCHW,) = inputs
     if x_NCHW.dim() != 4:
         raise ValueError("expected an image, received features")

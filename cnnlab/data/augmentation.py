@@ -2,7 +2,7 @@
 
 Every augmentation takes float images of 0…255, (N, C, H, W), and for each image `draws` uniform numbers that are a
 pure function of (seed, index, turn), where `turn` counts how often the image came before: its epoch, unless classes
-are balanced. So the result does not depend on the batch, the workers or the loader. Mixing joins the images of a
+are balanced. So the result does not depend on the batch, the workers or the loader. Mixing blends images of a
 batch, so it depends on the batch as well.
 """
 
@@ -46,7 +46,7 @@ class HorizontalFlip(Augmentation):
         self.p = number("p", p, 0, 1)
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
-        return _mirrored_where(u_ND[:, 0] < self.p, x_NCHW)
+        return _mirror_where(u_ND[:, 0] < self.p, x_NCHW)
 
 
 class AlternatingFlip(Augmentation):
@@ -55,10 +55,10 @@ class AlternatingFlip(Augmentation):
     same_each_turn = True
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
-        return _mirrored_where((u_ND[:, 0] < 0.5) ^ (turn_N % 2 == 1), x_NCHW)
+        return _mirror_where((u_ND[:, 0] < 0.5) ^ (turn_N % 2 == 1), x_NCHW)
 
 
-def _mirrored_where(chosen_N: Tensor, x_NCHW: Tensor) -> Tensor:
+def _mirror_where(chosen_N: Tensor, x_NCHW: Tensor) -> Tensor:
     return torch.where(chosen_N[:, None, None, None], x_NCHW.flip(3), x_NCHW)
 
 
@@ -89,13 +89,13 @@ class Shift(Augmentation):
         rows_NH = torch.arange(height, device=x_NCHW.device) - moved_N2[:, :1]
         columns_NW = torch.arange(width, device=x_NCHW.device) - moved_N2[:, 1:]
         if self.reflect:
-            return _taken(x_NCHW, _reflected(rows_NH, height), _reflected(columns_NW, width))
+            return _gather_pixels(x_NCHW, _reflect(rows_NH, height), _reflect(columns_NW, width))
         inside_NHW = _within(rows_NH, height)[:, :, None] & _within(columns_NW, width)[:, None, :]
-        taken_NCHW = _taken(x_NCHW, rows_NH.clamp(0, height - 1), columns_NW.clamp(0, width - 1))
+        taken_NCHW = _gather_pixels(x_NCHW, rows_NH.clamp(0, height - 1), columns_NW.clamp(0, width - 1))
         return taken_NCHW.where(inside_NHW[:, None], torch.tensor(self.padding_value, device=x_NCHW.device))
 
 
-def _taken(x_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
+def _gather_pixels(x_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
     """Pixel (i, j) of image n from its row `rows_NH[n, i]` and column `columns_NW[n, j]`."""
     count, channels, height, width = x_NCHW.shape
     place_NHW = rows_NH[:, :, None] * width + columns_NW[:, None, :]
@@ -103,7 +103,7 @@ def _taken(x_NCHW: Tensor, rows_NH: Tensor, columns_NW: Tensor) -> Tensor:
     return x_NCHW.reshape(count, channels, -1).gather(2, place_NCP).reshape(x_NCHW.shape)
 
 
-def _reflected(place: Tensor, size: int) -> Tensor:
+def _reflect(place: Tensor, size: int) -> Tensor:
     """−1 → 1, size → size − 2: a mirror through the middle of the outermost pixels."""
     place = place.abs()
     return torch.where(place < size, place, 2 * (size - 1) - place)
@@ -137,10 +137,10 @@ class Affine(Augmentation):
         shear_N = torch.tan(signed_ND[:, 1] * math.radians(self.shear))
         factor_N = self.scale[0] + u_ND[:, 2] * (self.scale[1] - self.scale[0])
         down_N, right_N = signed_ND[:, 3] * self.translate * height, signed_ND[:, 4] * self.translate * width
-        return _sampled(x_NCHW, angle_N, shear_N, factor_N, down_N, right_N)
+        return _resample(x_NCHW, angle_N, shear_N, factor_N, down_N, right_N)
 
 
-def _sampled(
+def _resample(
     x_NCHW: Tensor, angle_N: Tensor, shear_N: Tensor, factor_N: Tensor, down_N: Tensor, right_N: Tensor
 ) -> Tensor:
     """Reads each pixel from where the inverse of shift ∘ turn ∘ shear ∘ scale puts it; moves are in pixels."""

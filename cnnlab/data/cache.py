@@ -70,7 +70,7 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
 
 
 class _DamagedError(Exception):
-    """A cache's file is not what this version wrote; the message follows the file's name."""
+    """A cache's file is not as this version wrote it; the message follows the file's name."""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _unreadable(refused: list[str], count: int) -> str:
 
 
 def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
-    """Passes the chunks on; on a terminal, a progress bar appears where they take their time."""
+    """Passes the chunks on; on a terminal, a progress bar appears if they take long."""
     console = Console(stderr=True)
     begun = time.monotonic()
     progress = Progress(console=console, transient=True)
@@ -285,7 +285,7 @@ def _check_circle(link: Path, linked: set[Path]) -> None:
 
 
 def printable(path: Path) -> str:
-    """A path as it can be shown: what no terminal should get is escaped."""
+    """A path for messages: characters that are not printable are escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
         for letter in str(path)

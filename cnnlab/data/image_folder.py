@@ -24,7 +24,7 @@ ORDER_SEED = 0
 
 
 class ImageFolder(Source):
-    """Images of any size under `root`, brought to one `size` by a `ImageReader`. Raises `ArgumentError`.
+    """Images of any size under `root`, brought to one `size` by an `ImageReader`. Raises `ArgumentError`.
 
     Either `root/train/CLASS/…` with `root/val/CLASS/…` and `root/test/CLASS/…` where there are such, or
     `root/CLASS/…`. What has no folder of its own is carved out of the training images: the test split here, a
@@ -52,7 +52,7 @@ class ImageFolder(Source):
         self.test_fraction = number("test_fraction", test_fraction, 0, 1, open_maximum=True)
 
     def describe(self) -> DataSpec:
-        """Looks at names only. Raises `ConfigError` for folders that make no data set."""
+        """Reads names only. Raises `ConfigError` for folders that are no data set."""
         found = self._found
         return DataSpec(
             (self.image_reader.channels, *self.image_reader.size),
@@ -154,7 +154,7 @@ def _scan(root: Path, test_fraction: float) -> _Found:
 
 
 def _split_folders(root: Path, top: Entries) -> dict[str, str]:
-    """Split → its folder's name; empty where the root holds the classes themselves.
+    """Split → its folder's name; empty if the root holds the classes themselves.
 
     A folder is a split's by its name and by having folders of its own: a class may be called `train`.
     """
@@ -191,7 +191,7 @@ def _classes(root: Path, folder: str, leftovers: _Leftovers) -> dict[str, list[s
 
 
 def _check_same_classes(folder: Path, found: set[str], expected: set[str]) -> None:
-    """Raises `ConfigError` where a split has not the classes of the training images."""
+    """Raises `ConfigError` if a split's classes differ from those of the training images."""
     if found != expected:
         raise ConfigError(
             f"expected the classes of the training images in {printable(folder)}; it lacks "

@@ -1,4 +1,4 @@
-"""What loaders share: the order of an epoch, the position in it, and how gathered images become batches."""
+"""The base of all loaders: the order of an epoch, the position in it, and how stored images become batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -88,7 +88,7 @@ class ImageLoader(ABC):
         self.epoch, self.position = state["epoch"], state["position"]
 
     def close(self) -> None:  # noqa: B027 — most hold nothing but memory
-        """Ends what works for the loader beside this process; iterating starts it again."""
+        """Stops worker processes, if there are any; iterating starts them again."""
 
     def order(self, epoch: int) -> "Order":
         """The order of that epoch, the same on every device."""
@@ -107,26 +107,26 @@ class ImageLoader(ABC):
         # a block begins where it always does, so that a resumed epoch computes what an unbroken one did
         starts = range(self.position - self.position % self.batches_at_once, len(self), self.batches_at_once)
         blocks = [slice(start * self.per_rank, (start + self.batches_at_once) * self.per_rank) for start in starts]
-        gathered = self._gathered(order.row_N, blocks)
-        row_N, turn_N = self.moved(order.row_N), self.moved(order.turn_N)
+        gathered = self._gather(order.row_N, blocks)
+        row_N, turn_N = self.to_device(order.row_N), self.to_device(order.turn_N)
         for start, block, x_NCHW in zip(starts, blocks, gathered, strict=True):
-            made = self._made(x_NCHW, row_N[block], turn_N[block], start)
+            made = self._assemble(x_NCHW, row_N[block], turn_N[block], start)
             for position in range(max(start, self.position), min(start + self.batches_at_once, len(self))):
-                # the position moves on before the batch is handed out: a checkpoint after its step counts it
+                # before the batch is handed out: a checkpoint after its step counts it
                 self.position = position + 1
                 first = (position - start) * self.per_rank
                 yield made[first : first + self.per_rank]
 
-    def moved(self, numbers: Tensor) -> Tensor:
-        """On the device; from pinned memory, so that nothing waits until a GPU has done its earlier work."""
+    def to_device(self, numbers: Tensor) -> Tensor:
+        """Copies to the device, from pinned memory: a GPU's queued work is not waited for."""
         return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers
 
     @abstractmethod
-    def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
+    def _gather(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
         """The images of each block of rows, as stored but on the device, one block after the other."""
 
-    def _made(self, x_NCHW: Tensor, row_N: Tensor, turn_N: Tensor, position: int) -> Batch:
-        """Some batches in one: augmented, normalised, with their targets."""
+    def _assemble(self, x_NCHW: Tensor, row_N: Tensor, turn_N: Tensor, position: int) -> Batch:
+        """Consecutive batches as one: augmented, normalised, with their targets."""
         target, index_N = self.y_N[row_N], self.index_N[row_N]
         if self.augment:
             x_NCHW, target = self.augment(x_NCHW.float(), target, index_N, turn_N, self.epoch, position)

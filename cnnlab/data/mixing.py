@@ -1,4 +1,4 @@
-"""Mixing: images of one batch joined two by two, and their targets with them."""
+"""Mixing: pairs of images of a batch are blended, with their targets."""
 
 from abc import ABC, abstractmethod
 
@@ -11,7 +11,7 @@ MOST_ALPHA = 1000.0  # each image is half its partner's from there on
 
 
 class Mixing(ABC):
-    """Joins each image with another of its batch; targets become probabilities (N, K) whose rows sum to 1.
+    """Blends each image with another of its batch; targets become probabilities (N, K) whose rows sum to 1.
 
     One weight for the whole batch, drawn from Beta(`alpha`, `alpha`): near 0 or 1 for a small alpha, uniform for 1.
     """

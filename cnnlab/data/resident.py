@@ -29,8 +29,8 @@ class ResidentLoader(ImageLoader):
         else:
             self.x_NCHW, self.rows_N = _loaded(images, device), None
 
-    def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
-        rows = self.moved(rows if self.rows_N is None else self.rows_N[rows])
+    def _gather(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
+        rows = self.to_device(rows if self.rows_N is None else self.rows_N[rows])
         for block in blocks:
             yield self.x_NCHW.index_select(0, rows[block])
 

@@ -1,4 +1,4 @@
-"""What a data source is."""
+"""The interface of data sources, and the images of a split."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -114,7 +114,7 @@ class Source(ABC):
         return None
 
     def reader(self) -> ImageReader:
-        """What turns any image file into an image of this source's input shape, as a prediction needs it."""
+        """Reads any image file in this source's input shape, for predictions."""
         channels, height, width = self.describe().input_shape
         return ImageReader((height, width), channels)
 

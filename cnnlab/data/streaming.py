@@ -54,20 +54,20 @@ class StreamingLoader(ImageLoader):
     def close(self) -> None:
         self._reader, self._processes = None, []
 
-    def _gathered(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
+    def _gather(self, rows: Tensor, blocks: Sequence[slice]) -> Iterator[Tensor]:
         rows = rows if self.rows_N is None else self.rows_N[rows]
         self._requests[:] = [rows[block].numpy() for block in blocks]
-        gathered = self._ahead() if self.workers else map(self.stored.__getitem__, list(self._requests))
+        gathered = self._prefetched() if self.workers else map(self.stored.__getitem__, list(self._requests))
         for x_NCHW in gathered:
             yield x_NCHW.to(self.device, non_blocking=True)
 
-    def _ahead(self) -> Iterator[Tensor]:
+    def _prefetched(self) -> Iterator[Tensor]:
         """The workers' images in the order of the requests."""
         requests = list(self._requests)
         results: Iterator[Tensor] | None = None
         for number in range(len(requests)):
             try:
-                results = results or self._started()
+                results = results or self._start()
                 x_NCHW = next(results)
             except (RuntimeError, OSError, EOFError) as error:  # a dead worker shows as any of them
                 if not self._were_terminated(error):
@@ -76,7 +76,7 @@ class StreamingLoader(ImageLoader):
                 return
             yield x_NCHW
 
-    def _started(self) -> Iterator[Tensor]:
+    def _start(self) -> Iterator[Tensor]:
         """Sends the requests to the workers, which are started if there are none yet."""
         if self._reader is not None:
             return iter(self._reader)
@@ -85,11 +85,11 @@ class StreamingLoader(ImageLoader):
             batch_size=None,  # a request is a whole block
             sampler=self._requests,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=self.device.type == "cuda",
             persistent_workers=True,
             multiprocessing_context="fork",  # the workers map the images of this process
-            worker_init_fn=_leave_interrupts_to_the_run,
+            worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # it draws a seed for its workers: not from the run's own generator
         )
         before = set(multiprocessing.active_children())
@@ -127,11 +127,11 @@ class _Stored(Dataset[Tensor]):
         return self.stored_NCHW.index_select(0, torch.from_numpy(rows))
 
 
-def _as_it_is(images: Any) -> Any:
+def _unchanged(images: Any) -> Any:
     return images
 
 
-def _leave_interrupts_to_the_run(worker: int) -> None:
+def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C goes to all processes of a terminal: the run saves at its next step, which needs a batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

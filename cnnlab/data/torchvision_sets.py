@@ -100,7 +100,7 @@ class TorchvisionSet(Source):
 
     @abstractmethod
     def _images(self, dataset: Any) -> Images:
-        """From what torchvision's class holds once it has read its files."""
+        """The images of torchvision's data set, which has read its files."""
 
 
 class MNIST(TorchvisionSet):

@@ -1,4 +1,4 @@
-"""Which parameters stay as they are: name patterns against layers and parameters."""
+"""Freezing: name patterns are matched with layers and parameters."""
 
 import fnmatch
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ SHOWN = 8
 def freeze_matching(network: nn.Module, patterns: Sequence[str]) -> None:
     """Freezes what a pattern matches: a parameter by its name, or a layer with all below it.
 
-    A norm none of whose parameters trains stays in evaluation mode: its running statistics do not move either.
+    A norm without trainable parameters stays in evaluation mode, so that its running statistics are frozen, too.
     """
     for name, parameter in network.named_parameters(remove_duplicate=False):
         if _matches(name, patterns):
@@ -27,7 +27,7 @@ def freeze_matching(network: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def check_freeze(patterns: Any, network: nn.Module, key: str, complaints: Complaints) -> tuple[str, ...]:
-    """The patterns; complains of what is no list, of one that matches nothing, and where nothing is left to train."""
+    """The patterns; complains of anything but a list, of a pattern without a match, and if nothing is left to train."""
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
         complaints.add(key, f"expected a list of name patterns such as [conv1, norm*], received {patterns!r}")
         return ()
@@ -57,6 +57,6 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _places(name: str) -> list[str]:
-    """`a`, `a.b` and `a.b.weight` for the last: a parameter goes by the names of the layers around it, too."""
+    """`a`, `a.b` and `a.b.weight` for the last: a parameter matches by the names of its layers, too."""
     parts = name.split(".")
     return [".".join(parts[: end + 1]) for end in range(len(parts))]

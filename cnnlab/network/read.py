@@ -127,17 +127,10 @@ class Reader:
 
     def _layer(self, name: str, spec: Any, parent: str) -> Layer | None:
         key = f"{parent}.{name}"
-        try:
-            type_name, arguments = split_spec(spec, key)
-            factory = find_factory(type_name, key, BLOCK, self.trust)
-        except ConfigError as error:
-            self.complaints.add("", str(error))
+        found = self._found(spec, key)
+        if found is None:
             return None
-        if isinstance(factory, type) and issubclass(factory, LazyModuleMixin):
-            self.complaints.add(
-                key, f"expected {type_name.replace('Lazy', '')}, received {type_name}: sizes are inferred here anyway"
-            )
-            return None
+        type_name, arguments, factory = found
         arguments.pop("after", None)
         initialize = self.initializer(arguments.pop("init", None), f"{key}.init")
         repeat = self._repeat(arguments.pop("repeat"), key) if factory is Sequential and "repeat" in arguments else None
@@ -160,14 +153,33 @@ class Reader:
         if component is None:
             return None
         if repeat is not None and "blocks" in columns:
-            copies = [columns["blocks"], *(self.read(nested["blocks"], f"{key}.blocks") for _ in range(1, repeat))]
-            columns["blocks"] = [
-                Layer(f"r{index}", Component(key, "sequential", Sequential), None, {"blocks": layers}, ("blocks",))
-                for index, layers in enumerate(copies)
-            ]
+            columns["blocks"] = self._repeated(columns["blocks"], nested["blocks"], repeat, key)
         if not modules:
             self._probe(component)
         return Layer(name, component, initialize, columns, tuple(modules))
+
+    def _found(self, spec: Any, key: str) -> tuple[str, dict[str, Any], Factory] | None:
+        """A spec's type, arguments and class; None where a complaint was added."""
+        try:
+            type_name, arguments = split_spec(spec, key)
+            factory = find_factory(type_name, key, BLOCK, self.trust)
+        except ConfigError as error:
+            self.complaints.add("", str(error))
+            return None
+        if isinstance(factory, type) and issubclass(factory, LazyModuleMixin):
+            self.complaints.add(
+                key, f"expected {type_name.replace('Lazy', '')}, received {type_name}: sizes are inferred here anyway"
+            )
+            return None
+        return type_name, arguments, factory
+
+    def _repeated(self, first: list[Layer], blocks: Any, count: int, key: str) -> list[Layer]:
+        """The column as often as it is repeated, each time with layers of its own."""
+        columns = [first, *(self.read(blocks, f"{key}.blocks") for _ in range(1, count))]
+        return [
+            Layer(f"r{index}", Component(key, "sequential", Sequential), None, {"blocks": column}, ("blocks",))
+            for index, column in enumerate(columns)
+        ]
 
     def _repeat(self, count: Any, key: str) -> int:
         try:
@@ -177,7 +189,7 @@ class Reader:
             return 1
 
     def _probe(self, component: Component) -> None:
-        """Builds one of our own blocks with made-up sizes, to find each value that no size would make legal."""
+        """Builds one of our own blocks with placeholder sizes, to find values that are illegal for all sizes."""
         if component.factory not in BLOCKS.values():
             return
         size = 1  # a channel count that every group count divides

@@ -59,7 +59,7 @@ def maximise(
     best = Maximised(x_UCHW.detach().clone(), torch.full((units,), -torch.inf, device=x_UCHW.device))
     # gradients of a mean over many places, after saturated layers, are far below Adam's usual eps
     adam = torch.optim.Adam([x_UCHW], lr=rate, eps=1e-16, maximize=True)
-    with in_evaluation_mode(network), torch.enable_grad(), _leaky(network), _without_cudnns_recurrence(network):
+    with in_evaluation_mode(network), torch.enable_grad(), _leaky(network), _without_cudnn_rnn(network):
         for step in range(steps + 1):
             value_U = unit_means(_output(network, layer, x_UCHW))[:, :units].diagonal()
             _keep(best, x_UCHW.detach(), value_U.detach())
@@ -136,7 +136,7 @@ def _leaky(network: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _without_cudnns_recurrence(network: nn.Module) -> AbstractContextManager[object]:
-    """cuDNN has gradients of recurrent layers in training mode alone."""
+def _without_cudnn_rnn(network: nn.Module) -> AbstractContextManager[object]:
+    """cuDNN computes gradients of recurrent layers only in training mode."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
     return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
