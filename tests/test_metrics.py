@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cnnlab.losses import CrossEntropy, probabilities
 from cnnlab.metrics import (
-    RESERVED,
     Measure,
     Meter,
     build_metrics,
@@ -249,7 +248,6 @@ def test_a_metric_that_is_null_is_left_out() -> None:
     ("specs", "message"),
     [
         ({"f1": "f1_scor"}, "metrics.f1: there is no metric 'f1_scor'; did you mean 'f1_score'?"),
-        ({"f1": "torchmetrics.F1Score"}, "metrics.f1: there is no metric 'torchmetrics.F1Score'"),
         ({"f1": {"type": "f1_score", "averge": "macro"}}, "metrics.f1.averge: there is no such key; did you mean"),
         ({"f1": {"type": "f1_score", "average": "makro"}}, "metrics.f1.average: expected one of micro, macro"),
         ({"f1": {"type": "f1_score", "num_classes": 3}}, "metrics.f1.num_classes: there is no such key"),
@@ -259,16 +257,14 @@ def test_a_metric_that_is_null_is_left_out() -> None:
         ({"f": "f_beta_score"}, "metrics.f.beta: f_beta_score needs it, and it is missing"),
         ({"roc": "roc"}, "metrics.roc: MulticlassROC returns a curve or a table"),
         ({"F1": "f1_score"}, "metrics.F1: expected a name of small letters"),
-        ({"f1-score": "f1_score"}, "metrics.f1-score: expected a name of small letters"),
         ("f1_score", "metrics: expected a mapping of name → metric, received 'f1_score'"),
-        (["f1_score"], "metrics: expected a mapping of name → metric, received ['f1_score']"),
     ],
 )
 def test_a_metric_that_cannot_be_had_is_complained_of(specs: Any, message: str) -> None:
     assert complaint(specs).startswith(message)
 
 
-@pytest.mark.parametrize("name", RESERVED)
+@pytest.mark.parametrize("name", ["loss", "seconds"])
 def test_a_name_that_a_record_has_already_is_refused(name: str) -> None:
     assert complaint({name: "f1_score"}).endswith(f"received {name!r}")
 

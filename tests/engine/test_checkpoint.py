@@ -203,7 +203,7 @@ def test_a_checkpoint_is_found_by_name_or_step(checkpoints: Checkpoints, which: 
     assert_whole(checkpoints.resolve(which), step)
 
 
-@pytest.mark.parametrize("which", ["1", "99", "newest", "-2", ""])
+@pytest.mark.parametrize("which", ["1", "newest", "-2"])
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(checkpoints: Checkpoints, which: str) -> None:
     for number in range(1, 5):
         save(checkpoints, number, best_step=2 if number >= 2 else None)
@@ -230,50 +230,28 @@ def test_resolving_a_damaged_checkpoint_is_an_error_and_leaves_it_there(checkpoi
 # damage
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("name", FILES)
-def test_any_flipped_byte_is_noticed(folder: Path, name: str) -> None:
-    draw = random.Random(0)
-    whole = (folder / name).read_bytes()
-    for _ in range(300):
-        flip(folder / name, draw.randrange(len(whole)), draw.randrange(1, 256))
+def test_any_flipped_byte_and_any_truncation_is_noticed(folder: Path, name: str) -> None:
+    draw, path = random.Random(0), folder / name
+    whole, most = path.read_bytes(), times(30, 300)
+    damaged = [whole[:length] for length in {0, 1, len(whole) - 1, *draw.sample(range(len(whole)), most)}]
+    for place in (draw.randrange(len(whole)) for _ in range(most)):
+        damaged.append(whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :])
+    for content in (*damaged, whole + b"\n"):
+        path.write_bytes(content)
         with pytest.raises(DamagedCheckpointError):
             read_checkpoint(folder)
-        (folder / name).write_bytes(whole)
+    path.write_bytes(whole)
     read_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_truncation_is_noticed(folder: Path, name: str) -> None:
-    whole = (folder / name).read_bytes()
-    lengths = {0, 1, len(whole) - 1, *random.Random(0).sample(range(len(whole)), min(300, len(whole)))}
-    for length in lengths:
-        (folder / name).write_bytes(whole[:length])
-        with pytest.raises(DamagedCheckpointError):
-            read_checkpoint(folder)
-    (folder / name).write_bytes(whole)
-    read_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_anything_appended_is_noticed(folder: Path, name: str) -> None:
-    with (folder / name).open("ab") as file:
-        file.write(b"\n")
-    with pytest.raises(DamagedCheckpointError):
-        read_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_noticed(folder: Path, name: str) -> None:
-    (folder / name).unlink()
+def test_a_missing_file_or_a_link_in_its_place_is_noticed(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.move(folder / name, tmp_path / "elsewhere")
     with pytest.raises(DamagedCheckpointError, match=name):
         read_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_link_in_place_of_a_file_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    shutil.move(folder / name, elsewhere)
-    (folder / name).symlink_to(elsewhere)
+    (folder / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DamagedCheckpointError):
         read_checkpoint(folder)
 
@@ -296,13 +274,6 @@ def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(checkpoint
     assert len(messages) == 2
     assert "step-00000003" in messages[0]
     assert "set aside as damaged-0-step-00000003" in messages[0]
-
-
-def test_whole_checkpoints_are_taken_without_a_word(checkpoints: Checkpoints) -> None:
-    messages: list[str] = []
-    save(checkpoints, 1)
-    assert_whole(Checkpoints(checkpoints.folder, messages.append).newest_whole(), 1)
-    assert messages == []
 
 
 def test_a_step_that_is_damaged_twice_is_set_aside_twice(checkpoints: Checkpoints) -> None:

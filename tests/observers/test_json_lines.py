@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cnnlab.engine.records import Contribution, Descent, Metrics, Notice, Started
+from cnnlab.engine.records import Contribution, Descent, Metrics, Notice, Record, Started
 from cnnlab.observers.json_lines import NAME, WATCHED, JSONLines
 
 
@@ -25,31 +25,32 @@ def read(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / NAME).read_text().splitlines()]
 
 
+def log(directory: Path, *records: Record, step: int = 0) -> list[dict[str, Any]]:
+    """The lines of a directory's file after a run that starts at `step` and logs the records."""
+    observer = JSONLines()
+    for record in (started(directory, step), *records):
+        observer.log(record)
+    observer.close()
+    return read(directory)
+
+
 def steps_after_a_start_at(step: int, directory: Path) -> list[int]:
-    observer = JSONLines()
-    observer.log(started(directory, step))
-    observer.close()
-    return [entry["step"] for entry in read(directory)]
+    return [entry["step"] for entry in log(directory, step=step)]
 
 
-def test_each_measurement_is_a_line(tmp_path: Path) -> None:
-    observer = JSONLines()
-    observer.log(started(tmp_path))
-    observer.log(train(3))
-    observer.log(Metrics(3, 1, "val", {"loss": 0.25, "accuracy": 0.75}))
-    observer.close()
-    assert read(tmp_path) == [
+def test_each_measurement_is_a_line_with_all_bits(tmp_path: Path) -> None:
+    lines = log(
+        tmp_path,
+        train(3),
+        Notice("something"),
+        Metrics(3, 1, "val", {"loss": 0.1 + 0.2, "accuracy": 0.75}),
+        Metrics(3, 1, "test", {"loss": 0.25}, final=True),
+    )
+    assert lines == [
         {"step": 3, "epoch": 1, "split": "train", "loss": 1 / 3, "accuracy": 0.5},
-        {"step": 3, "epoch": 1, "split": "val", "loss": 0.25, "accuracy": 0.75},
+        {"step": 3, "epoch": 1, "split": "val", "loss": 0.1 + 0.2, "accuracy": 0.75},
+        {"step": 3, "epoch": 1, "split": "test", "final": True, "loss": 0.25},
     ]
-
-
-def test_what_was_measured_at_the_end_is_marked(tmp_path: Path) -> None:
-    observer = JSONLines()
-    observer.log(started(tmp_path))
-    observer.log(Metrics(3, 1, "test", {"loss": 0.25}, final=True))
-    observer.close()
-    assert read(tmp_path)[0]["final"] is True
 
 
 def test_a_line_is_out_of_the_process_before_the_next_step(tmp_path: Path) -> None:
@@ -60,14 +61,6 @@ def test_a_line_is_out_of_the_process_before_the_next_step(tmp_path: Path) -> No
     observer.close()
 
 
-def test_a_notice_is_no_measurement(tmp_path: Path) -> None:
-    observer = JSONLines()
-    observer.log(started(tmp_path))
-    observer.log(Notice("something"))
-    observer.close()
-    assert (tmp_path / NAME).read_text() == ""
-
-
 def test_lines_after_the_step_of_the_start_are_cut(tmp_path: Path) -> None:
     write(tmp_path, *(f'{{"step": {step}}}' for step in range(1, 6)))
     assert steps_after_a_start_at(3, tmp_path) == [1, 2, 3]
@@ -75,11 +68,7 @@ def test_lines_after_the_step_of_the_start_are_cut(tmp_path: Path) -> None:
 
 def test_a_resumed_run_appends(tmp_path: Path) -> None:
     write(tmp_path, '{"step": 1}')
-    observer = JSONLines()
-    observer.log(started(tmp_path, 1))
-    observer.log(train(2))
-    observer.close()
-    assert [entry["step"] for entry in read(tmp_path)] == [1, 2]
+    assert [entry["step"] for entry in log(tmp_path, train(2), step=1)] == [1, 2]
 
 
 def test_final_lines_are_dropped_by_a_resumed_run(tmp_path: Path) -> None:
@@ -87,30 +76,11 @@ def test_final_lines_are_dropped_by_a_resumed_run(tmp_path: Path) -> None:
     assert steps_after_a_start_at(3, tmp_path) == [2]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 2, "loss": 0.', '{"step": 2, "split": "tr', "{"])
-def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, torn: str) -> None:
+@pytest.mark.parametrize("torn", ['{"step": 2, "loss": 0.', "{", "2\n", "{}\n"])
+def test_a_line_that_is_torn_or_no_record_is_dropped(tmp_path: Path, torn: str) -> None:
     (tmp_path / NAME).write_text('{"step": 1}\n' + torn)
     assert steps_after_a_start_at(3, tmp_path) == [1]
-
-
-def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
-    write(tmp_path, '{"step": 1}')
-    steps_after_a_start_at(0, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
-
-
-def test_numbers_survive_to_the_last_bit(tmp_path: Path) -> None:
-    observer = JSONLines()
-    observer.log(started(tmp_path))
-    observer.log(Metrics(1, 1, "val", {"loss": 0.1 + 0.2}))
-    observer.close()
-    assert read(tmp_path)[0]["loss"] == 0.1 + 0.2
-
-
-@pytest.mark.parametrize("line", ["2", "{}"])
-def test_a_line_of_another_kind_does_not_cost_the_log(tmp_path: Path, line: str) -> None:
-    write(tmp_path, '{"step": 1}', line)
-    assert steps_after_a_start_at(3, tmp_path) == [1]
 
 
 def descent(step: int) -> Descent:
@@ -149,10 +119,6 @@ def test_a_run_that_watches_nothing_has_no_file_for_it(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_has_not_are_null(tmp_path: Path) -> None:
-    observer = JSONLines()
-    observer.log(Started(tmp_path, 0, 10, None, {}, ""))
-    observer.log(Metrics(1, 1, "train", {"loss": math.nan, "gradient_norm": math.inf, "accuracy": 0.5}))
-    observer.close()
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    parsed = json.loads(line, parse_constant=pytest.fail)
+    log(tmp_path, Metrics(1, 1, "train", {"loss": math.nan, "gradient_norm": math.inf, "accuracy": 0.5}))
+    parsed = json.loads((tmp_path / NAME).read_text(), parse_constant=pytest.fail)
     assert (parsed["loss"], parsed["gradient_norm"], parsed["accuracy"]) == (None, None, 0.5)

@@ -1,4 +1,4 @@
-"""Which device a run uses, and what machine that is."""
+"""The device of a run, its memory, and the environment around it."""
 
 import platform
 import subprocess
@@ -32,15 +32,14 @@ def head(repository: Path) -> str:
     return next((repository / ".git" / "refs" / "heads").iterdir()).read_text().strip()
 
 
-@pytest.mark.parametrize(("usable", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, usable: bool, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "usable", "expected"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+)
+def test_auto_takes_cuda_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, usable: bool, expected: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
-    assert select_device("auto").type == expected
-
-
-def test_cpu_is_taken_where_there_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert select_device("cpu").type == "cpu"
+    assert select_device(name).type == expected
 
 
 def test_cuda_without_a_gpu_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,14 +68,11 @@ def test_the_environment_holds_the_commit_of_the_working_directory(
     assert describe_environment(torch.device("cpu"))["git_commit"] == head(repository)
 
 
-def test_a_changed_checkout_is_marked(repository: Path) -> None:
-    (repository / "file.txt").write_text("two\n")
-    assert git_commit(repository) == f"{head(repository)}+changes"
-
-
-def test_files_that_git_does_not_know_are_no_change(repository: Path) -> None:
+def test_a_changed_checkout_is_marked_and_an_unknown_file_is_no_change(repository: Path) -> None:
     (repository / "new.txt").write_text("new\n")
     assert git_commit(repository) == head(repository)
+    (repository / "file.txt").write_text("two\n")
+    assert git_commit(repository) == f"{head(repository)}+changes"
 
 
 def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:

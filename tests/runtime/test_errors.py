@@ -1,4 +1,4 @@
-"""Errors that are for people."""
+"""Errors for users."""
 
 import pytest
 
@@ -8,7 +8,6 @@ from cnnlab.runtime.errors import (
     ConfigError,
     Interrupted,
     did_you_mean,
-    first_line,
     listing,
 )
 
@@ -26,8 +25,9 @@ def test_all_complaints_come_in_one_error_in_their_order() -> None:
     ]
 
 
-def test_the_same_complaint_is_reported_once() -> None:
+def test_the_same_complaint_is_reported_once_and_none_raises_nothing() -> None:
     complaints = Complaints()
+    complaints.raise_if_any()
     complaints.add("seed", "no")
     complaints.add("seed", "no")
     with pytest.raises(ConfigError) as caught:
@@ -35,43 +35,27 @@ def test_the_same_complaint_is_reported_once() -> None:
     assert str(caught.value) == "seed: no"
 
 
-def test_no_complaint_raises_nothing() -> None:
-    Complaints().raise_if_any()
-
-
-def test_an_argument_error_is_reported_at_the_argument_s_own_key() -> None:
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        ("model.blocks.dropout1", ArgumentError("p", "expected less"), "model.blocks.dropout1.p: expected less"),
+        ("", ArgumentError("p", "expected less"), "p: expected less"),
+        ("model.blocks.mine", TypeError("cannot\nTraceback and more"), "model.blocks.mine: cannot"),
+        ("model.blocks.mine", NotImplementedError(), "model.blocks.mine: NotImplementedError"),
+    ],
+)
+def test_an_error_is_reported_by_its_first_line_at_its_own_key(key: str, error: Exception, message: str) -> None:
     complaints = Complaints()
-    complaints.add_error("model.blocks.dropout1", ArgumentError("p", "expected less"))
-    assert complaints.messages == ["model.blocks.dropout1.p: expected less"]
-
-
-def test_an_argument_error_without_a_key_is_reported_at_the_argument() -> None:
-    complaints = Complaints()
-    complaints.add_error("", ArgumentError("p", "expected less"))
-    assert complaints.messages == ["p: expected less"]
-
-
-def test_any_other_error_is_reported_by_its_first_line() -> None:
-    complaints = Complaints()
-    complaints.add_error("model.blocks.mine", TypeError("cannot\nTraceback and more"))
-    assert complaints.messages == ["model.blocks.mine: cannot"]
+    complaints.add_error(key, error)
+    assert complaints.messages == [message]
 
 
 def test_an_argument_error_by_itself_names_its_argument() -> None:
-    error = ArgumentError("p", "expected less")
-    assert isinstance(error, ConfigError)
-    assert str(error) == "p: expected less"
+    assert str(ArgumentError("p", "expected less")) == "p: expected less"
 
 
-def test_an_error_without_text_is_reported_by_its_type() -> None:
-    assert first_line(NotImplementedError()) == "NotImplementedError"
-
-
-def test_the_nearest_legal_name_is_offered() -> None:
+def test_the_nearest_legal_name_is_offered_where_one_is_near() -> None:
     assert did_you_mean("epoch", ["epochs", "max_steps"]) == " did you mean 'epochs'?"
-
-
-def test_nothing_is_offered_where_no_name_is_near() -> None:
     assert did_you_mean("xyz", ["epochs", "max_steps"]) == ""
 
 
@@ -80,9 +64,6 @@ def test_a_listing_separates_by_commas(names: list[object], text: str) -> None:
     assert listing(names) == text
 
 
-def test_an_interruption_exits_as_a_shell_does_after_a_signal() -> None:
+def test_an_interruption_exits_as_a_shell_does_after_a_signal_and_is_no_exception() -> None:
     assert Interrupted(15).exit_status == 143  # 128 + SIGTERM
-
-
-def test_an_interruption_is_not_caught_as_an_exception() -> None:
     assert not issubclass(Interrupted, Exception)
