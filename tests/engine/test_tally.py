@@ -44,7 +44,7 @@ def test_a_reset_starts_from_nothing() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 100])
-def test_where_it_is_settled_moves_no_bit(every: int) -> None:
+def test_the_sum_is_the_same_wherever_it_is_synchronized(every: int) -> None:
     losses = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 3
     tally, expected = Tally(), 0.0
     for number, loss in enumerate(losses):
@@ -82,7 +82,7 @@ def test_the_last_batch_is_none_ago() -> None:
     assert tally.synchronize() == (0, [9])
 
 
-def test_finite_losses_settle_without_a_word() -> None:
+def test_finite_losses_name_no_batch() -> None:
     tally = Tally()
     assert tally.synchronize() is None
     tally.add(*batch(1.0, 0, 9))

@@ -186,7 +186,7 @@ def test_each_epoch_sees_each_image_once_in_another_order(tmp_path: Path) -> Non
 
 
 class Clock:
-    """Goes on by a second each time that it is read."""
+    """Advances by a second each time that it is read."""
 
     def __init__(self) -> None:
         self.now = 0.0
