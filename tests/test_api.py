@@ -31,7 +31,7 @@ def test_a_block_of_another_type_replaces_as_on_the_command_line() -> None:
     assert dict(config.model.blocks.pool1) == {"type": "avg_pool", "kernel_size": 2, "stride": 1}
 
 
-def test_training_answers_with_the_runs_directory(in_tmp_path: Path) -> None:
+def test_training_returns_the_runs_directory(in_tmp_path: Path) -> None:
     config = cnnlab.compose(FAST, "observers=quiet")
     config.model.blocks.conv1.out_channels = 4
     run = cnnlab.train(config)
@@ -40,7 +40,7 @@ def test_training_answers_with_the_runs_directory(in_tmp_path: Path) -> None:
     assert "4×8×8" in (run / "model.txt").read_text()
 
 
-def test_a_run_goes_on_from_python(in_tmp_path: Path) -> None:
+def test_a_run_is_resumed_from_python(in_tmp_path: Path) -> None:
     run = cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "schedule=constant"))
     again = cnnlab.train(cnnlab.compose(f"resume={run}"))
     assert again == run

@@ -48,7 +48,7 @@ def run_to_end(*overrides: str) -> str:
     return output
 
 
-def stop_behind(run: Path, step: int, number: signal.Signals, *overrides: str) -> int:
+def stop_after(run: Path, step: int, number: signal.Signals, *overrides: str) -> int:
     """Starts a run, sends the signal once a checkpoint of `step` or later is there; returns the exit status."""
     process = start(*SETTINGS, f"run_dir={run}", *overrides)
     try:
@@ -110,7 +110,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("seed", range(times(1, 100)))
 def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path, seed: int) -> None:
     run, step = tmp_path / "run", random.Random(seed).randrange(7, STEPS // 2)
-    assert stop_behind(run, step, signal.SIGKILL) == -signal.SIGKILL
+    assert stop_after(run, step, signal.SIGKILL) == -signal.SIGKILL
     assert step <= last_step(run) < STEPS
     run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)
@@ -121,7 +121,7 @@ def test_a_run_that_streams_its_images_is_killed_and_ends_with_the_bits_of_one_t
 ) -> None:
     run = tmp_path / "run"
     streaming = ("data.memory_fraction=1e-9", "data.workers=1")
-    assert stop_behind(run, 28, signal.SIGKILL, *streaming) == -signal.SIGKILL
+    assert stop_after(run, 28, signal.SIGKILL, *streaming) == -signal.SIGKILL
     assert "data: streaming from memory with 1 worker" in run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)
 
@@ -146,7 +146,7 @@ def test_a_run_with_a_restarted_schedule_is_killed_and_ends_with_the_same_bits(t
 @pytest.mark.parametrize("kills", range(3, times(4, 11)))
 def test_several_kills_in_one_run_change_nothing(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
     run, draw = tmp_path / "run", random.Random(kills)
-    stop_behind(run, 21, signal.SIGKILL)
+    stop_after(run, 21, signal.SIGKILL)
     for _ in range(kills - 1):
         process = start(f"resume={run}")
         reached = last_step(run)
@@ -164,7 +164,7 @@ def test_a_signal_saves_and_leaves_with_its_status(
     uninterrupted: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     run = tmp_path / "run"
-    assert stop_behind(run, 28, number) == status
+    assert stop_after(run, 28, number) == status
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
     run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)
@@ -172,7 +172,7 @@ def test_a_signal_saves_and_leaves_with_its_status(
 
 def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_one_taken(uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    stop_behind(run, 28, signal.SIGKILL)
+    stop_after(run, 28, signal.SIGKILL)
     newest = run / "checkpoints" / f"step-{last_step(run):08d}" / "state.pt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -183,7 +183,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_one_taken(uninter
 
 def test_a_resumed_run_has_no_doubled_points_in_tensorboard(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    stop_behind(run, 28, signal.SIGKILL)
+    stop_after(run, 28, signal.SIGKILL)
     run_to_end(f"resume={run}")
     events = EventAccumulator(str(run))
     events.Reload()
@@ -214,7 +214,7 @@ def test_a_step_resumes_to_the_same_bits(tmp_path: Path, settings: tuple[str, ..
     assert not differences(ours.state(), theirs.state())
 
 
-def test_a_recurrent_network_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_recurrent_network_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Dropout between its layers draws from a generator that the checkpoint holds; permuted pixels need no state."""
     lstm = "model.blocks.lstm={type: lstm, hidden_size: 8, num_layers: 2, dropout: 0.3}"
     settings = ("model=row_lstm", lstm, "model.blocks.permute=permute_pixels", "schedule=constant", "observers=quiet")

@@ -99,7 +99,7 @@ def test_the_maps_are_those_of_the_image_by_hand(completed_run: Path) -> None:
     np.testing.assert_array_equal(np.stack(filters), conv.weight.mean(1))
 
 
-def test_a_maximising_image_is_told_with_its_activation_and_that_of_the_image(completed_run: Path) -> None:
+def test_a_maximising_image_is_captioned_with_its_activation_and_the_images(completed_run: Path) -> None:
     predictor, drawings = studied(completed_run, 5, "output")
     found_NCHW = torch.tensor(np.stack(shown(drawings["maximised/output"])))[:, None]
     reached_K, here_K = predictor(found_NCHW).diagonal(), predictor(TEST.x_NCHW[5:6])[0]
@@ -116,7 +116,7 @@ def test_the_networks_outputs_are_called_by_their_classes(in_tmp_path: Path) -> 
     assert names[:2] == ["vertical_edge", "horizontal_edge"]
 
 
-def test_of_many_channels_64_are_drawn_and_the_title_says_so(in_tmp_path: Path) -> None:
+def test_of_many_channels_64_are_drawn_as_the_title_notes(in_tmp_path: Path) -> None:
     train_fast("run_dir=run", "model=mlp", "model.blocks.hidden1.out_features=70")
     _, drawings = studied(in_tmp_path / "run", 0, "hidden1")
     assert len(shown(drawings["maximised/hidden1"])) == 64
@@ -145,7 +145,7 @@ def test_every_kind_of_run_can_be_looked_at(in_tmp_path: Path, overrides: tuple[
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["layers=[conv1,con2]"],
@@ -160,13 +160,13 @@ def test_every_kind_of_run_can_be_looked_at(in_tmp_path: Path, overrides: tuple[
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_written(
-    finished: Path, overrides: list[str], told: list[str]
+    finished: Path, overrides: list[str], message: list[str]
 ) -> None:
     before = sorted(finished.rglob("*"))
     answer = ask(finished, *overrides)
     assert answer.code == 2
-    assert answer.err.startswith(f"error: {told[0]}")
-    assert [fragment for fragment in told if fragment not in answer.err] == []
+    assert answer.err.startswith(f"error: {message[0]}")
+    assert [fragment for fragment in message if fragment not in answer.err] == []
     assert sorted(finished.rglob("*")) == before
 
 

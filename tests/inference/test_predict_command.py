@@ -48,7 +48,7 @@ def predictions(root: Path, pattern: str = "predictions-images-*.csv") -> list[d
     return rows(next((root / "run").glob(pattern)))
 
 
-def test_unlabelled_images_are_told_as_the_split_tells_them(own: Path) -> None:
+def test_unlabelled_images_are_predicted_as_in_their_split(own: Path) -> None:
     assert ask(own).code == 0
     split = {row["path"]: row for row in predictions(own, "predictions-test-*.csv")}
     answer = ask(own, f"images={own / 'images' / 'test'}")

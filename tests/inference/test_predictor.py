@@ -101,7 +101,7 @@ def test_a_folder_of_images_is_predicted_by_outputs_too(
     assert "predicted: 9 1\n" in capsys.readouterr().out
 
 
-def test_a_image_of_another_size_is_brought_to_the_networks(completed_run: Path) -> None:
+def test_an_image_of_another_size_is_resized(completed_run: Path) -> None:
     large = Image.fromarray(np.full((100, 50, 3), 127, np.uint8))
     (found,) = cnnlab.load(completed_run).predict(large)
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)

@@ -46,7 +46,7 @@ def printed(capsys: pytest.CaptureFixture[str], names: tuple[str, ...], **change
     return capsys.readouterr().out
 
 
-def test_a_line_holds_what_was_said_of_a_image(tmp_path: Path) -> None:
+def test_a_line_holds_the_prediction_of_an_image(tmp_path: Path) -> None:
     output_NK = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     made = Predictions(
         torch.tensor([7, 3]), torch.tensor([2, 0]), output_NK, output_NK.softmax(1), torch.tensor([1.5, 0.25])
@@ -123,7 +123,7 @@ def test_the_tables_fit_into_80_columns_whatever_the_names(
     assert "of the label's" in out
 
 
-def test_the_head_says_split_step_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_lines_name_split_step_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, ("a", "b", "c"), calibration_error=0.0625, top_k={"2": 0.75})
     assert out.startswith(
         "val: accuracy 0.5000, loss 1.2500 on 200 images (step 7)\n"
@@ -131,7 +131,7 @@ def test_the_head_says_split_step_and_figures(capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_the_views_are_told_where_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_views_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(step 7, test-time augmentation flip)" in printed(capsys, ("a", "b", "c"), tta="flip")
 
 

@@ -1,4 +1,4 @@
-"""Runs on folders of images: what is read, told, refused and left behind."""
+"""Runs on folders of images: what is read, reported and refused."""
 
 import json
 import os
@@ -14,7 +14,10 @@ from image_folders import noise, write_folders, write_image
 from cnnlab.cli import evaluate, train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
+from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.run.loaders import describe_splits, read_training_data
+from cnnlab.run.resuming import check_classes
+from cnnlab.runtime.errors import ConfigError
 
 WHOLE = {"train/cat": 12, "train/dog": 8, "val/cat": 3, "val/dog": 4, "test/cat": 4, "test/dog": 5}
 CARVED = {"cat": 20, "dog": 20}
@@ -55,9 +58,9 @@ def plan(root: Path, **changes: Any) -> Any:
     return check_config(config, Trust())
 
 
-def test_the_splits_and_where_they_come_from_are_told(ready_run: Path, tmp_path: Path) -> None:
-    told = "images: train 20 (train/), val 7 (val/), test 9 (test/)"
-    assert told in (ready_run / "printed").read_text().splitlines()
+def test_the_splits_and_their_origins_are_described(ready_run: Path, tmp_path: Path) -> None:
+    line = "images: train 20 (train/), val 7 (val/), test 9 (test/)"
+    assert line in (ready_run / "printed").read_text().splitlines()
     write_folders(tmp_path / "pets", CARVED)
     assert describe_splits(plan(tmp_path / "pets")) == (
         "images: train 32 (pets/), val 4 (carved out of train, random), test 4 (10% of pets/)"
@@ -67,7 +70,7 @@ def test_the_splits_and_where_they_come_from_are_told(ready_run: Path, tmp_path:
     )
 
 
-def test_what_is_not_read_is_told_when_a_run_starts(in_tmp_path: Path) -> None:
+def test_files_that_are_not_read_are_reported_when_a_run_starts(in_tmp_path: Path) -> None:
     write_folders(in_tmp_path / "images", WHOLE)
     (in_tmp_path / "images" / "readme.txt").touch()
     assert "extension of an image: 1, such as readme.txt\n" in train_on(in_tmp_path / "images").out
@@ -79,28 +82,22 @@ def test_a_validation_folder_is_the_validation_split(own: Path) -> None:
     assert data.val.y_N.bincount().tolist() == [3, 4]
 
 
-def test_without_one_a_share_is_carved_of_each_class(tmp_path: Path) -> None:
+def test_without_one_a_fraction_of_each_class_is_carved(tmp_path: Path) -> None:
     data = read_training_data(plan(write_folders(tmp_path, CARVED), test_fraction=0, validation={"count": 0.2}))
     assert data.train.y_N.bincount().tolist() == [16, 16]
     assert data.val.y_N.bincount().tolist() == [4, 4]
 
 
-@pytest.mark.parametrize(("split", "images"), [("val", 7), ("test", 9)])
-def test_each_split_is_evaluated(own: Path, split: str, images: int) -> None:
-    answer = run(evaluate, "run=run", f"split={split}")
-    assert answer.code == 0, answer.err
-    assert f"on {images} images" in answer.out
-
-
-def test_the_test_split_gives_what_the_run_measured(own: Path) -> None:
-    run(evaluate, "run=run")
+def test_each_split_is_evaluated_and_the_test_split_as_the_run_measured_it(own: Path) -> None:
+    assert "on 7 images" in run(evaluate, "run=run", "split=val").out
+    assert "on 9 images" in run(evaluate, "run=run").out
     result = json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text())
     measured = read_json(own / "run" / "summary.json")["test"]
     assert result["accuracy"] == measured["accuracy"]
     assert result["loss"] == pytest.approx(measured["loss"], rel=1e-6)
 
 
-def test_a_run_without_a_test_split_ends_well_and_says_so(in_tmp_path: Path) -> None:
+def test_a_run_without_a_test_split_completes_and_reports_it(in_tmp_path: Path) -> None:
     answer = train_on(write_folders(in_tmp_path / "images", CARVED), "data.test_fraction=0")
     assert answer.code == 0, answer.err
     assert "the data have no test split" in answer.out
@@ -142,12 +139,12 @@ def test_other_classes_are_refused_with_the_first_difference(own: Path, command:
     assert "in the same order" in answer.err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "resume"])
-def test_one_class_more_is_refused(own: Path, command: str) -> None:
-    write_folders(own / "images", {f"{split}/emu": 2 for split in ("train", "val", "test")})
-    answer = run(evaluate, "run=run") if command == "evaluate" else run(train, "resume=run")
-    assert answer.code == 2
-    assert "data: class 2 was missing in the run and is 'emu' now (2 and 3 classes)" in answer.err
+def test_one_class_more_is_refused(own: Path) -> None:
+    checkpoint = Checkpoints(own / "run" / "checkpoints").resolve("last")
+    check_classes(checkpoint, ["cat", "dog"])
+    message = r"data: class 2 was missing in the run and is 'emu' now \(2 and 3 classes\)"
+    with pytest.raises(ConfigError, match=message):
+        check_classes(checkpoint, ["cat", "dog", "emu"])
 
 
 def test_a_resumed_run_reads_the_folders_again(own: Path) -> None:
@@ -172,7 +169,7 @@ def test_a_refused_image_leaves_no_run_and_none_of_its_folders(in_tmp_path: Path
         assert list(in_tmp_path.iterdir()) == [root]
 
 
-def test_images_that_have_moved_are_found_where_the_command_says(own: Path) -> None:
+def test_images_that_have_moved_are_found_at_data_root(own: Path) -> None:
     assert run(evaluate, "run=run").code == 0
     before = json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text())
     shutil.move(own / "images", own / "elsewhere")
@@ -195,14 +192,14 @@ def test_an_evaluation_takes_no_other_key_of_the_data(own: Path) -> None:
 STREAMING = ("data.memory_fraction=1e-9", "data.workers=1")
 
 
-def told(answer: Answer) -> str:
+def placement(answer: Answer) -> str:
     return next(line for line in answer.out.splitlines() if line.startswith("data: "))
 
 
-def test_a_run_says_where_the_images_lie(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_where_its_images_are(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLAB_CACHE", str(own / "cache"))
-    assert told(train_on(own / "images", path="a")).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
-    assert told(train_on(own / "images", *STREAMING, path="b")).startswith(
+    assert placement(train_on(own / "images", path="a")).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
+    assert placement(train_on(own / "images", *STREAMING, path="b")).startswith(
         f"data: streaming from {own}/cache with 1 worker (6.9 kB, more than 1e-09 of the "
     )
 

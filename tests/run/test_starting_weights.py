@@ -147,12 +147,12 @@ def test_the_hash_that_is_given_is_that_of_the_file(file: Path) -> None:
         (BLOCKS, {"map": {"norm1": "output"}}, "map: .* would both be output.bias"),
     ],
 )
-def test_what_does_not_fit_is_told(file: Path, blocks: dict[str, Any], options: Any, message: str) -> None:
+def test_what_does_not_fit_is_refused(file: Path, blocks: dict[str, Any], options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read(file, {"flatten": "flatten", **blocks} if "a" in blocks else blocks, **options)
 
 
-def test_at_most_five_differences_are_told(file: Path) -> None:
+def test_at_most_five_differences_are_named(file: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         read(file, {"flatten": "flatten", "a": {"type": "linear", "out_features": 3}})
     assert str(raised.value).count(" is not ") == 5  # of 2 that are not there and 9 that are not here
@@ -409,7 +409,7 @@ def test_a_file_that_is_not_there_is_downloaded(
     assert f"downloading file:///nowhere/{path.name} to {path}" in capsys.readouterr().out
 
 
-def test_a_download_that_fails_says_where_to_put_the_file(pretrained: dict[str, Tensor]) -> None:
+def test_a_failed_download_names_where_to_put_the_file(pretrained: dict[str, Tensor]) -> None:
     path = weights_file()
     path.unlink()
     with pytest.raises(ConfigError, match=f"file:///nowhere/{path.name} cannot be downloaded: .* the file at {path}"):
