@@ -48,7 +48,7 @@ class Trust:
 
     everything: bool = True
     names: tuple[str, ...] = ()
-    again: Callable[[list[str]], str] = str  # what the person types to trust these names, too
+    again: Callable[[list[str]], str] = str  # the command that trusts these names, too
 
     def check(self, key: str, name: str) -> None:
         if not self.everything and name not in self.names:
@@ -276,7 +276,7 @@ def _leaves(value: Any) -> list[Any]:
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
-    str: ((str,), "a word"),
+    str: ((str,), "a string"),
     bool: ((bool,), "true or false"),
     type(None): ((type(None),), "null"),
     None: ((type(None),), "null"),

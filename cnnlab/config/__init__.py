@@ -1,1 +1,1 @@
-"""Compose → check → plan: what a config says, checked before anything is loaded or written."""
+"""Compose → check → plan: a config, checked before anything is loaded or written."""

@@ -1,4 +1,4 @@
-"""A command line as Hydra wants it: options first. Ours may stand anywhere, also between overrides."""
+"""A command line with its options first, as Hydra wants it; users may put them between overrides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

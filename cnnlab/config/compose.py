@@ -1,4 +1,4 @@
-"""What Hydra composed becomes the config of one job.
+"""The config of one job, from what Hydra composed.
 
 Hydra merges a mapping over a mapping and refuses what the YAML does not mention. Here a mapping of another `type`
 replaces the old one, and a component takes every argument that its constructor takes: the value overrides of a job
@@ -24,14 +24,14 @@ CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "co
 
 _GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 
-INIT_FROM = ["model", "init_from"]  # no component: a word alone is its path
+INIT_FROM = ["model", "init_from"]  # no component: a string alone is its path
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
 _COMPONENT = re.compile(
     r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data\.augment\.[^.=]+|data|loss"
     r"|optimizer|schedule|trainer\.execution)\.[^=]+="
 )
-# and these are whole components: a mapping may bring arguments that the old one has not
+# and these are whole components: a mapping may bring arguments that the old one lacks
 _WHOLE_COMPONENT = re.compile(
     r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
 )
@@ -106,13 +106,13 @@ def _replace_components(config: DictConfig, without: DictConfig, experiment: Any
 
 
 def _chooses(override: Override) -> bool:
-    """Whether it picks a file of a group, and does not set a value."""
+    """True if it picks a file of a group rather than sets a value."""
     is_mapping = not override.is_delete() and isinstance(override.value(), dict)
     return bool(internals.choices(override.key_or_group)) and not is_mapping
 
 
 def as_given(override: str) -> str:
-    """An override as the person wrote it: the `++` is ours."""
+    """An override as the user wrote it: the `++` is ours."""
     return override.removeprefix("++")
 
 
@@ -131,7 +131,7 @@ def _compose_resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
-    """Applies value overrides in their order. Raises `ConfigError` for a key that has no place."""
+    """Applies value overrides in their order. Raises `ConfigError` for a key whose parent does not exist."""
     for override in overrides:
         path = str(override.key_or_group).split(".")
         parent = _parent(config, path)
@@ -147,11 +147,11 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
 
 
 def _parent(config: DictConfig, path: list[str]) -> DictConfig:
-    """The mapping that the last key stands in; a component given by its name alone becomes a mapping."""
+    """The mapping that holds the last key; a component given by its name alone becomes a mapping."""
     node = config
     for depth, key in enumerate(path[:-1]):
         if key not in node and depth and path[:2] == INIT_FROM:
-            node[key] = {}  # it need not stand in the YAML
+            node[key] = {}  # the YAML may leave it out
         if key not in node:
             raise _no_such_key(node, path[: depth + 1])
         child = internals.raw_node(node, key)

@@ -1,4 +1,4 @@
-"""What Hydra, OmegaConf and YAML find wrong, in one message: key, expected, received, nearest legal name."""
+"""What Hydra, OmegaConf and YAML refuse, as one message: key, expected, received, nearest legal name."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,11 @@ from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, firs
 # what Hydra raises while it composes
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 SWEPT = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(?:\+\+)?([^=]+)=(.*?)'(?:$|\n| requires)")
-OPEN = ("model.blocks", "observers", "metrics", "data.augment")  # mappings whose keys are the person's own
+OPEN = ("model.blocks", "observers", "metrics", "data.augment")  # mappings with keys of the user's choice
 
 
 def explain(error: Exception, configs: Path) -> str:
-    """The message for an error; ours come with one, Hydra's get one. `configs` is where the groups lie."""
+    """The message for an error: our own errors bring it, Hydra's get it here. `configs` holds the groups."""
     if isinstance(error, ConfigError | TrainingError):
         return str(error)
     cause = error.__cause__
@@ -65,7 +65,7 @@ def _no_such_choice(missing: str, options: list[str], configs: Path) -> str:
     if not parts:
         return f"there is no config {missing!r} in {configs}"
     group, name = parts.groups()
-    # Hydra lists one folder, the person's own among them; the files of folders within ours are legal too
+    # Hydra lists one folder; files in folders below ours are legal too
     own = [path.relative_to(configs / group).with_suffix("").as_posix() for path in (configs / group).rglob("*.yaml")]
     legal = sorted({*own, *options})
     return f"{group}: there is no {name!r};{did_you_mean(name, legal)} expected one of {listing(summarized(legal))}"

@@ -12,9 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from cnnlab.config import hydra_internals as internals
 from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, compose_job
 from cnnlab.config.explain import explain
-from cnnlab.config.hydra_internals import state_restored
 from cnnlab.runtime.errors import ConfigError
 
 Config: TypeAlias = DictConfig
@@ -23,10 +23,13 @@ Config: TypeAlias = DictConfig
 def compose_config(overrides: Sequence[str], config_dir: str | Path | None) -> Config:
     """The config that `python train.py --config-dir CONFIG_DIR OVERRIDES` would run. Raises `ConfigError`."""
     given = allow_constructor_arguments(overrides)
-    places = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"config_dir: expected a folder with YAML, received {str(config_dir)!r}, which is none")
     try:
-        with state_restored(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra_compose("train", overrides=[*places, *given], return_hydra_config=True)
+        with internals.state_restored(), initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            if config_dir is not None:
+                internals.add_config_dir(Path(config_dir))
+            composed = hydra_compose("train", overrides=given, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
             with open_dict(composed):
                 del composed["hydra"]

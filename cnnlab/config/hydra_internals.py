@@ -6,10 +6,13 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,6 +38,14 @@ def config_loader() -> ConfigLoaderImpl:
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
     return loader
+
+
+def add_config_dir(folder: Path) -> None:
+    """What --config-dir does: `folder` is searched after our own configs."""
+    loader = config_loader()
+    path = f"file://{folder.absolute()}"
+    loader.config_search_path.prepend("command-line", path, anchor=SearchPathQuery(provider="schema"))
+    loader.repository = ConfigRepository(config_search_path=loader.config_search_path)
 
 
 def groups() -> list[str]:
@@ -109,7 +120,7 @@ def hydra_config(config: DictConfig) -> Iterator[None]:
 
 @contextmanager
 def state_restored() -> Iterator[None]:
-    """A clean Hydra; its state of before, whoever uses it in this process, is put back."""
+    """A clean Hydra; the state that other code of this process left in it is restored afterwards."""
     before = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:

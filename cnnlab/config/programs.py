@@ -1,4 +1,4 @@
-"""How a person calls our commands here, for the sentences that tell them what to type next."""
+"""How the commands are called on this machine, for messages that name the next command."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What was reported elsewhere for an experiment, told beside what a run of it measured."""
+"""A figure reported elsewhere for an experiment, printed beside what a run measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Published:
             raise ArgumentError("source", f"expected text, received {self.source!r}")
 
     def compare(self, measured: Mapping[str, float]) -> str | None:
-        """One line, or None where the figure was not measured."""
+        """The line to print, or None where the figure was not measured."""
         if self.figure not in measured:
             return None
         ours = measured[self.figure]

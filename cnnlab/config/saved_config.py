@@ -1,4 +1,4 @@
-"""A saved config is data: it may come from a stranger. It is read with limits and resolved without reach."""
+"""A saved config is data, perhaps from a stranger: read within limits, resolved only within itself."""
 
 import os
 import re
@@ -20,7 +20,7 @@ EXPECTED = {  # for the keys that YAML leaves to the user with ???
     "data.type": "expected a data set, as in data=mnist",
     "data.root": "expected the folder of your images, as in data.root=my_images",
 }
-# what a saved config may ask for: its own keys, and the folder of the data
+# what a saved config may refer to: its own keys, and the folder of the data
 _LEGAL_INTERPOLATION = re.compile(r"(\.*[A-Za-z_][\w.]*|oc\.env:CNNLAB_DATA(,[^${}]*)?)")
 _INTERPOLATION = re.compile(r"\$\{\s*([^{}]*)")
 
@@ -89,7 +89,7 @@ def _check_structure(text: str, path: Path, kind: type[yaml.Event], noun: str) -
 
 
 def _check_interpolations(content: Mapping[Any, Any], path: Path) -> None:
-    """Only the config's own keys and the folder of the data, and not so that they multiply."""
+    """Only the config's own keys and the folder of the data, and within a bound on their number."""
     leaves = dict(_leaves(content))
     for text in leaves.values():
         for inner in _INTERPOLATION.findall(text):
@@ -105,7 +105,7 @@ def _check_interpolations(content: Mapping[Any, Any], path: Path) -> None:
 
 
 def _leaves(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The places of strings, and those strings; a key is a string like another."""
+    """The strings with their places; keys are among them."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield (*place, str(key), "(key)"), str(key)
@@ -118,9 +118,9 @@ def _leaves(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _expansions(place: tuple[str, ...], leaves: dict[tuple[str, ...], str], known: dict[tuple[str, ...], int]) -> int:
-    """How many interpolations resolving the string at `place` takes; a circle takes more than any limit."""
+    """How many interpolations resolving the string at `place` takes; a cycle exceeds any limit."""
     if place not in known:
-        known[place] = MOST_EXPANSIONS + 1  # while it is counted: who comes by again goes in a circle
+        known[place] = MOST_EXPANSIONS + 1  # while it is counted: reached again, it is a cycle
         count = 0
         for inner in _INTERPOLATION.findall(leaves[place]):
             target = _target(inner.strip(), place)

@@ -22,7 +22,7 @@ def as_spec(section: Any) -> dict[str, Any]:
 
 
 def no_such_top_key(key: object, legal: list[str], config: Any) -> str:
-    """What is said of a key at the top that does not exist: `lr` is suggested `optimizer.lr`."""
+    """The message for an unknown key at the top of a config, where `lr` suggests `optimizer.lr`."""
     near = did_you_mean(key, legal)
     deeper = [path for path in _paths(config) if path.endswith(f".{key}")]
     if deeper:

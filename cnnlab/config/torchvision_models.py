@@ -135,7 +135,7 @@ class TorchvisionSearchPath(SearchPathPlugin):
 
 
 def summarized(choices: Iterable[str]) -> list[str]:
-    """Choices as a person reads them: torchvision's as one, last; no `base`, which others start from."""
+    """Choices as they are listed: torchvision's as one, last; no `base`, which others start from."""
     choices = {choice for choice in choices if choice.rpartition("/")[2] != "base"}
     others = sorted(choices - set(NAMES))
     return others if len(others) == len(choices) else [*others, f"or {SUMMARY}"]

@@ -1,4 +1,4 @@
-"""What `-m` is given: axes, checked before anything else, and the jobs that they make."""
+"""The overrides after `-m`: axes, checked before anything else, and the jobs that they make."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ MOST_JOBS = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """One point of the grid; `values` are of the axes, as the command line would give them."""
+    """One point of the grid; `values` are those of the axes, as on a command line."""
 
     number: int
     overrides: tuple[str, ...]
@@ -36,7 +36,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of the axes' values, the last axis fastest; what has one value is in every job."""
+    """Every combination of the axes' values, the last axis fastest; other overrides are in every job."""
 
     axes: dict[str, tuple[str, ...]]
     jobs: tuple[Job, ...]
@@ -80,7 +80,7 @@ def _key(override: Override) -> str:
 
 
 def _check_keys(overrides: Sequence[Override], complaints: Complaints) -> None:
-    """An axis has its key for itself: what else is said of it would win or lose in silence."""
+    """The key of an axis may not be given twice: one of the two would be ignored without a message."""
     times = Counter(map(_key, overrides))
     for key in {_key(override): None for override in overrides if override.is_sweep_override()}:
         if times[key] > 1:

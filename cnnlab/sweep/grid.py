@@ -1,6 +1,6 @@
 """`python train.py -m …`: plain grids. Hydra finds both classes through `hydra_plugins/cnnlab_grid.py`.
 
-The sweeper makes jobs of the axes, checks every one before the first starts, and tells what became of them; a
+The sweeper makes jobs of the axes, checks every one before the first starts, and reports the results; a
 launcher runs them. Ours gives each a fresh process; Hydra's own (`hydra/launcher=basic`) can stand in its place.
 """
 
@@ -88,7 +88,7 @@ class GridSweeper(Sweeper):
         return folder
 
     def _launch(self, jobs: Sequence[Job], folder: Path) -> tuple[list[Result], int | None]:
-        """What became of the jobs, and the signal that stopped them, if one did."""
+        """The results of the jobs, and the signal that stopped them, if one did."""
         if isinstance(self.launcher, ProcessLauncher):
             return self.launcher.run(jobs, folder)
         try:
@@ -105,7 +105,7 @@ class ProcessLauncher(Launcher):
         self.n_jobs = n_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Raises `ConfigError` for what is no number of jobs."""
+        """Raises `ConfigError` for an `n_jobs` that is no number of jobs."""
         if self.n_jobs is not None:
             integer("hydra.launcher.n_jobs", self.n_jobs, 1)
         self.config = config
@@ -121,9 +121,9 @@ class ProcessLauncher(Launcher):
         return [_job_return(result) for result in results]
 
     def run(self, jobs: Sequence[Job], folder: Path) -> tuple[list[Result], int | None]:
-        """What became of the jobs, and the signal that stopped them, if one did."""
+        """The results of the jobs, and the signal that stopped them, if one did."""
         results = {job.number: Result(job, "not started") for job in jobs}
-        processes = self._processes(len(jobs))
+        processes = self.processes(len(jobs))
         console = Console(highlight=False, soft_wrap=True)
         with _progress(console) as progress:
             task = progress.add_task("", total=len(jobs), running=0)
@@ -140,8 +140,8 @@ class ProcessLauncher(Launcher):
             )
         return list(results.values()), processes.stopped_by
 
-    def _processes(self, jobs: int) -> Processes:
-        """Says how many run at a time, and how the cores and GPUs are shared."""
+    def processes(self, jobs: int) -> Processes:
+        """Prints how many run at a time, and how the cores and GPUs are shared."""
         import torch  # it is there by now: the configs were checked
 
         gpus = gpus_to_share(os.environ, torch.cuda.device_count())
@@ -153,7 +153,7 @@ class ProcessLauncher(Launcher):
         return Processes(at_once, gpus, {**environment_of_jobs(), **threads, "PYTHONUNBUFFERED": "1"})
 
     def _task(self, job: Job, folder: Path) -> Task:
-        """The command of one job: this interpreter and import path, the person's flags and Hydra's overrides."""
+        """The command of one job: this interpreter and import path, the user's flags and Hydra's overrides."""
         program = f"import sys; sys.path[:] = {sys.path!r}; from cnnlab.cli import train; train()"
         given = command_line_parser().parse_args()
         flags = {"path": given.config_path, "name": given.config_name, "dir": given.config_dir}
@@ -192,18 +192,18 @@ def _progress(console: Console) -> Progress:
 
 
 def _ended(job: Job, folder: Path, how: Ended) -> Result:
-    """The result of a process of ours."""
+    """The result of a process of this launcher."""
     directory, log = folder / job.name, _log(job, folder)
     error = how.remark
     if how.status == "failed":
         error = reported_error(log) or f"{how.remark}, see {log}"
     elif how.status == "interrupted" and directory.is_dir():
-        error = f"{how.remark}; resume={directory} goes on with it"
+        error = f"{how.remark}; resume={directory} continues it"
     return read_result(job, how.status, directory, how.seconds, error)
 
 
 def _found(job: Job, folder: Path) -> Result:
-    """The result of a job that nothing was returned of."""
+    """The result of a job whose launcher returned nothing."""
     directory = folder / job.name
     return read_result(job, RunDirectory(directory).read_json("summary.json").get("status", "not started"), directory)
 
@@ -223,9 +223,9 @@ def _job_return(result: Result) -> JobReturn:
 
 
 def _refusals(grid: Grid, loader: ConfigLoader, config: DictConfig) -> dict[int, str]:
-    """What is wrong with the jobs' configs, by number. Raises `ConfigError` where it is something with all of them.
+    """The mistakes in the jobs' configs, by number. Raises `ConfigError` where no job is without one.
 
-    All are composed before the first is checked: what Hydra finds wrong is told without waiting for torch.
+    All are composed before the first is checked: what Hydra refuses is reported without waiting for torch.
     """
     composed: dict[int, DictConfig] = {}
     refusals: dict[int, str] = {}
@@ -254,16 +254,16 @@ def _raise_if_all_are_refused(grid: Grid, refusals: Mapping[int, str]) -> None:
     messages = list(dict.fromkeys(refusals.values()))
     if len(messages) == 1:
         raise ConfigError(messages[0])
-    told = [f"{job}: {refusals[job.number]}".replace("\n", "\n  ") for job in grid.jobs]
-    raise ConfigError("\n  ".join(["no job of the grid can run:", *told]))
+    refused = [f"{job}: {refusals[job.number]}".replace("\n", "\n  ") for job in grid.jobs]
+    raise ConfigError("\n  ".join(["no job of the grid can run:", *refused]))
 
 
 def _check_place(config: DictConfig) -> None:
-    """Raises `ConfigError` for keys that say where a single run is."""
+    """Raises `ConfigError` for keys that name the directory of a single run."""
     if config.resume is not None:
         raise ConfigError(
             f"resume: a grid starts new runs: expected no resume beside -m, received {config.resume}; each of a "
-            f"grid's runs goes on by itself, with {command('train')} resume=RUN"
+            f"grid's runs is resumed by itself, with {command('train')} resume=RUN"
         )
     if config.run_dir is not None:
         raise ConfigError(
@@ -273,7 +273,7 @@ def _check_place(config: DictConfig) -> None:
 
 
 def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) -> None:
-    """Raises `ConfigError` for what a run of its own would refuse; `sources` are those known to be there."""
+    """Raises `ConfigError` for what the job itself would refuse; `sources` holds the data already found."""
     from cnnlab.components import Trust
     from cnnlab.config.check import check_config
     from cnnlab.run.train_state import check_machine
@@ -291,7 +291,7 @@ def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) 
 
 
 def _show(results: Sequence[Result], folder: Path) -> None:
-    """The table, the best job and where it all is."""
+    """Prints the table, the best job and where the results are."""
     Console(width=WIDE, highlight=False).print("", render_results(results), sep="\n")
     best = best_result(results)
     if best:

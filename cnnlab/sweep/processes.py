@@ -1,4 +1,4 @@
-"""Commands in processes of their own, some at a time, that share the machine's cores and GPUs."""
+"""Commands in separate processes, some at a time, on the machine's cores and GPUs."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ STOPPED = {status for number in PASSED_ON for status in (128 + number, -number)}
 
 
 def shared_threads(environment: Mapping[str, str], cores: int, at_once: int) -> dict[str, str]:
-    """The variables that give each of `at_once` processes its part of the cores; a person's own choice holds."""
+    """The variables that give each of `at_once` processes an equal number of the cores; the user's own setting wins."""
     if at_once == 1 or "OMP_NUM_THREADS" in environment:
         return {}
     return {name: str(max(1, cores // at_once)) for name in THREADS if name not in environment}
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: `completed`, `failed` or `interrupted`; `remark` says by what."""
+    """How a process ended: `completed`, `failed` or `interrupted`; `remark` names the cause."""
 
     status: str
     seconds: float
@@ -60,14 +60,14 @@ class _Child:
     process: "subprocess.Popen[bytes]"
     started: float
     gpu: str
-    told: bool = False
+    signalled: bool = False
 
 
 class Processes:
     """Runs tasks, `at_once` at a time, each on the GPU that the fewest use.
 
-    SIGINT and SIGTERM stop it: no further task starts, those that run are told and waited for. A second signal kills
-    them. `stopped_by` is the first signal's number.
+    SIGINT and SIGTERM stop it: no further task starts, those that run get the signal and are waited for. A second
+    signal kills them. `stopped_by` is the first signal's number.
     """
 
     def __init__(self, at_once: int, gpus: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -96,7 +96,7 @@ class Processes:
                         ended(child.number, self._how_it_ended(child))
                         look()
                     time.sleep(PAUSE)
-        finally:  # where we fail, nothing goes on behind our back
+        finally:  # after an error of ours no process is left running
             for child in self.running:
                 child.process.terminate()
 
@@ -125,9 +125,9 @@ class Processes:
         for child in self.running:
             if len(self.received) > 1:
                 child.process.kill()
-            elif self.received and not child.told:
+            elif self.received and not child.signalled:
                 child.process.send_signal(PASSED_ON[signal.Signals(self.received[0])])
-                child.told = True
+                child.signalled = True
 
     def _how_it_ended(self, child: _Child) -> Ended:
         code, seconds = child.process.returncode, time.monotonic() - child.started
@@ -137,6 +137,6 @@ class Processes:
         if code in STOPPED or killed_by_us:
             return Ended("interrupted", seconds, f"stopped by {signal.Signals(abs(code) % 128).name}")
         if code < 0:
-            memory = ": was the memory short?" if code == -signal.SIGKILL else ""
+            memory = ": perhaps out of memory" if code == -signal.SIGKILL else ""
             return Ended("failed", seconds, f"killed by {signal.Signals(-code).name}{memory}")
         return Ended("failed", seconds, f"exit status {code}")

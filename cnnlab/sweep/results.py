@@ -1,4 +1,4 @@
-"""What became of a grid's jobs: a table for the terminal, the same as CSV, and what failed."""
+"""The results of a grid's jobs: a table for the terminal, the same as CSV, and the failures."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Result:
     lower_is_better: bool = False
 
     def __str__(self) -> str:
-        """A line: of the metrics, the monitored one on every split."""
+        """One line; of the metrics, the monitored one on every split."""
         monitored = (self.monitor or "").partition("/")[0]
         figures = [f"{tag} {value:.4f}" for tag, value in self.metrics.items() if tag.startswith(monitored)]
         seconds = [] if self.seconds is None else [f"{self.seconds:,.1f} s"]
@@ -41,7 +41,7 @@ class Result:
 
 
 def read_result(job: Job, status: str, directory: Path, seconds: float | None = None, error: str = "") -> Result:
-    """The outcome with what the job's `summary.json` tells of it."""
+    """The outcome with the figures of the job's `summary.json`."""
     if not directory.is_dir():
         return Result(job, status, seconds, error)
     summary = RunDirectory(directory).read_json("summary.json")
@@ -126,6 +126,6 @@ def list_failures(results: Sequence[Result]) -> str:
     open_ends = [result for result in results if result.status != "completed"]
     if not open_ends:
         return ""
-    told = [f"{result.job}: {result.status}{': ' if result.error else ''}{result.error}" for result in open_ends]
+    failures = [f"{result.job}: {result.status}{': ' if result.error else ''}{result.error}" for result in open_ends]
     counted = f"{len(open_ends)} of {len(results)} jobs did not complete"
-    return "\n  ".join([f"{counted}:", *(line.replace("\n", "\n  ") for line in told)])
+    return "\n  ".join([f"{counted}:", *(line.replace("\n", "\n  ") for line in failures)])

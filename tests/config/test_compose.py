@@ -2,42 +2,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Answer, run
+from commands import run
 
+import cnnlab
 from cnnlab.cli import train
 from cnnlab.config.compose import allow_constructor_arguments
-from cnnlab.config.run_config import RunConfig
+from cnnlab.config.saved_config import resolved
 
 
-def compose_all(*arguments: str) -> list[dict[str, Any]]:
-    """The config of each job that `python train.py ARGUMENTS` would run."""
-    configs: list[dict[str, Any]] = []
-
-    def keep(config: RunConfig) -> None:
-        configs.append(config.values)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnnlab.run.training.run_training", keep)
-        answer = run(train, *arguments)
-    assert answer.code == 0, answer.err
-    return configs
-
-
-def compose(*arguments: str) -> dict[str, Any]:
-    (config,) = compose_all(*arguments)
-    return config
-
-
-def table(*arguments: str) -> Answer:
-    """What the command prints of a network that it does not train."""
-    answer = run(train, *arguments, "trainer.max_steps=0")
-    assert answer.code == 0, answer.err
-    return answer
-
-
-def rows(answer: Answer) -> list[str]:
-    """The first word of every line: layers among them."""
-    return [line.split()[0] for line in answer.out.splitlines() if line.split()]
+def compose(*overrides: str, config_dir: Path | None = None) -> dict[str, Any]:
+    return resolved(cnnlab.compose(*overrides, config_dir=config_dir))
 
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -154,7 +128,7 @@ def test_a_mapping_without_a_type_is_merged() -> None:
     assert config["model"]["blocks"]["conv1"]["kernel_size"] == 3
 
 
-def test_a_value_behind_a_replacement_goes_into_the_new_block() -> None:
+def test_a_value_after_a_replacement_goes_into_the_new_block() -> None:
     config = compose("model.blocks.conv1={type: max_pool, kernel_size: 2}", "model.blocks.conv1.stride=1")
     assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2, "stride": 1}
 
@@ -171,7 +145,7 @@ def test_a_mapping_of_another_type_replaces_the_optimizer_whole() -> None:
 
 def test_an_experiments_mapping_of_another_type_replaces_the_block_whole(in_tmp_path: Path) -> None:
     write_experiment(in_tmp_path, "model: {blocks: {conv1: {type: max_pool, kernel_size: 2}}}")
-    config = compose(f"--config-dir={in_tmp_path}", "experiment=mine")
+    config = compose("experiment=mine", config_dir=in_tmp_path)
     assert config["model"]["blocks"]["conv1"] == {"type": "max_pool", "kernel_size": 2}
 
 
@@ -182,28 +156,8 @@ def test_a_tilde_removes_a_layer() -> None:
     assert "dropout1" not in compose("~model.blocks.dropout1")["model"]["blocks"]
 
 
-def test_null_removes_a_layer() -> None:
-    assert "dropout1" in rows(table())
-    assert "dropout1" not in rows(table("model.blocks.dropout1=null"))
-
-
-def test_a_layer_is_inserted_behind_another() -> None:
-    names = rows(table("+model.blocks.norm9={type: batch_norm, after: conv1}"))
-    assert names[names.index("conv1") + 1] == "norm9"
-
-
-def test_a_layer_can_be_inserted_behind_one_that_is_null() -> None:
-    names = rows(table("model.blocks.relu1=null", "+model.blocks.gelu1={type: gelu, after: relu1}"))
-    assert names[names.index("pool1") + 1] == "gelu1"
-
-
 def test_without_a_place_a_layer_stands_at_the_end() -> None:
     assert list(compose("+model.blocks.last=relu")["model"]["blocks"])[-1] == "last"
-
-
-def test_no_directory_is_made_where_only_the_table_is_asked_for(in_tmp_path: Path) -> None:
-    table()
-    assert not list(in_tmp_path.iterdir())
 
 
 # groups, experiments, sweeps
@@ -223,7 +177,7 @@ def test_a_value_goes_into_the_group_that_was_chosen() -> None:
     assert config["model"]["blocks"]["hidden1"]["out_features"] == 7
 
 
-def test_a_value_holds_whether_its_group_stands_before_it_or_behind_it() -> None:
+def test_a_value_holds_whether_its_group_stands_before_or_after_it() -> None:
     assert compose("optimizer.lr=0.5", "optimizer=adam")["optimizer"]["lr"] == 0.5
 
 
@@ -243,11 +197,14 @@ def test_the_command_line_wins_over_an_experiments_group() -> None:
 
 def test_an_experiment_of_the_users_own_is_found(in_tmp_path: Path) -> None:
     write_experiment(in_tmp_path, "defaults:\n  - override /optimizer: adam\noptimizer: {lr: 0.25}")
-    config = compose(f"--config-dir={in_tmp_path}", "experiment=mine", "trainer.epochs=2")
+    config = compose("experiment=mine", "trainer.epochs=2", config_dir=in_tmp_path)
     assert (config["optimizer"]["type"], config["optimizer"]["lr"], config["trainer"]["epochs"]) == ("adam", 0.25, 2)
 
 
-def test_each_job_of_a_sweep_has_its_own_value() -> None:
-    configs = compose_all("-m", "model.blocks.conv1.out_channels=4,8", "seed=3", "hydra/launcher=basic")
+def test_each_job_of_a_sweep_has_its_own_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[dict[str, Any]] = []
+    monkeypatch.setattr("cnnlab.run.training.run_training", lambda config: configs.append(config.values))
+    answer = run(train, "-m", "model.blocks.conv1.out_channels=4,8", "seed=3", "hydra/launcher=basic")
+    assert answer.code == 0, answer.err
     assert [config["model"]["blocks"]["conv1"]["out_channels"] for config in configs] == [4, 8]
     assert [config["seed"] for config in configs] == [3, 3]

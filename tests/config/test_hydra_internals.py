@@ -38,6 +38,14 @@ def test_groups_choices_and_files_are_found(hydra: None) -> None:
     assert internals.load_file("experiment/nowhere") == {}
 
 
+def test_a_folder_of_configs_is_searched_and_its_files_are_read(hydra: None, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("name: mine\n")
+    internals.add_config_dir(tmp_path)
+    assert internals.load_file("experiment/mine") == {"name": "mine"}
+    assert {"mine", "mnist"} <= set(internals.choices("experiment"))
+
+
 def test_a_config_is_composed_with_hydras_own_section(hydra: None) -> None:
     config = internals.load("train", ["data=mnist"])
     assert (config.data.type, config.hydra.job.config_name) == ("mnist", "train")

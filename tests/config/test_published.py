@@ -1,4 +1,4 @@
-"""What was published, told beside what was measured."""
+"""A published figure beside the measured one."""
 
 from pathlib import Path
 
@@ -26,12 +26,8 @@ def test_a_figure_is_a_metric_of_a_held_out_split(figure: str) -> None:
         Published(figure, 0.9, "a book")
 
 
-def test_a_run_says_at_its_end_what_was_published(in_tmp_path: Path) -> None:
-    said = run(train, "experiment=debug/fast", "published={figure: accuracy/val, value: 0.5, source: a book}").out
-    (line,) = [line for line in said.splitlines() if "published" in line]
+def test_a_run_prints_the_published_figure_at_its_end(in_tmp_path: Path) -> None:
+    out = run(train, "experiment=debug/fast", "published={figure: accuracy/val, value: 0.5, source: a book}").out
+    (line,) = [line for line in out.splitlines() if "published" in line]
     assert line.startswith("accuracy/val 0.")
     assert "published 0.5000 (a book)" in line
-
-
-def test_a_run_without_it_says_nothing(in_tmp_path: Path) -> None:
-    assert "published" not in run(train, "experiment=debug/fast").out

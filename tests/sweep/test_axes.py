@@ -37,15 +37,15 @@ def test_what_has_one_value_is_in_every_job_in_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (["optimizer.lr=0.1,0.2,0.3", "model=cnn,mlp"], "grid: 6 jobs = 3 optimizer.lr × 2 model"),
         (["seed=range(0,2000)"], "grid: 2,000 jobs = 2,000 seed"),
         (["seed=1"], "grid: 1 job"),
     ],
 )
-def test_the_size_is_told_with_its_sides(arguments: list[str], said: str) -> None:
-    assert str(grid(*arguments)) == said
+def test_the_size_is_printed_with_its_sides(arguments: list[str], printed: str) -> None:
+    assert str(grid(*arguments)) == printed
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_values_that_only_look_alike_are_taken(axis: str) -> None:
     assert len(grid(axis).jobs) == 2
 
 
-def test_all_bad_axes_are_told_together() -> None:
+def test_all_bad_axes_are_reported_together() -> None:
     with pytest.raises(ConfigError, match=r"2 mistakes[\s\S]*\n  seed: [\s\S]*\n  optimizer\.lr: "):
         grid("seed=range(0)", "optimizer.lr=interval(0,1)")
 
@@ -121,7 +121,7 @@ def test_of_two_fixed_values_the_last_counts_as_in_a_single_run() -> None:
 
 
 @pytest.mark.parametrize("stop", ["1000000000", "1e9"])
-def test_a_grid_beyond_all_measure_is_refused_at_once(stop: str) -> None:
+def test_a_grid_without_bound_is_refused_at_once(stop: str) -> None:
     with pytest.raises(ConfigError, match=f"at most {MOST_JOBS:,} jobs"):
         grid(f"seed=range(0,{stop})")
 

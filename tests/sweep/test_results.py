@@ -111,7 +111,7 @@ def test_without_a_monitor_in_common_none_is_best() -> None:
 # table and CSV
 
 
-def test_the_table_has_what_differs_and_what_came_of_it() -> None:
+def test_the_table_has_values_and_results() -> None:
     results = [
         result(0, accuracy_val=0.5, accuracy_test=0.25),
         result(1, accuracy_val=0.75, accuracy_test=0.5),
@@ -155,7 +155,7 @@ def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "error"),
     [
         ("fine\n", ""),
         ("error: one\n", "one"),
@@ -164,9 +164,9 @@ def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
         ("the error: of others\n", ""),
     ],
 )
-def test_the_last_error_of_a_log_is_told(tmp_path: Path, log: str, told: str) -> None:
+def test_the_last_error_of_a_log_is_found(tmp_path: Path, log: str, error: str) -> None:
     (tmp_path / "000.log").write_text(log)
-    assert reported_error(tmp_path / "000.log") == told
+    assert reported_error(tmp_path / "000.log") == error
 
 
 def test_the_error_of_a_long_and_broken_log_is_found(tmp_path: Path) -> None:
