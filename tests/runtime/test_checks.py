@@ -59,6 +59,7 @@ def test_a_number_in_its_interval_is_returned_as_a_float(value: float, limits: d
     [
         (math.nan, {}, "a number that is finite"),
         (math.inf, {}, "a number that is finite"),
+        (10**400, {}, "a number that is finite"),  # no float holds it
         (True, {}, "a number that is finite"),
         ("1", {}, "a number that is finite"),
         (None, {"minimum": 0}, "a number ≥ 0"),
