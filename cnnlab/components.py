@@ -75,7 +75,7 @@ class Component:
         """Calls the factory. Raises `ConfigError` with the component's key for any value it does not take."""
         try:
             return self.factory(**{**self.arguments, **provided})
-        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError) as error:
             complaints = Complaints()
             complaints.add_error(self.key, error)
             raise ConfigError(complaints.messages[0]) from error
@@ -105,6 +105,9 @@ def find_factory(name: str, key: str, registry: Registry, trust: Trust) -> Facto
             f"expected one of {listing(sorted(registry.table))}{dotted}"
         )
     module_name, _, attribute = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        example = [*registry.namespaces, "my.package"][0]
+        raise ConfigError(f"{key}: expected a dotted name such as {example}.Name, received {name!r}")
     if module_name not in registry.namespaces:
         trust.check(key, name)
     factory = _import(module_name, attribute, name, key)

@@ -259,9 +259,15 @@ def _check_scheduler(component: Component, restarted: bool, complaints: Complain
 
 
 def _try_schedule(component: Component, made: list[Cycle], steps_per_epoch: int, complaints: Complaints) -> None:
-    """Builds the schedule once, around an optimizer of one weight, to collect what it refuses."""
+    """Builds the schedule around an optimizer of one weight and takes a step, to collect what it refuses."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-    attempt(lambda: build_schedule(component, optimizer, made, steps_per_epoch), complaints)
+    schedule = attempt(lambda: build_schedule(component, optimizer, made, steps_per_epoch), complaints)
+    optimizer.step()  # before the schedule's, or torch warns
+    try:
+        if schedule is not None:
+            schedule.step()
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        complaints.add_error("schedule", error)
 
 
 def schedule_depends_on_length(schedule: Mapping[str, Any]) -> bool:

@@ -24,6 +24,8 @@ CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "co
 
 _GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 
+_NO_FILE = re.compile(r"null|true|false|-?[\d.]+|\?\?\?|\[\s*\]")
+
 INIT_FROM = ["model", "init_from"]  # no component: a string alone is its path
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
@@ -46,7 +48,7 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
         group, _, value = argument.partition("=")
         if not group.lstrip("+~"):
             raise ConfigError(f"{argument}: expected KEY=VALUE")
-        if group in _GROUPS and re.fullmatch(r"null|true|false|-?[\d.]+", value):
+        if group in _GROUPS and _NO_FILE.fullmatch(value):
             raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
     return [
         f"++{argument}" if _COMPONENT.match(argument) or _WHOLE_COMPONENT.match(argument) else argument

@@ -177,6 +177,27 @@ def test_a_schedule_knows_the_steps_of_an_epoch() -> None:
     assert learning_rates(plan, 5) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
+TORCHS = "torch.optim.lr_scheduler"
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"type": f"{TORCHS}.LRScheduler"},
+        {"type": f"{TORCHS}.StepLR", "step_size": 0},
+    ],
+)
+def test_a_scheduler_that_cannot_take_a_step_is_refused(schedule: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^schedule: "):
+        check(schedule=schedule)
+
+
+@pytest.mark.parametrize("name", [".x", "x.", "..", "a..b", "a b.c"])
+def test_a_dotted_name_is_of_identifiers(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^loss: expected a dotted name such as torch\.nn\.Name, received "):
+        check(loss=name)
+
+
 def test_a_group_of_parameters_has_its_own_lr() -> None:
     plan = check("+optimizer.groups={conv1*: {lr: 0.5}}")
     optimizer = plan.build_optimizer(plan.network.build())

@@ -17,6 +17,8 @@ from cnnlab.runtime.errors import ConfigError
         ("seed=1,2", "seed: expected one value, received 1,2; -m runs a job for each"),
         ("seed=choice(1,2)", "seed: expected one value, received choice(1,2); -m runs a job for each"),
         ("experiment=null", "experiment: expected the name of a file in configs/experiment, received null"),
+        ("data=???", "data: expected the name of a file in configs/data, received ???"),
+        ("trainer=[]", "trainer: expected the name of a file in configs/trainer, received []"),
         ("name=${groups_and_choices:1}", "name: "),
         ("lr=0.1", "lr: there is no such key; did you mean 'optimizer.lr'?"),
         ("epochs=3", "epochs: there is no such key; did you mean 'trainer.epochs'?"),
