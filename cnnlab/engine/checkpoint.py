@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line, listing
-from cnnlab.runtime.files import read_regular
+from cnnlab.runtime.files import read_regular, sha256_of, sync_folder
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -110,12 +110,12 @@ class Checkpoints:
             _write_manifest(
                 temporary, {"format": 1, "step": step, "best_step": best_step, "tied": tied, "meta": dict(meta)}
             )
-            _sync_folder(temporary)
+            sync_folder(temporary)
             target = self.path(step)
             if target.exists():  # the run resumed from before this step and reached it again
                 shutil.rmtree(target)
             temporary.rename(target)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             self._name("last", target.name)
             self._name_best(best_step)
             self._prune()
@@ -180,7 +180,7 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.folder / name)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _name_best(self, step: int | None) -> None:
         if step is not None and self.path(step).is_dir():
@@ -236,7 +236,7 @@ def _verify_files(folder: Path, files: Mapping[str, Any]) -> None:
         path = folder / name
         if path.is_symlink() or not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise DamagedCheckpointError(f"{path} is not the file of {entry['bytes']} bytes that was written")
-        if _sha256(path) != entry["sha256"]:
+        if sha256_of(path) != entry["sha256"]:
             raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
     _check_archive(folder / STATE)
 
@@ -275,7 +275,7 @@ def _write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         _sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     with (folder / MANIFEST).open("w") as file:
         file.write(_sealed({**body, "files": files}))
         file.flush()
@@ -317,19 +317,6 @@ def _check_archive(path: Path) -> None:
         raise DamagedCheckpointError(f"{path} would take more memory than it has bytes")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

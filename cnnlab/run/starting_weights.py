@@ -4,7 +4,6 @@ They are read before a run's directory is made and loaded before its first step.
 their weights from a checkpoint instead.
 """
 
-import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from cnnlab.engine.checkpoint import EMA_WEIGHTS, WEIGHTS
 from cnnlab.network import NetworkPlan
 from cnnlab.run.files import CHECKPOINTS, RunDirectory
 from cnnlab.runtime.errors import ConfigError, did_you_mean, first_line, listing
+from cnnlab.runtime.files import sha256_of
 
 KEY = "model.init_from"
 LONGEST = 10  # names in a line of the report
@@ -112,13 +112,8 @@ def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
 
 
 def _check_hash(path: Path, expected: str | None) -> None:
-    if expected is not None and (actual := _sha256(path)) != expected.lower():
+    if expected is not None and (actual := sha256_of(path)) != expected.lower():
         raise ConfigError(f"{KEY}.sha256: {path} has {actual}, expected {expected}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _below(name: str, prefixes: Iterable[str]) -> bool:
@@ -241,7 +236,7 @@ def _weights_file(url: str, key: str) -> Path:
             raise ConfigError(
                 f"{key}: {url} cannot be downloaded: {first_line(error)}; expected a network, or the file at {path}"
             ) from error
-    actual = _sha256(path)
+    actual = sha256_of(path)
     if not actual.startswith(prefix[1]):
         raise ConfigError(
             f"{key}: {path} is damaged or another file: its SHA-256 is {actual[:16]}…, expected {prefix[1]}…; "

@@ -1,6 +1,7 @@
 """Reading and writing single files: regular ones only, with a limit, and never through a link at their own name."""
 
 import contextlib
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -49,6 +50,12 @@ def replace_file(path: Path, content: bytes) -> Path:
 def _create(path: Path) -> IO[bytes]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
