@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cnnlab.runtime.checks import number
 
-MOST_ALPHA = 1000.0  # each image is half its partner's from there on
+LEAST_ALPHA, MOST_ALPHA = 0.01, 1000.0  # below, gamma variates underflow; above, each image is half its partner's
 
 
 class Mixing(ABC):
@@ -17,12 +17,11 @@ class Mixing(ABC):
     """
 
     def __init__(self, alpha: float = 0.2) -> None:
-        self.alpha = number("alpha", alpha, 0, MOST_ALPHA, open_minimum=True)
+        self.alpha = number("alpha", alpha, LEAST_ALPHA, MOST_ALPHA)
 
     def __call__(self, x_NCHW: Tensor, target_NK: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         gammas = torch._standard_gamma(torch.full((2,), self.alpha, dtype=torch.float64), generator)
-        # of a tiny alpha both may underflow to 0
-        weight = float(gammas[0] / gammas.sum()) if gammas.sum() > 0 else 1.0
+        weight = float(gammas[0] / gammas.sum())
         partner_N = torch.randperm(len(x_NCHW), generator=generator).to(x_NCHW.device)
         return self.mix(x_NCHW, target_NK, partner_N, weight, generator)
 

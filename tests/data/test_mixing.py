@@ -64,14 +64,6 @@ def test_fractions_are_beta_distributed() -> None:
     assert stats.kstest(spy.weights, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("alpha", [1e-300, 1000.0])
-def test_an_extreme_alpha_still_mixes_finite_images(alpha: float) -> None:
-    for seed in range(5):
-        mixed_NCHW, mixed_NK = MixUp(alpha)(*batch(), generator(seed))
-        assert mixed_NCHW.isfinite().all()
-        torch.testing.assert_close(mixed_NK.sum(1), torch.ones(len(mixed_NK)))
-
-
 def test_the_same_generator_mixes_the_same_way() -> None:
     one, other = (CutMix()(*batch(), generator(3)) for _ in range(2))
     assert torch.equal(one[0], other[0])
@@ -79,8 +71,8 @@ def test_the_same_generator_mixes_the_same_way() -> None:
 
 
 @pytest.mark.parametrize("kind", [MixUp, CutMix])
-@pytest.mark.parametrize("alpha", [0, -1.0, 1e300, float("nan")])
-def test_alpha_has_to_be_positive(kind: type[Mixing], alpha: float) -> None:
+@pytest.mark.parametrize("alpha", [0, -1.0, 1e-300, 1e300, float("nan")])
+def test_an_alpha_without_a_usable_distribution_is_refused(kind: type[Mixing], alpha: float) -> None:
     with pytest.raises(ArgumentError) as caught:
         kind(alpha)
     assert caught.value.argument == "alpha"
