@@ -7,7 +7,7 @@ Each section has a function of its own, in `check_data.py`, `check_model.py`, `c
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cnnlab.components import Trust, attempt
 from cnnlab.config.check_data import check_augment, check_data, check_steps_per_epoch
@@ -48,6 +48,7 @@ KEYS = (
     "trainer",
     "observers",
 )
+Checked = TypeVar("Checked")
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -81,39 +82,36 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     check_precision(execution, network, device, complaints)
     published = check_published(config["published"], complaints)
     complaints.raise_if_any()
-    assert source is not None
-    assert spec is not None
-    assert data is not None
-    assert network is not None
-    assert loss is not None
-    assert optimizer is not None
-    assert schedule is not None
-    assert settings is not None
-    assert execution is not None
-    assert device is not None
+    device = _checked(device)
     return RunPlan(
         name=config["name"],
         run_dir=Path(config["run_dir"]) if config["run_dir"] else None,
         seed=config["seed"],
         device=device,
         deterministic=device.type == "cpu" if deterministic == "auto" else deterministic,
-        source=source,
-        spec=spec,
-        data=data,
-        network=network,
+        source=_checked(source),
+        spec=_checked(spec),
+        data=_checked(data),
+        network=_checked(network),
         init_from=init_from,
-        loss=loss,
-        optimizer=optimizer,
+        loss=_checked(loss),
+        optimizer=_checked(optimizer),
         groups=groups,
-        schedule=schedule,
+        schedule=_checked(schedule),
         cycles=schedule_cycles,
-        settings=settings,
-        execution=execution,
+        settings=_checked(settings),
+        execution=_checked(execution),
         observers=observers,
         metrics=metrics,
         augment=augment,
         published=published,
     )
+
+
+def _checked(part: Checked | None) -> Checked:
+    """What a check returned: without complaints it is never None."""
+    assert part is not None
+    return part
 
 
 def check_keys(config: Mapping[str, Any], complaints: Complaints) -> None:

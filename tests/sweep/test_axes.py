@@ -126,6 +126,10 @@ def test_a_grid_without_bound_is_refused_at_once(stop: str) -> None:
         grid(f"seed=range(0,{stop})")
 
 
-def test_a_number_is_no_file_of_a_group() -> None:
-    with pytest.raises(ConfigError, match=r"^model: expected the name of a file in configs/model, received 2"):
-        grid("model=cnn,2")
+@pytest.mark.parametrize(("axis", "given"), [("model=cnn,2", "2"), ("experiment=debug/fast,null", "null")])
+def test_a_group_takes_names_of_files(axis: str, given: str) -> None:
+    group = axis.partition("=")[0]
+    with pytest.raises(
+        ConfigError, match=rf"^{group}: expected the name of a file in configs/{group}, received {given}"
+    ):
+        grid(axis)
