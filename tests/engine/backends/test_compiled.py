@@ -93,8 +93,8 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> 
 @pytest.mark.parametrize(
     ("execution", "loss", "options"),
     [
-        ({}, CrossEntropy(weight=[1.0, 2.0, 0.5], label_smoothing=0.1), {}),
-        pytest.param({"layout": "contiguous"}, CrossEntropy(), {"clip_norm": 0.5}, marks=pytest.mark.slow),
+        ({}, CrossEntropy(weight=[1.0, 2.0, 0.5], label_smoothing=0.1), {"clip_norm": 0.5}),
+        pytest.param({"layout": "contiguous"}, CrossEntropy(), {}, marks=pytest.mark.slow),
         pytest.param({"precision": "bf16"}, CrossEntropy(), {"accumulate": 3}, marks=pytest.mark.slow),
         pytest.param({"precision": "fp16"}, CrossEntropy(), {"accumulate": 2}, marks=pytest.mark.slow),
     ],
@@ -104,8 +104,8 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> 
 def test_compiled_steps_train_as_eager_ones(
     execution: dict[str, Any], loss: nn.Module, options: dict[str, Any]
 ) -> None:
-    """Whole batches, a smaller one, whole ones with mixed targets: after each, the state is that of eager steps."""
-    batches = [batch(seed=1), batch(3, seed=2), batch(seed=3), batch(seed=4, soft=True)]
+    """Whole batches, a smaller one, in long tests one with mixed targets: each leaves the state of an eager step."""
+    batches = [batch(seed=1), batch(3, seed=2), batch(seed=3), *([batch(seed=4, soft=True)] if execution else [])]
     eager = train(Execution(**execution), loss, batches, **options)
     compiled = train(Execution(**execution, compile=True), loss, batches, **options)
     assert_close(compiled, eager, 1e-5 if "precision" not in execution else 0.02)
