@@ -100,7 +100,7 @@ def test_constant_padding_of_zero_is_zero_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "argument", "said"),
+    ("settings", "argument", "fragment"),
     [
         ({"in_channels": 0}, "in_channels", "received 0"),
         ({"out_channels": 0}, "out_channels", "received 0"),
@@ -128,8 +128,8 @@ def test_constant_padding_of_zero_is_zero_padding() -> None:
     ],
     ids=str,
 )
-def test_a_value_out_of_range_names_its_argument(settings: dict[str, Any], argument: str, said: str) -> None:
+def test_a_value_out_of_range_names_its_argument(settings: dict[str, Any], argument: str, fragment: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         Conv(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **settings})
     assert caught.value.argument == argument
-    assert said in caught.value.message
+    assert fragment in caught.value.message

@@ -45,9 +45,9 @@ def torchs_own(block: Recurrent, kind: type[nn.RNNBase], **arguments: Any) -> nn
     return reference
 
 
-def hidden_of(answer: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
     """(layers · directions, N, hidden)."""
-    last = answer[1][0] if isinstance(answer[1], tuple) else answer[1]
+    last = output[1][0] if isinstance(output[1], tuple) else output[1]
     assert isinstance(last, Tensor)
     return last
 

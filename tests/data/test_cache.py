@@ -160,10 +160,10 @@ def test_a_damaged_file_is_reported_and_written_again(
     file.write_bytes(damage(bytearray(before)))
     capsys.readouterr()
     assert torch.equal(read(root).x_NCHW, whole)
-    said = capsys.readouterr().out
-    assert f"{file} is damaged (" in said
-    assert expected in said
-    assert "it is written again" in said
+    printed = capsys.readouterr().out
+    assert f"{file} is damaged (" in printed
+    assert expected in printed
+    assert "it is written again" in printed
     assert file.read_bytes() == before
     read(root)
     assert capsys.readouterr().out == ""
@@ -172,8 +172,8 @@ def test_a_damaged_file_is_reported_and_written_again(
 def test_each_bit_of_the_header_with_a_meaning_is_noticed(root: Path, decoding: list[Path]) -> None:
     read(root)
     whole = files()[0].read_bytes()
-    said = len(whole[:HEADER].rstrip())
-    for place in range(0, said, 7):
+    used = len(whole[:HEADER].rstrip())
+    for place in range(0, used, 7):
         files()[0].write_bytes(flipped(place)(bytearray(whole)))
         decoding.clear()
         read(root)
@@ -256,8 +256,8 @@ def test_of_processes_that_want_the_same_images_one_decodes_them(root: Path) -> 
     found = [Answer(*answers.get(timeout=60)) for _ in processes]
     for process in processes:
         process.join()
-    assert all(answer.equal for answer in found)
-    assert sorted(answer.decoded for answer in found) == [0, 0, 5]
+    assert all(outcome.equal for outcome in found)
+    assert sorted(outcome.decoded for outcome in found) == [0, 0, 5]
     assert len(files()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Frozen layers: what a pattern reaches, and what of it is said."""
+"""Frozen layers: what a pattern reaches, and how it is reported."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -91,7 +91,7 @@ def test_filters_in_colour_are_grey_where_a_weight_is_zero() -> None:
 
 def test_captions_of_64_maps_do_not_overlap() -> None:
     maps_CHW = -1.2345e-5 * torch.arange(64 * 784).reshape(64, 28, 28)
-    figure = maps_figure(torch.zeros(1, 28, 28), maps_CHW, "conv2: answer to image 0")
+    figure = maps_figure(torch.zeros(1, 28, 28), maps_CHW, "conv2: response to image 0")
     figure.draw_without_rendering()
     boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
     assert len(boxes) == 65
