@@ -22,6 +22,13 @@ def print_plan(plan: RunPlan) -> None:
         print(note)
 
 
+def describe_restart(plan: RunPlan) -> str:
+    """One line: the new cycle of the schedule, and what it leaves alone."""
+    (start, _), end = plan.cycles[-1], plan.total_steps
+    until = f" and ends at step {end}" if end is not None else ""
+    return f"schedule: {plan.schedule.type} starts anew after step {start}{until}; momentum and best stay"
+
+
 def table_text(plan: RunPlan) -> str:
     """The layer table at its own width, whatever the terminal's, so that nothing is cut off."""
     text = io.StringIO()
@@ -30,6 +37,7 @@ def table_text(plan: RunPlan) -> str:
 
 
 def summarize(status: str, trainer: Trainer) -> dict[str, Any]:
+    """The content of `summary.json`, without the test split's."""
     progress, settings = trainer.progress, trainer.settings
     return {
         "status": status,
@@ -54,6 +62,7 @@ def summarize(status: str, trainer: Trainer) -> dict[str, Any]:
 
 
 def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The best and the test metrics by tag, such as `accuracy/test`."""
     metrics = {tag: value for tag, value in summary["best"].items() if "/" in tag}
     return metrics | {f"{name}/test": value for name, value in summary.get("test", {}).items()}
 
@@ -69,6 +78,7 @@ def _best_and_last(summary: Mapping[str, Any]) -> str:
 
 
 def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: RunPlan) -> None:
+    """Prints the outcome and the commands that may follow."""
     path, has_test = directory.path, "test" in plan.spec.counts
     best, test = summary["best"], summary.get("test")
     if test:

@@ -46,7 +46,7 @@ from cnnlab.run.resuming import (
     restore,
 )
 from cnnlab.run.starting_weights import read_starting_weights
-from cnnlab.run.summary import final_metrics, print_plan, print_summary, summarize, table_text
+from cnnlab.run.summary import describe_restart, final_metrics, print_plan, print_summary, summarize, table_text
 from cnnlab.run.train_state import build_train_state, check_machine
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
@@ -108,9 +108,7 @@ def _resume(run: Resumption) -> Path:
     plan = run.plan
     print_plan(plan)
     if run.restarted:
-        (start, _), end = plan.cycles[-1], plan.total_steps
-        until = f" and ends at step {end}" if end is not None else ""
-        print(f"schedule: {plan.schedule.type} starts anew after step {start}{until}; momentum and best stay")
+        print(describe_restart(plan))
     check_machine(plan)
     plan.source.check()
     run.directory.lock()
