@@ -57,6 +57,8 @@ class Resumption:
         checkpoint = self.directory.checkpoints(print).newest_whole()
         if checkpoint is None:
             print(f"{self.directory.path} has no checkpoint yet: starting this run again in its directory")
+        else:
+            check_record(checkpoint)
         return checkpoint
 
     def is_complete(self, checkpoint: Checkpoint | None) -> bool:
@@ -132,6 +134,17 @@ def _check_length(plan: RunPlan, before: Mapping[str, Any], after: Mapping[str, 
         raise ConfigError(
             f"schedule.total_steps: {plan.schedule.type} keeps its length in its state: expected {length}, received "
             f"{plan.cycles[-1][1]}"
+        )
+
+
+def check_record(checkpoint: Checkpoint) -> None:
+    """Raises `ConfigError` for a checkpoint without a record of its data and environment."""
+    environment, class_names = (checkpoint.meta.get(name) for name in ("environment", "class_names"))
+    known = isinstance(environment, Mapping) and isinstance(environment.get("data_digest"), str)
+    if not known or not isinstance(class_names, list):
+        raise ConfigError(
+            f"checkpoint: {checkpoint.folder} does not record its data and environment: expected one that this version "
+            f"of cnnlab wrote"
         )
 
 
