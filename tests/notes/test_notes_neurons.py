@@ -1,22 +1,19 @@
 """Perceptrons and sigmoid neurons."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from commands import composed, run
 from laboratory.neurons import QUADRATIC, correct_rows, learns, nand, rows_of
-from laboratory.updates import gradients, update
+from laboratory.updates import update
 from torch import nn
 
-from cnnlab.blocks import BLOCKS
 from cnnlab.cli import train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.data.logic_gates import TABLES
-from cnnlab.network import build_network
 
 
 def built(experiment: str) -> nn.Sequential:
@@ -50,23 +47,6 @@ def test_an_update_under_a_straight_through_step_is_the_perceptron_rule(row: int
 def test_one_perceptron_learns_14_of_the_16_functions_of_two_inputs() -> None:
     model = composed("experiment=perceptron")["model"]
     assert {gate for gate in TABLES if not learns(model, gate)} == {"0110", "1001"}  # xor and xnor
-
-
-def test_the_gradient_before_a_step_is_zero_everywhere() -> None:
-    blocks = {"flatten": "flatten", "neuron": {"type": "linear", "out_features": 3}, "step": "step"}
-    network = build_network((1, 4, 4), blocks, init="book_large")
-    x_NCHW = torch.randn(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    grads = gradients(network, QUADRATIC, x_NCHW, torch.zeros(100, dtype=torch.int64))
-    assert all(gradient.eq(0).all() for gradient in grads.values())
-
-
-def test_a_sigmoid_of_large_weights_is_a_step() -> None:
-    z = torch.cat((torch.linspace(-5, -0.1, 50), torch.linspace(0.1, 5, 50))).double()
-    step = BLOCKS["step"]()(z)
-    gaps = [(BLOCKS["sigmoid"]()(c * z) - step).abs().max().item() for c in (1, 10, 100, 1000)]
-    # the largest gap is where z is nearest to 0: σ(−0.1·c)
-    assert gaps == pytest.approx([1 / (1 + math.exp(0.1 * c)) for c in (1, 10, 100, 1000)])
-    assert gaps[-1] < 1e-40
 
 
 @pytest.mark.parametrize(
