@@ -24,7 +24,7 @@ from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import FULL_ERROR, show_traceback
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.saved_config import resolved
-from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
+from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, did_you_mean, listing
 from cnnlab.runtime.interrupts import exit_at_interrupt
 from cnnlab.version import __version__
 
@@ -80,8 +80,21 @@ def _show_job(name: str, line: CommandLine, composed: DictConfig) -> None:
         with exit_at_interrupt():
             from cnnlab.config.defaults import with_defaults
         config = with_defaults(config)
-    shown = OmegaConf.select(config, line.value("--package", "-p") or "")
-    print(OmegaConf.to_yaml(shown, resolve=line.has("--resolve")), end="")
+    shown = _select(config, line.value("--package", "-p"))
+    is_section = OmegaConf.is_config(shown)
+    print(OmegaConf.to_yaml(shown, resolve=line.has("--resolve")).rstrip() if is_section else shown)
+
+
+def _select(config: DictConfig, package: str | None) -> Any:
+    """The section or the value that `--package` names. Raises `ConfigError`."""
+    if package is None:
+        return config
+    missing = object()
+    found = OmegaConf.select(config, package, default=missing)
+    if found is missing:
+        near = did_you_mean(package, map(str, config))
+        raise ConfigError(f"--package: there is no {package!r};{near} expected one of {listing(config)}")
+    return found
 
 
 JOBS: dict[str, Callable[[DictConfig], None]] = {"train": _train_job, "evaluate": _evaluate_job}

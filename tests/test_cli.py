@@ -44,6 +44,7 @@ def test_the_printed_config_is_that_of_the_run() -> None:
 
 def test_the_printed_config_shows_what_can_be_set_with_its_default() -> None:
     config = printed("optimizer=adam", "model.blocks.dropout1.p=0.4")
+    assert next(iter(config["data"])) == "type"  # what YAML gives comes before what it leaves out
     assert (config["data"]["sampling"], config["data"]["workers"]) == ("shuffle", "auto")
     assert (config["model"]["freeze"], config["model"]["init_from"]) == ([], None)
     assert (config["optimizer"]["eps"], config["optimizer"]["amsgrad"]) == (1e-8, False)
@@ -54,6 +55,14 @@ def test_the_printed_config_shows_what_can_be_set_with_its_default() -> None:
 def test_a_package_of_the_printed_config_can_be_asked_for() -> None:
     answer = run(train, "--cfg", "job", "--package", "data", "--resolve", "data=mnist", "data.root=${name}")
     assert yaml.safe_load(answer.out)["root"] == "mnist"
+
+
+def test_a_value_of_the_printed_config_can_be_asked_for() -> None:
+    assert run(train, "--cfg", "job", "--package", "optimizer.lr").out == "0.05\n"
+    assert run(train, "--cfg", "job", "--package", "run_dir").out == "None\n"
+    answer = run(train, "--cfg", "job", "--package", "optimiser")
+    assert answer.code == 2
+    assert answer.err.startswith("error: --package: there is no 'optimiser'; did you mean 'optimizer'? expected one of")
 
 
 INTERRUPTED = """

@@ -31,14 +31,16 @@ def with_defaults(config: DictConfig) -> DictConfig:
     content: Any = OmegaConf.to_container(config, resolve=False)
     sections = {key: value for key, value in content.items() if isinstance(value, Mapping)}
     if "data" in sections:
-        data = {**_defaults(DataSettings), **_filled(sections["data"], SOURCE)}
+        data = _filled(sections["data"], SOURCE)
+        data = {**data, **_defaults(DataSettings, data)}
         content["data"] = {**data, "augment": _all_filled(data["augment"], AUGMENTATION)}
     if "model" in sections:
         content["model"] = {**MODEL, **sections["model"], "blocks": _blocks(sections["model"].get("blocks"))}
     if "trainer" in sections:
         given = sections["trainer"]
-        execution = {**_defaults(Execution), **(given.get("execution") or {})}
-        content["trainer"] = {**_defaults(TrainerSettings), **given, "execution": execution}
+        execution = given.get("execution") or {}
+        filled = {**given, **_defaults(TrainerSettings, given)}
+        content["trainer"] = {**filled, "execution": {**execution, **_defaults(Execution, execution)}}
     for key, registry in {"loss": LOSS, "optimizer": OPTIMIZER, "schedule": SCHEDULE}.items():
         content[key] = _filled(content.get(key), registry)
     content["observers"] = _all_filled(content.get("observers"), OBSERVER)

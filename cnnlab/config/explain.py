@@ -13,7 +13,7 @@ from cnnlab.config.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, first_line, listing, no_such_key
 
 # what Hydra raises while it composes
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RecursionError)
 SWEPT = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(?:\+\+)?([^=]+)=(.*?)'(?:$|\n| requires)")
 OPEN = ("model.blocks", "observers", "metrics", "data.augment")  # mappings with keys of the user's choice
 
@@ -27,6 +27,8 @@ def explain(error: Exception, configs: Path) -> str:
         mark = error.problem_mark or error.context_mark
         place = f"{mark.name}, line {mark.line + 1}" if mark else "YAML"
         return f"{place}: expected YAML, but {error.problem or error.context}"
+    if isinstance(error, RecursionError):
+        return "YAML: expected configs that do not include themselves and are not nested hundreds of levels deep"
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     swept = re.match(
@@ -44,6 +46,10 @@ def explain(error: Exception, configs: Path) -> str:
     text = str(error) if cause is None else f"{first_line(error)}: {first_line(cause)}"
     for ending in ("\nTo append", "\nConfig search path", "\nSee https", "\nfull_key", "\n    full_key"):
         text = text.split(ending)[0]
+    text = text.removeprefix("ConfigCompositionException: ")
+    scalar = re.match(r"Invalid loaded object type: (\w+)", text)
+    if scalar:
+        return f"YAML: expected a mapping, received {scalar[1]}"
     merged = re.match(r"Error merging override (?:\+\+)?([^=]+)=(.*): Cannot merge DictConfig with ListConfig", text)
     if merged:
         expected = "a list" if merged[2].startswith("{") else "a mapping"

@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config import hydra_internals as internals
 from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, compose_job
-from cnnlab.config.explain import explain
+from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.runtime.errors import ConfigError
 
 Config: TypeAlias = DictConfig
@@ -34,7 +31,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path | None) -> C
             with open_dict(composed):
                 del composed["hydra"]
             config = compose_job(composed, given)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except COMPOSITION_ERRORS as error:
         raise ConfigError(explain(error, CONFIGS)) from error
     OmegaConf.set_struct(config, False)  # an unknown key is reported with the others when training starts
     return config

@@ -1,5 +1,7 @@
 """What Hydra, OmegaConf and YAML refuse, explained."""
 
+from pathlib import Path
+
 import pytest
 
 from cnnlab.api import compose
@@ -31,3 +33,19 @@ def test_a_message_names_the_key_and_nothing_of_a_parser(override: str, message:
     assert message in str(refusal.value)
     for internal in ("LexerNoViableAltException", "<lambda>", "Error parsing", "Config group override", "multirun"):
         assert internal not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5\n", "YAML: expected a mapping, received int"),
+        ("defaults: [mine]\n", "YAML: expected configs that do not include themselves"),
+        ("blocks: " + "[" * 200 + "]" * 200, "YAML: expected configs that do not include themselves"),
+        ("blocks: {null: flatten}\n", "Incompatible key type 'NoneType'"),
+    ],
+)
+def test_a_file_that_cannot_be_composed_is_one_message(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        compose("model=mine", config_dir=tmp_path)
