@@ -186,18 +186,14 @@ def test_many_layers_are_not_all_listed(in_tmp_path: Path) -> None:
     )
 
 
-def test_an_evaluation_with_layers_measures_what_one_without_does(finished: Path) -> None:
+def test_layers_change_no_measurement_and_no_figure_of_another_layer(finished: Path) -> None:
     ask(finished)
     (report,) = finished.glob("evaluation-*.json")
-    before = report.read_bytes()
+    measured = report.read_bytes()
     report.unlink()
-    ask(finished, "layers=[conv1,output]")
-    assert report.read_bytes() == before
-
-
-def test_the_same_figures_come_again(finished: Path) -> None:
     ask(finished, "layers=relu1")
-    (path,) = (finished / "figures").glob("maximised-*.png")
-    before = path.read_bytes()
+    assert report.read_bytes() == measured
+    (figure,) = (finished / "figures").glob("maximised-*.png")
+    drawn = figure.read_bytes()
     ask(finished, "layers=[output,relu1]")
-    assert path.read_bytes() == before
+    assert figure.read_bytes() == drawn

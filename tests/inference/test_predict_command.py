@@ -13,6 +13,7 @@ from fast_run import train_fast
 from image_folders import write_folders
 from PIL import Image
 
+import cnnlab
 from cnnlab.cli import evaluate
 
 SPLITS = {f"{split}/{name}": count for split, count in (("train", 30), ("test", 12)) for name in ("bird", "cat", "dog")}
@@ -69,6 +70,8 @@ def test_the_data_of_the_run_need_not_be_there(own: Path) -> None:
     assert answer.code == 0, answer.err
     assert f"12 images of {own / 'unlabelled'}" in answer.out
     assert "and 2 more" in answer.out
+    (found,) = cnnlab.load(own / "run").predict(own / "unlabelled" / "000.png")
+    assert found.label == predictions(own)[0]["prediction"]
 
 
 def test_one_image_is_enough(own: Path) -> None:

@@ -1,7 +1,6 @@
 """What `cnnlab.load` returns: a network with its preprocessing."""
 
 import csv
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from fast_run import read_json, train_fast
+from fast_run import read_json
 from image_folders import noise, write_image
 from PIL import Image
 
@@ -111,25 +110,6 @@ def test_a_checkpoint_is_taken_by_its_step(completed_run: Path) -> None:
     x_NCHW = Digits().read("test").x_NCHW[:4]
     third, sixth = (cnnlab.load(completed_run, checkpoint=step)(x_NCHW) for step in (3, 6))
     assert not torch.equal(third, sixth)
-
-
-def test_a_run_is_loaded_where_its_data_are_not(in_tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        for name, grey in (("dark", 20), ("light", 230)):
-            folder = in_tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for number in range(20):
-                Image.fromarray(np.full((8, 8), grey + number % 7, np.uint8)).save(folder / f"{number}.png")
-    data = ["data=image_folder", "data.root=images", "data.size=8", "data.channels=1", "data.batch_size=8"]
-    assert train_fast("run_dir=run", *data).code == 0
-    shutil.move("images/test", "unlabelled")
-    shutil.rmtree("images")
-    found = cnnlab.load("run").predict(["unlabelled/dark/1.png", "unlabelled/light/1.png"])
-    assert len(found) == 2
-    answer = run(evaluate, "run=run", "images=unlabelled")
-    assert answer.code == 0, answer.err
-    assert "40 images of unlabelled" in answer.out
-    assert "data.root: " in run(evaluate, "run=run").err
 
 
 def probabilities(found: list[Prediction]) -> list[float]:
