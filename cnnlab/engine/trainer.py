@@ -23,7 +23,7 @@ from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.checks import integer, number
-from cnnlab.runtime.errors import ArgumentError, TrainingError, did_you_mean, listing
+from cnnlab.runtime.errors import ArgumentError, TrainingError, did_you_mean, first_line, listing
 from cnnlab.runtime.randomness import capture_generators, restore_generators
 
 
@@ -210,6 +210,7 @@ class Trainer:
         self.meter = meter
         self.profiler = profiler
         self.stop = stop
+        self.takes_snapshots = True
         self.progress = Progress()
         self.tally = Tally()
         self.total_steps = settings.total_steps(len(train))
@@ -320,11 +321,16 @@ class Trainer:
         """Asked before a step: after the last one of an epoch at the cadence, and of the run."""
         every, ends_epoch = self.settings.snapshot_every_epochs, self.train.position == len(self.train)
         last = self.progress.step + 1 == self.total_steps
-        return every is not None and (last or (ends_epoch and due(self.epoch, every)))
+        return self.takes_snapshots and every is not None and (last or (ends_epoch and due(self.epoch, every)))
 
     def _log_snapshot(self, images: Batch) -> None:
+        """Logs one, or reports once why there are none: a figure must not end a run."""
         state, step = self.train_state, self.progress.step
-        self.log(take_snapshot(state.network, state.loss, state.execution, images, step=step, epoch=self.epoch))
+        try:
+            self.log(take_snapshot(state.network, state.loss, state.execution, images, step=step, epoch=self.epoch))
+        except Exception as error:  # whatever a user's own module raises when it is copied or evaluated
+            self.takes_snapshots = False
+            self.log(Notice(f"no snapshots: {type(error).__name__}: {first_line(error)}"))
 
     def _validation_is_due(self) -> bool:
         ends_epoch = self.train.position == len(self.train)

@@ -1,4 +1,5 @@
 import math
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -379,6 +380,14 @@ def test_snapshots_are_taken_at_their_cadence_and_change_no_bit(
         for pair in zip(shown.network.state_dict().values(), plain.network.state_dict().values(), strict=True)
     )
     assert shown.checkpoints.steps() == plain.checkpoints.steps()
+
+
+def test_a_network_that_cannot_be_copied_trains_without_snapshots(tmp_path: Path) -> None:
+    run = Run(tmp_path, snapshot_every_epochs=1)
+    run.network.lock = threading.Lock()  # type: ignore[assignment]
+    assert run.trainer.fit() == "completed"
+    notices = [record.text for record in run.records if isinstance(record, Notice)]
+    assert notices == ["no snapshots: TypeError: cannot pickle '_thread.lock' object"]
 
 
 @pytest.mark.parametrize(
