@@ -170,7 +170,7 @@ model.blocks.conv1.init={type: given, weight: [[1, 2], [3, 4]]} → conv1.init.w
 +model.blocks.s=softmax → loss: | cross_entropy takes logits | 's' is softmax | ~model.blocks.s
 loss=quadratic → loss: | quadratic takes activations | 'output' is linear | sigmoid or softmax
 experiment=perceptron | data.gate=nandd → data.gate: | '0110' | 'nandd' | did you mean 'nand'?
-data=shapes | data.thickness=[3,1] → data.thickness[1]: | ≥ 3 | received 1
+data=shapes | data.thickness=[3,1] → data.thickness[1]: | [3, 1024] | received 1
 trainer.epochs=null → trainer.epochs: | expected epochs, max_steps or max_time
 trainer.epochs=null | trainer.max_time=10 → schedule.total_steps: | one_cycle needs the run's length | trainer.max_steps
 trainer.monitor=accuracy/test → trainer.monitor: | accuracy/val, loss/val | 'accuracy/test'
@@ -198,7 +198,7 @@ data=image_folder → data.root: | the folder of your images, as in data.root=my
 """)
 
 WITHOUT_GPU = rows("""
-device=cuda → device: | no usable GPU | device=cpu or device=auto
+device=cuda → device: | needs a usable GPU | device=cpu or device=auto
 trainer.execution.precision=tf32 → trainer.execution.precision: | Ampere | cpu
 trainer.execution.cuda_graph=true → trainer.execution.cuda_graph: | cpu | auto or false
 """)
@@ -280,10 +280,10 @@ OWN_IMAGES = {
     "a damaged test image": (damaged(b"", "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: the file is empty"]),
     "an image of 100 megapixels": (damaged(png_header(10_000, 10_000)), [], ["cat/003.png: ", "at most 64 megapixels"]),
     "a link out of the folder": (with_link, [], ["data.root: ", "train/emu: the link leads out of "]),
-    "a size beyond all disks": (
+    "a size beyond all bounds": (
         folders,
         [*POOLED, "data.size=100000"],
-        ["CNNLAB_CACHE: the decoded images take 480 GB (480,000,004,096 bytes)", "a smaller data.size"],
+        ["data.size: expected a whole number from 1 to 8000, received 100000"],
     ),
     "no test split to monitor": (
         lambda root: write_folders(root, {"cat": 8, "dog": 8}),
