@@ -36,9 +36,9 @@ def missing_compiler(device: torch.device) -> str | None:
 class Compiled:
     """`forward_backward` for microbatches of `images`, compiled when first called; the update stays the optimizer's.
 
-    Random numbers are drawn from torch's own generators, so that a resumed run has the bits of an unbroken one. What a
-    module decides in Python (a branch, a counter, a probability that grows) is decided once, while the graph is made.
-    Raises `TrainingError` where a number in a tensor decides what is computed, or where Inductor fails.
+    Random numbers are drawn from torch's own generators, so that a resumed run has the bits of an unbroken one; several
+    draws in a step may come in another order than eagerly. What a module decides in Python is decided once, while the
+    graph is made. Raises `TrainingError` where Inductor fails, or where a number in a tensor decides what is computed.
     """
 
     def __init__(self, images: int) -> None:

@@ -23,7 +23,7 @@ needs_compiler = pytest.mark.skipif(missing_compiler(CPU) is not None, reason="t
 
 
 class Stateful(nn.Module):
-    """Changes its parameter and one buffer in place, replaces another buffer, and keeps values of Python's."""
+    """Changes its parameter and a buffer in place, replaces another buffer, and keeps values of Python's."""
 
     calls = 0
     last: Tensor | None = None
@@ -122,6 +122,24 @@ def test_capturing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
     assert (network[3].calls, network[3].last) == (0, None)
     assert all(map(torch.equal, before, [*values(network), given.x_NCHW, torch.get_rng_state()]))
+
+
+class Noisy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(3)
+
+
+@needs_compiler
+def test_numbers_are_drawn_from_torchs_own_generator() -> None:
+    execution = Execution(compile=True)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), Noisy(36, 3))
+    losses = []
+    for backend in (forward_backward, Compiled(IMAGES)):
+        torch.manual_seed(2)
+        loss, _ = backend(network, CrossEntropy(), batch(), execution=execution, scaler=execution.scaler(CPU))
+        losses.append([loss, torch.rand(3)])
+    assert_close(losses[1], losses[0], 1e-6)
 
 
 def failing(*arguments: Any, **options: Any) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from cnnlab.engine.backends.cuda_graph import Captured, LearningRates, reason_ag
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.schedule import constant
+from cnnlab.engine.step import StepResult
 from cnnlab.losses import CrossEntropy
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError
@@ -60,22 +61,16 @@ class Trained:
         for number, batch in enumerate(batches(*sizes)):
             for group in self.optimizer.param_groups:
                 group["lr"] = 0.01 * (1 + number)
-            scaler = execution.scaler(CUDA)
-            pending.append(
-                self.step(
-                    self.network,
-                    CrossEntropy(),
-                    self.optimizer,
-                    batch,
-                    execution=execution,
-                    scaler=scaler,
-                    measure_norm=True,
-                    **options,
-                )
-            )
+            pending.append(self.take(batch, execution, measure_norm=True, **options))
         for result in pending:  # read at the end, as the trainer does
             assert result.gradient_norm is not None
             self.figures.append([float(result.loss), float(result.correct), float(result.gradient_norm)])
+
+    def take(self, batch: Batch, execution: Execution, **options: Any) -> StepResult:
+        scaler = execution.scaler(CUDA)
+        return self.step(
+            self.network, CrossEntropy(), self.optimizer, batch, execution=execution, scaler=scaler, **options
+        )
 
     def everything(self) -> list[Any]:
         states = self.optimizer.state_dict()
@@ -158,6 +153,15 @@ def test_what_is_captured_is_a_whole_step_with_its_norm_and_tensors_for_learning
     assert lrs == [pytest.approx([0.02, 0.02])]  # once, at the second step, when there is a state
     assert ours.figures == theirs.figures
     assert all(map(torch.equal, ours.network.state_dict().values(), theirs.network.state_dict().values()))
+
+
+def test_a_step_that_is_captured_without_a_norm_can_be_replayed_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "capture", lambda step, *arguments: step)
+    monkeypatch.setitem(globals(), "CUDA", torch.device("cpu"))
+    trained = Trained(Execution(cuda_graph=True), SGD, [8])
+    (batch,) = batches(8)
+    for _ in range(2):
+        assert trained.take(batch, Execution(cuda_graph=True), measure_norm=False).gradient_norm is not None
 
 
 @pytest.mark.parametrize(
