@@ -5,7 +5,7 @@ import pytest
 from commands import run
 
 from cnnlab.cli import evaluate, train
-from cnnlab.config.saved_config import LARGEST, load_saved_config, resolved
+from cnnlab.config.saved_config import LARGEST, load_saved_config, load_saved_overrides, resolved
 from cnnlab.runtime.errors import ConfigError
 
 
@@ -153,3 +153,14 @@ def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seed"):
         load_saved_config(saved(tmp_path, "seed: 1\nseed: 2\n"))
+
+
+def test_saved_overrides_are_read_within_the_same_limits(tmp_path: Path) -> None:
+    path = tmp_path / "overrides.yaml"
+    assert load_saved_overrides(path) == ()
+    path.write_text("- data=mnist\n- seed=3\n")
+    assert load_saved_overrides(path) == ("data=mnist", "seed=3")
+    for text, message in (("a: 1\n", "expected a list"), ("- &x [1]\n- *x\n", "no YAML aliases")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_saved_overrides(path)
