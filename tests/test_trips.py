@@ -79,10 +79,6 @@ def assert_taken(trip: list[Call], calls: list[Call]) -> None:
     assert [(one, other) for one, other in pairwise(trip) if calls.index(one) > calls.index(other)] == [], places
 
 
-def test_the_trip_of_a_batch(in_tmp_path: Path) -> None:
-    assert_taken(stops(section("The trip of a batch")), first_calls(lambda: train_fast("trainer.log_every=1")))
-
-
 def test_the_trip_of_a_key(in_tmp_path: Path) -> None:
     text = section("The trip of a key")
     command = re.search(r"`python train\.py (.*?)`", text)
@@ -95,9 +91,11 @@ def test_the_trip_of_a_key(in_tmp_path: Path) -> None:
     assert_taken(stops(text), calls)
 
 
-def test_the_trip_of_a_checkpoint(in_tmp_path: Path) -> None:
+def test_the_trips_of_a_batch_and_a_checkpoint(in_tmp_path: Path) -> None:
     written, read = section("The trip of a checkpoint").split("resume=RUN")
-    assert_taken(stops(written), first_calls(lambda: train_fast("run_dir=run")))
+    calls = first_calls(lambda: train_fast("run_dir=run", "trainer.log_every=1"))
+    assert_taken(stops(section("The trip of a batch")), calls)
+    assert_taken(stops(written), calls)
     assert_taken(
         stops(read), first_calls(lambda: run(train, "resume=run", "trainer.max_steps=8", "schedule.restart=true"))
     )
