@@ -67,19 +67,15 @@ def test_alternating_flips_show_both_sides_in_any_two_turns() -> None:
     assert 10 < mirrored < 40
 
 
-@pytest.mark.parametrize(("number", "moved"), [(0.0, -2), (0.19, -2), (0.21, -1), (0.5, 0), (0.7, 1), (0.99, 2)])
-def test_a_shift_moves_by_whole_pixels(number: float, moved: int) -> None:
+@pytest.mark.parametrize(("number", "moved"), [(0.0, -2), (0.19, -2), (0.21, -1), (0.5, 0), (0.99, 2)])
+def test_a_shift_moves_by_whole_pixels_and_brings_in_the_padding_value(number: float, moved: int) -> None:
     shift = Shift(pixels=2, padding_mode="constant")
     assert bright(shift(planted(4, 3), numbers(number, 0.5), FIRST)) == [(4 + moved, 3)]
     assert bright(shift(planted(4, 3), numbers(0.5, number), FIRST)) == [(4, 3 + moved)]
-
-
-def test_what_a_shift_brings_in_is_the_padding_value() -> None:
-    shifted = Shift(pixels=1, padding_mode="constant", padding_value=7)(
-        torch.ones(1, 2, 3, 3), numbers(0.9, 0.5), FIRST
+    filled = Shift(pixels=2, padding_mode="constant", padding_value=7)(
+        torch.ones(1, 2, 9, 9), numbers(number, 0.5), FIRST
     )
-    assert shifted[0, :, 0].eq(7).all()
-    assert shifted[0, :, 1:].eq(1).all()
+    assert filled.eq(7).sum() == 2 * 9 * abs(moved)
 
 
 def test_a_reflecting_shift_is_a_window_of_the_reflected_image() -> None:
@@ -118,25 +114,6 @@ def test_a_quarter_turn_is_rot90() -> None:
     torch.testing.assert_close(turned, x_NCHW.rot90(1, (2, 3)), atol=1e-5, rtol=0)
 
 
-def test_a_translation_moves_the_planted_pixel_by_a_fraction_of_the_side() -> None:
-    moved = Affine(degrees=0, translate=0.5, scale=(1.0, 1.0))(
-        planted(4, 4, size=10), numbers(0.5, 0.5, 0.5, 0.7, 0.2), 0
-    )
-    assert bright(moved.round()) == [(6, 1)]  # 0.4 · 0.5 · 10 rows down, −0.6 · 0.5 · 10 columns
-
-
-def test_scaling_by_two_doubles_distances_from_the_middle() -> None:
-    large = Affine(degrees=0, translate=0, scale=(2.0, 2.0))(torch.eye(8)[None, None], torch.full((1, 5), 0.5), FIRST)
-    expected = torch.nn.functional.interpolate(torch.eye(8)[None, None, 2:6, 2:6], scale_factor=2, mode="bilinear")
-    torch.testing.assert_close(large[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-5, rtol=0)
-
-
-def test_a_resized_crop_of_everything_changes_nothing() -> None:
-    x_NCHW = torch.rand(3, 3, 6, 6)
-    crop = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    torch.testing.assert_close(crop(x_NCHW, uniforms(0, torch.arange(3), 4), FIRST), x_NCHW)
-
-
 def test_a_resized_crop_of_a_quarter_is_a_corner_enlarged() -> None:
     x_NCHW = torch.rand(1, 1, 8, 8)
     corner = RandomResizedCrop(scale=(0.25, 0.25), ratio=(1.0, 1.0))(x_NCHW, numbers(0.5, 0.5, 0.0, 0.0), FIRST)
@@ -154,55 +131,34 @@ def test_the_ratio_of_a_resized_crop_is_that_of_its_sides_in_pixels() -> None:
     torch.testing.assert_close(square[0, 0, 0, 1:-1].diff(), torch.full((13,), 0.5))
 
 
-def test_cutout_paints_a_square_about_the_drawn_pixel() -> None:
+def test_cutout_paints_a_square_about_the_drawn_pixel_cut_at_the_edges() -> None:
     painted = Cutout(size=3, fill=9)(torch.ones(1, 2, 8, 8), numbers(0.5, 0.25), FIRST)
     assert (painted[0] == 9).sum() == 2 * 9
     assert (painted[0, :, 3:6, 1:4] == 9).all()
+    at_the_edge = Cutout(size=4, fill=9)(torch.ones(1, 1, 8, 8), numbers(0.0, 0.99), FIRST)
+    assert (at_the_edge[0, 0, :2, 5:] == 9).all()
+    assert (at_the_edge == 9).sum() == 6
 
 
-def test_cutout_is_cut_at_the_edges() -> None:
-    painted = Cutout(size=4, fill=9)(torch.ones(1, 1, 8, 8), numbers(0.0, 0.99), FIRST)
-    assert (painted[0, 0, :2, 5:] == 9).all()
-    assert (painted == 9).sum() == 6
-
-
-def test_brightness_multiplies_within_the_range() -> None:
+def test_brightness_multiplies_and_contrast_stretches_about_the_mean_within_the_range() -> None:
     x_NCHW = torch.tensor([[[[100.0, 240.0]]]])
     assert Brightness(0.5)(x_NCHW, numbers(1.0), FIRST).flatten().tolist() == [150, 255]
     assert Brightness(0.5)(x_NCHW, numbers(0.0), FIRST).flatten().tolist() == [50, 120]
-
-
-def test_contrast_stretches_about_the_mean() -> None:
     x_NCHW = torch.tensor([[[[100.0, 140.0]]]])
     assert Contrast(0.5)(x_NCHW, numbers(1.0), FIRST).flatten().tolist() == [90, 150]
     assert Contrast(1.0)(x_NCHW, numbers(0.0), FIRST).flatten().tolist() == [120, 120]
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_an_image_comes_out_the_same_in_whatever_batch(name: str) -> None:
+def test_an_image_is_changed_out_of_place_and_the_same_way_in_whatever_batch(name: str) -> None:
     augmentation = with_defaults(name)
-    x_NCHW = torch.rand(6, 3, 10, 10) * 255
-    u_ND = uniforms(5, torch.arange(6), augmentation.draws)
+    x_NCHW = torch.rand(20, 3, 10, 10) * 255
+    before, u_ND = x_NCHW.clone(), uniforms(2, torch.arange(20), augmentation.draws)
     whole = augmentation(x_NCHW, u_ND, FIRST)
-    assert whole.shape == x_NCHW.shape
-    torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], FIRST), whole[4:5], rtol=1e-6, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", SINGLE)
-def test_images_that_came_in_stay_as_they_were(name: str) -> None:
-    augmentation = with_defaults(name)
-    x_NCHW = torch.rand(4, 1, 8, 8) * 255
-    before = x_NCHW.clone()
-    augmentation(x_NCHW, torch.full((4, augmentation.draws), 0.1), FIRST)
     assert torch.equal(x_NCHW, before)
-
-
-@pytest.mark.parametrize("name", SINGLE)
-def test_an_augmentation_really_changes_images(name: str) -> None:
-    augmentation = with_defaults(name)
-    x_NCHW = torch.rand(20, 1, 8, 8) * 255
-    changed = augmentation(x_NCHW, uniforms(2, torch.arange(20), augmentation.draws), FIRST)
-    assert (changed != x_NCHW).flatten(1).any(1).sum() >= 4
+    assert whole.shape == x_NCHW.shape
+    assert (whole != x_NCHW).flatten(1).any(1).sum() >= 4
+    torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], FIRST), whole[4:5], rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -214,12 +170,9 @@ def test_an_augmentation_really_changes_images(name: str) -> None:
         ("shift", {"padding_value": 256}, "padding_value"),
         ("affine", {"degrees": 200}, "degrees"),
         ("affine", {"scale": (1.2, 0.8)}, "scale"),
-        ("affine", {"scale": (0.0, 0.8)}, "scale"),
         ("affine", {"shear": 90}, "shear"),
         ("random_resized_crop", {"scale": (0.5, 1.5)}, "scale"),
-        ("random_resized_crop", {"ratio": 1.0}, "ratio"),
         ("cutout", {"size": 0}, "size"),
-        ("brightness", {"amount": 2}, "amount"),
         ("contrast", {"amount": math.nan}, "amount"),
     ],
 )

@@ -4,11 +4,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from image_folders import noise, write_folders, write_image
+from image_folders import write_folders
 
 from cnnlab.data.cache import HEADER, cache_folder, read_files
 from cnnlab.data.image_files import ImageReader
@@ -49,19 +49,14 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return decoded
 
 
-def test_the_images_are_those_that_the_reader_gives(root: Path) -> None:
-    images = read(root)
-    assert torch.equal(images.x_NCHW, READER.read_all([root / path for path in PATHS]))
-    assert torch.equal(images.y_N, LABELS)
-    assert images.index_N.tolist() == [0, 1, 2, 3, 4]
-
-
 def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: list[Path]) -> None:
     first = read(root)
     assert len(decoding) == 5
     second = read(root)
     assert len(decoding) == 5
+    assert torch.equal(first.x_NCHW, READER.read_all([root / path for path in PATHS]))
     assert torch.equal(first.x_NCHW, second.x_NCHW)
+    assert (first.index_N.tolist(), first.y_N.tolist()) == ([0, 1, 2, 3, 4], LABELS.tolist())
     assert first.digest() == second.digest()
     assert second.mapping is not None
 
@@ -81,11 +76,6 @@ def test_a_folder_that_moved_is_found_again(root: Path, decoding: list[Path]) ->
     assert len(decoding) == 5
 
 
-def rewritten(root: Path) -> dict[str, Any]:
-    write_image(root / PATHS[1], noise(9, 9, seed=99))
-    return {}
-
-
 def touched(root: Path) -> dict[str, Any]:
     os.utime(root / PATHS[1], ns=(0, 0))
     return {}
@@ -94,14 +84,13 @@ def touched(root: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "change",
     [
-        rewritten,
         touched,
         lambda root: {"reader": ImageReader((6, 9), 3)},
         lambda root: {"reader": ImageReader((6, 8), 1)},
         lambda root: {"reader": ImageReader((6, 8), 3, "pad")},
         lambda root: {"labels": 1 - LABELS},
     ],
-    ids=["content", "time of change", "size", "channels", "resize", "labels"],
+    ids=["time of change", "size", "channels", "resize", "labels"],
 )
 def test_whatever_the_images_follow_from_makes_another_file(
     root: Path, change: Callable[[Path], dict[str, Any]]
@@ -113,10 +102,15 @@ def test_whatever_the_images_follow_from_makes_another_file(
     assert len(files()) == 2
 
 
-def test_another_version_of_the_decoder_decodes_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_decoder_decodes_anew_and_clears_what_was_left(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read(root)
+    left = cache_folder() / "0123.part"  # by a killed process
+    left.write_bytes(b"half")
     monkeypatch.setattr("PIL.__version__", "0.0.1")
     read(root)
+    assert not left.exists()
     assert len(files()) == 2
 
 
@@ -143,8 +137,6 @@ def replaced_header(header: bytes) -> Callable[[bytearray], bytes]:
         (lambda content: b"", "0 bytes and not"),
         (flipped(HEADER), "does not match the SHA-256"),
         (flipped(-1), "does not match the SHA-256"),
-        (flipped(0), "its header cannot be read"),
-        (flipped(4), "its header"),
         (replaced_header(b"[" * HEADER), "its header cannot be read"),
         (replaced_header(b"[]"), "its header cannot be read"),
         (replaced_header(b'{"digest": 5}'), "its header is of another file"),
@@ -187,14 +179,6 @@ def test_an_image_that_cannot_be_decoded_leaves_nothing_in_the_cache(root: Path)
     assert [path.name for path in cache_folder().iterdir()] == [".lock"]
 
 
-def test_what_a_killed_process_left_is_cleared_away(root: Path) -> None:
-    read(root)
-    left = cache_folder() / "0123.part"
-    left.write_bytes(b"half")
-    read(root, ImageReader((4, 4), 3))
-    assert not left.exists()
-
-
 def test_too_small_a_disk_is_reported_before_anything_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch, decoding: list[Path]
 ) -> None:
@@ -202,9 +186,8 @@ def test_too_small_a_disk_is_reported_before_anything_is_written(
     needed = HEADER + 5 * 3 * 6 * 8
     with pytest.raises(ConfigError) as caught:
         read(root)
-    assert f"take 4.8 kB ({needed:,} bytes)" in str(caught.value)
-    assert "4.0 kB free (4,000 bytes): expected a CNNLAB_CACHE on a larger disk, or a smaller data.size" in str(
-        caught.value
+    assert all(
+        part in str(caught.value) for part in (f"({needed:,} bytes)", "(4,000 bytes)", "CNNLAB_CACHE", "data.size")
     )
     assert not decoding
     assert not files()
@@ -224,11 +207,6 @@ def test_a_cache_under_the_data_is_refused(root: Path, monkeypatch: pytest.Monke
     assert not (root / "cache").exists()
 
 
-class Answer(NamedTuple):
-    equal: bool
-    decoded: int
-
-
 def read_beside_others(root: Path, begin: Any, answers: Any) -> None:
     decoded = 0
     decode = ImageReader._decode
@@ -243,7 +221,7 @@ def read_beside_others(root: Path, begin: Any, answers: Any) -> None:
     begin.wait()
     x_NCHW = read(root).x_NCHW
     ImageReader._decode = decode  # type: ignore[method-assign]
-    answers.put(Answer(torch.equal(x_NCHW, READER.read_all([root / path for path in PATHS])), decoded))
+    answers.put((torch.equal(x_NCHW, READER.read_all([root / path for path in PATHS])), decoded))
 
 
 def test_of_processes_that_want_the_same_images_one_decodes_them(root: Path) -> None:
@@ -253,11 +231,11 @@ def test_of_processes_that_want_the_same_images_one_decodes_them(root: Path) -> 
     for process in processes:
         process.start()
     begin.set()
-    found = [Answer(*answers.get(timeout=60)) for _ in processes]
+    equal, decoded = zip(*(answers.get(timeout=60) for _ in processes), strict=True)
     for process in processes:
         process.join()
-    assert all(outcome.equal for outcome in found)
-    assert sorted(outcome.decoded for outcome in found) == [0, 0, 5]
+    assert all(equal)
+    assert sorted(decoded) == [0, 0, 5]
     assert len(files()) == 1
 
 

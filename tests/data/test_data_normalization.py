@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
-from cnnlab.data.normalization import NORMALIZATIONS, Normalization, normalized
+from cnnlab.data.normalization import Normalization, normalized
 from cnnlab.data.source import Images
 from cnnlab.runtime.errors import ArgumentError
 
@@ -41,13 +41,9 @@ def test_what_is_measured_chunk_by_chunk_is_the_same_to_the_bit(monkeypatch: pyt
     assert Normalization.fit("standardize", selected) == expected
 
 
-def test_unit_maps_black_to_0_and_white_to_1() -> None:
+def test_unit_maps_black_to_0_and_white_to_1_and_none_keeps_the_bytes() -> None:
     x_NCHW = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     assert apply(Normalization.fit("unit", x_NCHW), x_NCHW).flatten().tolist() == pytest.approx([0, 0.2, 1])
-
-
-def test_none_leaves_the_bytes_as_they_are() -> None:
-    x_NCHW = images()
     assert torch.equal(apply(Normalization.fit("none", x_NCHW), x_NCHW), x_NCHW.float())
 
 
@@ -59,21 +55,12 @@ def test_imagenet_is_what_torchvisions_networks_expect() -> None:
     torch.testing.assert_close(seen_NCHW, (x_NCHW / 255 - mean_C) / sd_C)
 
 
-def test_imagenet_takes_the_mean_over_channels_for_grey_images() -> None:
+def test_imagenet_takes_the_mean_over_channels_for_grey_images_and_refuses_two_channels() -> None:
     normalization = Normalization.fit("imagenet", torch.zeros(2, 1, 3, 3, dtype=torch.uint8))
     assert normalization.mean_C == (pytest.approx(255 * (0.485 + 0.456 + 0.406) / 3),)
     assert normalization.sd_C == (pytest.approx(255 * (0.229 + 0.224 + 0.225) / 3),)
-
-
-def test_imagenet_is_for_grey_and_coloured_images_only() -> None:
     with pytest.raises(ArgumentError, match="normalize: imagenet is for images of 1 channel or 3, and these have 2"):
         Normalization.fit("imagenet", torch.zeros(2, 2, 3, 3, dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("kind", NORMALIZATIONS)
-def test_there_is_one_mean_and_one_deviation_per_channel(kind: str) -> None:
-    normalization = Normalization.fit(kind, images())
-    assert len(normalization.mean_C) == len(normalization.sd_C) == 3
 
 
 def test_a_channel_of_one_value_becomes_zero() -> None:
@@ -84,20 +71,13 @@ def test_a_channel_of_one_value_becomes_zero() -> None:
     assert not seen_NCHW[:, 1].any()
 
 
-def test_the_order_of_the_images_moves_no_bit() -> None:
-    x_NCHW = images()
-    mixed = x_NCHW[torch.randperm(len(x_NCHW), generator=torch.Generator().manual_seed(5))]
-    assert Normalization.fit("standardize", mixed) == Normalization.fit("standardize", x_NCHW)
-
-
-def test_the_number_of_threads_moves_no_bit() -> None:
+def test_neither_the_order_of_the_images_nor_the_number_of_threads_moves_a_bit() -> None:
     x_NCHW = images().repeat(20, 1, 1, 1)
-    threads = torch.get_num_threads()
+    measured, threads = [Normalization.fit("standardize", x_NCHW.flip(0))], torch.get_num_threads()
     try:
-        measured = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             measured.append(Normalization.fit("standardize", x_NCHW))
     finally:
         torch.set_num_threads(threads)
-    assert measured[0] == measured[1] == measured[2]
+    assert len(set(measured)) == 1

@@ -47,16 +47,12 @@ def test_the_content_decides_the_format_and_not_the_name(tmp_path: Path) -> None
     assert np.array_equal(hwc(reader().read(path)), noise(8, 8))
 
 
-def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
-    pixels = noise(8, 8, channels=1)
-    x_CHW = reader().read(write_image(tmp_path / "x.png", pixels))
-    assert all(np.array_equal(channel.numpy(), pixels) for channel in x_CHW)
-
-
-def test_one_channel_is_the_luma_of_the_colours(tmp_path: Path) -> None:
-    pixels = noise(8, 8)
-    x_CHW = reader(channels=1).read(write_image(tmp_path / "x.png", pixels))
-    luma = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+def test_grey_becomes_three_equal_channels_and_colours_one_of_their_luma(tmp_path: Path) -> None:
+    grey, colours = noise(8, 8, channels=1), noise(8, 8)
+    x_CHW = reader().read(write_image(tmp_path / "x.png", grey))
+    assert all(np.array_equal(channel.numpy(), grey) for channel in x_CHW)
+    x_CHW = reader(channels=1).read(write_image(tmp_path / "x.png", colours))
+    luma = colours @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     assert x_CHW.shape == (1, 8, 8)
     assert np.abs(x_CHW[0].numpy() - luma).max() <= 1
 
@@ -82,16 +78,12 @@ def test_a_transparent_colour_of_a_palette_is_laid_over_white(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
-def test_of_sixteen_bits_the_upper_eight_count(tmp_path: Path, extension: str) -> None:
-    wide = (noise(8, 8, channels=1).astype(np.uint16) << 8) | noise(8, 8, channels=1, seed=1)
-    x_CHW = reader(channels=1).read(write_image(tmp_path / f"x.{extension}", wide))
-    assert np.array_equal(x_CHW[0].numpy(), noise(8, 8, channels=1))
-
-
-def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
-    bits = noise(8, 8, channels=1) > 127
-    x_CHW = reader(channels=1).read(write_image(tmp_path / "x.png", bits))
-    assert np.array_equal(x_CHW[0].numpy(), bits * 255)
+def test_of_sixteen_bits_the_upper_eight_count_and_one_bit_becomes_0_or_255(tmp_path: Path, extension: str) -> None:
+    bytes_HW = noise(8, 8, channels=1)
+    wide = (bytes_HW.astype(np.uint16) << 8) | noise(8, 8, channels=1, seed=1)
+    for pixels, expected in ((wide, bytes_HW), (bytes_HW > 127, (bytes_HW > 127) * 255)):
+        x_CHW = reader(channels=1).read(write_image(tmp_path / f"x.{extension}", pixels))
+        assert np.array_equal(x_CHW[0].numpy(), expected)
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
@@ -104,19 +96,11 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_in_the_exif_data_is_applied(tmp_path: Path, orientation: int) -> None:
     seen = noise(4, 4)
-    turned: dict[int, Any] = {
-        1: seen,
-        2: seen[:, ::-1],
-        3: seen[::-1, ::-1],
-        4: seen[::-1],
-        5: seen.swapaxes(0, 1),
-        6: np.rot90(seen),
-        7: np.rot90(seen[::-1]),
-        8: np.rot90(seen, -1),
-    }
+    turned = (seen, seen[:, ::-1], seen[::-1, ::-1], seen[::-1])  # 1 to 4, then those on their side
+    turned += (seen.swapaxes(0, 1), np.rot90(seen), np.rot90(seen[::-1]), np.rot90(seen, -1))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(turned[orientation])).save(tmp_path / "x.png", exif=exif)
+    Image.fromarray(np.ascontiguousarray(turned[orientation - 1])).save(tmp_path / "x.png", exif=exif)
     assert np.array_equal(hwc(reader(4, 4).read(tmp_path / "x.png")), seen)
 
 
@@ -150,17 +134,12 @@ def test_pad_keeps_everything_between_black_bars(tmp_path: Path) -> None:
     assert np.array_equal(hwc(x_CHW), expected)
 
 
-def test_the_sides_of_a_size_are_height_and_width(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "x.png", noise(30, 30))
-    assert [reader(4, 6, resize=resize).read(path).shape for resize in ("crop", "squash", "pad")] == [(3, 4, 6)] * 3
-
-
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (2, 3)])
 def test_any_shape_is_brought_to_the_size(tmp_path: Path, resize: str, shape: tuple[int, int]) -> None:
     path = write_image(tmp_path / "x.png", np.full((*shape, 3), 200, dtype=np.uint8))
-    x_CHW = reader(8, 8, resize=resize).read(path)
-    assert x_CHW.shape == (3, 8, 8)
+    x_CHW = reader(8, 12, resize=resize).read(path)
+    assert x_CHW.shape == (3, 8, 12)
     assert int(x_CHW.max()) == 200
 
 
@@ -183,7 +162,6 @@ def test_a_large_jpeg_that_is_decoded_small_is_nearly_the_same(tmp_path: Path) -
     ("changes", "argument", "fragment"),
     [
         ({"size": (0, 8)}, "size", "received 0"),
-        ({"size": (8, True)}, "size", "received True"),
         ({"channels": 2}, "channels", "1, 3"),
         ({"resize": "crob"}, "resize", "did you mean 'crop'"),
     ],
@@ -229,32 +207,21 @@ def test_every_truncation_and_many_flips_of_an_image_are_read_or_refused(tmp_pat
     ("content", "fragment"),
     [
         (b"", "the file is empty"),
-        (b"hello", "expected JPEG, PNG, BMP, WEBP, TIFF, PPM"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "expected JPEG, PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "expected JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "expected JPEG, PNG, BMP, WEBP, TIFF, PPM"),
         (b"GIF89a\x08\x00\x08\x00\x00\x00\x00;", "expected JPEG, PNG"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "x.png: "),
     ],
-    ids=["empty", "text", "svg", "eps", "gif", "png"],
+    ids=["empty", "eps", "gif", "png"],
 )
 def test_what_is_no_image_whatever_its_name_is_refused(tmp_path: Path, content: bytes, fragment: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
     assert fragment in refusal(tmp_path / "x.png")
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "fragment"),
-    [
-        (8001, 8000, "at most 64 megapixels, received 8001×8000, 64.0 megapixels"),
-        (10_000, 10_000, "at most 64 megapixels, received 10000×10000, 100.0 megapixels"),
-        (60_000, 60_000, "at most 64 megapixels, received more than 179 megapixels"),
-    ],
-)
-def test_an_image_of_too_many_pixels_is_refused_by_its_header(
-    tmp_path: Path, width: int, height: int, fragment: str
-) -> None:
-    (tmp_path / "x.png").write_bytes(png_header(width, height))
-    assert fragment in refusal(tmp_path / "x.png")
+@pytest.mark.parametrize(("side", "received"), [(8001, "8001×8001, 64.0 megapixels"), (60_000, "more than 179 mega")])
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path, side: int, received: str) -> None:
+    (tmp_path / "x.png").write_bytes(png_header(side, side))
+    assert f"at most 64 megapixels, received {received}" in refusal(tmp_path / "x.png")
 
 
 def test_a_file_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
@@ -284,10 +251,6 @@ def test_many_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
     assert x_NCHW.shape == (150, 3, 8, 8)
     assert x_NCHW.is_contiguous()
     assert all(np.array_equal(hwc(x_NCHW[number]), noise(8, 8, seed=number)) for number in range(150))
-
-
-def test_none_are_read_as_none() -> None:
-    assert reader().read_all([]).shape == (0, 3, 8, 8)
 
 
 def test_all_that_cannot_be_read_come_in_one_message(tmp_path: Path) -> None:
@@ -323,20 +286,12 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch:
 # what lies in folders
 
 
-def test_images_are_listed_by_extension_at_any_depth_and_sorted_by_code_points(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a/z.jpg", "a/B.jpeg", "a/deep/x.WebP", "é.tif", "Z.bmp", "notes.txt", "a/data.csv"):
+def test_images_are_listed_by_extension_at_any_depth_sorted_by_code_points_without_hidden_ones(tmp_path: Path) -> None:
+    images = ["Z.bmp", "a/B.jpeg", "a/deep/x.WebP", "a/z.jpg", "b.PNG", "é.tif"]
+    for name in (*reversed(images), "notes.txt", "a/data.csv", ".x.png", ".git/y.png", "__MACOSX/z.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list_images(tmp_path, tmp_path) == Listing(
-        ["Z.bmp", "a/B.jpeg", "a/deep/x.WebP", "a/z.jpg", "b.PNG", "é.tif"], ["a/data.csv", "notes.txt"]
-    )
-
-
-def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
-    for name in (".x.png", ".git/y.png", "__MACOSX/z.png", "a.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path, tmp_path) == Listing(["a.png"], [])
+    assert list_images(tmp_path, tmp_path) == Listing(images, ["a/data.csv", "notes.txt"])
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -2,7 +2,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from image_folders import noise, write_folders, write_image
@@ -36,7 +35,7 @@ def test_each_split_is_the_folder_of_its_name(tmp_path: Path) -> None:
     assert spec.origins == {"train": "train/", "val": "val/", "test": "test/"}
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("name", ["valid", "Val"])
 def test_a_validation_folder_goes_by_several_names(tmp_path: Path, name: str) -> None:
     write_folders(tmp_path, {"Train/a": 2, "Train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
     assert source(tmp_path, test_fraction=0).describe().counts == {"train": 4, "val": 2}
@@ -48,10 +47,12 @@ def test_without_a_test_folder_a_fraction_of_the_training_images_is_carved(tmp_p
     assert folder.describe().counts == {"train": 32, "test": 8}
     assert folder.describe().origins["test"] == "20% of train/"
     assert folder.read("test").y_N.bincount().tolist() == [6, 2]
-    assert sorted([*folder.paths("train"), *folder.paths("test")]) == sorted(
-        [f"train/cat/{number:03d}.png" for number in range(30)]
-        + [f"train/dog/{number:03d}.png" for number in range(10)]
-    )
+    everything = [
+        f"train/{name}/{number:03d}.png" for name, count in (("cat", 30), ("dog", 10)) for number in range(count)
+    ]
+    assert sorted([*folder.paths("train"), *folder.paths("test")]) == everything
+    torch.manual_seed(5)
+    assert source(tmp_path, test_fraction=0.2).paths("test") == folder.paths("test") == sorted(folder.paths("test"))
 
 
 def test_class_folders_in_the_root_are_split(tmp_path: Path) -> None:
@@ -59,24 +60,6 @@ def test_class_folders_in_the_root_are_split(tmp_path: Path) -> None:
     spec = source(tmp_path / "pets").describe()
     assert spec.counts == {"train": 18, "test": 2}
     assert spec.origins == {"train": "pets/", "test": "10% of pets/"}
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    write_folders(tmp_path, {"train": 3, "bus": 3, "test": 3})
-    assert source(tmp_path, test_fraction=0).describe().class_names == ("bus", "test", "train")
-
-
-def test_no_fraction_and_no_folder_is_no_test_split(tmp_path: Path) -> None:
-    assert source(write_folders(tmp_path, {"a": 3, "b": 3}), test_fraction=0).describe().counts == {"train": 6}
-
-
-def test_the_splits_are_the_same_each_time(tmp_path: Path) -> None:
-    write_folders(tmp_path, {"a": 10, "b": 10})
-    first = source(tmp_path)
-    torch.manual_seed(5)
-    assert [source(tmp_path).paths(split) for split in ("train", "test")] == [
-        first.paths(split) for split in ("train", "test")
-    ]
 
 
 def test_the_first_and_the_last_training_images_are_of_all_classes(tmp_path: Path) -> None:
@@ -107,24 +90,6 @@ def test_a_file_name_that_is_not_utf8_can_be_read_and_shown(tmp_path: Path) -> N
     assert shown.encode().startswith(b"a/")
 
 
-def test_a_selection_keeps_the_index_of_the_path(tmp_path: Path) -> None:
-    folder = source(write_folders(tmp_path, WHOLE))
-    chosen = folder.read("train").select(torch.tensor([7, 3]))
-    assert [folder.paths("train")[index].split("/")[1] for index in chosen.index_N.tolist()] == [
-        ("cat", "dog")[label] for label in chosen.y_N.tolist()
-    ]
-
-
-def test_held_out_images_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
-    paths = source(write_folders(tmp_path, WHOLE)).paths("test")
-    assert paths == sorted(paths)
-
-
-def test_images_may_lie_in_folders_within_their_class(tmp_path: Path) -> None:
-    write_folders(tmp_path, {"train/cat/monday": 2, "train/cat/tuesday": 2, "train/dog": 4})
-    assert source(tmp_path, test_fraction=0).read("train").y_N.bincount().tolist() == [4, 4]
-
-
 @pytest.mark.parametrize(("size", "shape"), [(5, (1, 5, 5)), ((4, 6), (1, 4, 6))])
 def test_the_size_and_channels_are_those_asked_for(
     tmp_path: Path, size: int | tuple[int, int], shape: tuple[int, int, int]
@@ -136,10 +101,9 @@ def test_the_size_and_channels_are_those_asked_for(
 
 def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = source(write_folders(tmp_path, WHOLE))
-    folder.describe()
+    assert folder.notes() == []
     monkeypatch.setattr("cnnlab.data.image_folder._scan", None)
     folder.check()
-    folder.notes()
     assert len(folder.read("test")) == len(folder.paths("test")) == 9
 
 
@@ -158,20 +122,13 @@ def test_what_is_not_read_is_reported_in_a_sentence_each(tmp_path: Path) -> None
     ]
 
 
-def test_nothing_is_reported_where_everything_is_read(tmp_path: Path) -> None:
-    assert source(write_folders(tmp_path, WHOLE)).notes() == []
-
-
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"size": 0}, "size"),
-        ({"size": (8, 8, 8)}, "size"),
         ({"size": (8, 0)}, "size"),
         ({"channels": 2}, "channels"),
         ({"resize": "zoom"}, "resize"),
         ({"test_fraction": 1.0}, "test_fraction"),
-        ({"test_fraction": -0.1}, "test_fraction"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
@@ -233,14 +190,9 @@ def test_an_image_that_cannot_be_read_is_reported_with_its_path(tmp_path: Path) 
     assert f"{tmp_path}/train/cat/003.png: its content is no supported image" in str(caught.value)
 
 
-def test_classes_are_sorted_by_code_points(tmp_path: Path) -> None:
-    names = ["Zebra", "ant", "Ölvogel", "10", "9"]
-    write_folders(tmp_path, dict.fromkeys(names, 1))
-    assert source(tmp_path, test_fraction=0).describe().class_names == ("10", "9", "Zebra", "ant", "Ölvogel")
-
-
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_are_sorted_by_code_points_and_may_be_called_like_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    write_folders(tmp_path / "pets", {"a": 2, "b": 2})
-    images = source("~/pets", test_fraction=0).read("train")
-    assert np.array_equal(images.y_N.bincount().numpy(), [2, 2])
+    write_folders(tmp_path / "pets", dict.fromkeys(["Zebra", "ant", "Ölvogel", "10", "9/deep", "train"], 1))
+    assert source("~/pets", test_fraction=0).describe().class_names == ("10", "9", "Zebra", "ant", "train", "Ölvogel")

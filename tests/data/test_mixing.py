@@ -21,7 +21,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("mixing", [MixUp(0.4), CutMix(1.0)], ids=["mixup", "cutmix"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_targets_are_probabilities_of_at_most_two_classes(mixing: Mixing, seed: int) -> None:
     _, target_NK = mixing(*batch(), generator(seed))
     torch.testing.assert_close(target_NK.sum(1), torch.ones(BATCH))
@@ -29,7 +29,7 @@ def test_targets_are_probabilities_of_at_most_two_classes(mixing: Mixing, seed: 
     assert ((target_NK > 0).sum(1) <= 2).all()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_mixup_gives_pixels_and_targets_the_same_weights(seed: int) -> None:
     x_NCHW, target_NK = batch()
     partner_N = torch.randperm(BATCH, generator=generator(seed))
@@ -38,7 +38,7 @@ def test_mixup_gives_pixels_and_targets_the_same_weights(seed: int) -> None:
     torch.testing.assert_close(mixed_NK, 0.7 * target_NK + 0.3 * target_NK[partner_N])
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_cutmix_counts_the_pixels_that_it_pasted(weight: float, seed: int) -> None:
     x_NCHW, _ = batch()
@@ -62,12 +62,6 @@ def test_fractions_are_beta_distributed() -> None:
     for _ in range(2000):
         spy(*batch(), source)
     assert stats.kstest(spy.weights, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
-
-
-def test_the_same_generator_mixes_the_same_way() -> None:
-    one, other = (CutMix()(*batch(), generator(3)) for _ in range(2))
-    assert torch.equal(one[0], other[0])
-    assert torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("kind", [MixUp, CutMix])

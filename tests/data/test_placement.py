@@ -12,17 +12,15 @@ SPEC = DataSpec((3, 10, 10), {"train": 1000, "test": 200}, ("cat", "dog"))  # 30
 
 def placed(monkeypatch: pytest.MonkeyPatch, free: int, **changes: Any) -> Any:
     monkeypatch.setattr("cnnlab.data.placement.free_memory", lambda device: free)
-    arguments: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "batch_size": 8,
         "eval_batch_size": 8,
         "drop_last": True,
         "limit": None,
         "split_seed": 0,
-        "validation": {"count": 100},
-        "normalize": "unit",
-        **changes,
     }
-    return place(DataSettings(**arguments), SPEC, torch.device("cpu"))
+    settings |= {"validation": {"count": 100}, "normalize": "unit", **changes}
+    return place(DataSettings(**settings), SPEC, torch.device("cpu"))
 
 
 def test_all_splits_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,8 @@ from torch import Tensor
 from cnnlab.data.shapes import SHAPES, Shapes
 from cnnlab.runtime.errors import ArgumentError
 
-SETTINGS: dict[str, Any] = {
-    "size": 20,
-    "train_count": 160,
-    "test_count": 80,
-    "thickness": (1, 3),
-    "noise": 0.1,
-    "drawing_seed": 0,
-}
+SETTINGS: dict[str, Any] = {"size": 20, "train_count": 160, "test_count": 80, "thickness": (1, 3), "noise": 0.1}
+SETTINGS["drawing_seed"] = 0
 
 
 def drawn(split: str = "train", **changes: Any) -> tuple[Tensor, Tensor]:
@@ -37,23 +31,16 @@ def test_describe_agrees_with_read(size: Any, shape: tuple[int, int, int]) -> No
         x_NCHW, y_N = drawn(split, size=size)
         assert tuple(x_NCHW.shape) == (count, *shape)
         assert (spec.input_shape, spec.counts[split]) == (shape, count)
-        assert y_N.unique().tolist() == list(range(spec.classes))
+        assert y_N.bincount().tolist() == [count // 8] * spec.classes == [count // 8] * 8
     assert x_NCHW.dtype == torch.uint8
 
 
-def test_every_class_comes_as_often_as_any_other() -> None:
-    assert drawn()[1].bincount().tolist() == [20] * 8
-
-
-def test_the_same_seed_draws_the_same_whatever_the_run_drew_before() -> None:
+def test_what_is_drawn_follows_from_seed_and_split_alone() -> None:
     first = drawn()[0]
     torch.manual_seed(123)
     assert torch.equal(first, drawn()[0])
-
-
-def test_another_seed_and_another_split_draw_others() -> None:
-    assert not torch.equal(drawn()[0], drawn(drawing_seed=1)[0])
-    assert not torch.equal(drawn()[0][:80], drawn("test")[0])
+    assert not torch.equal(first, drawn(drawing_seed=1)[0])
+    assert not torch.equal(first[:80], drawn("test")[0])
 
 
 def test_more_images_leave_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +97,10 @@ def test_no_image_is_empty(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"size": 7}, "size"),
         ({"size": (28, 7)}, "size"),
-        ({"train_count": 7}, "train_count"),
         ({"test_count": 0}, "test_count"),
-        ({"thickness": (0, 2)}, "thickness[0]"),
         ({"thickness": (3, 1)}, "thickness[1]"),
         ({"noise": -0.1}, "noise"),
-        ({"drawing_seed": -1}, "drawing_seed"),
         ({"train_count": 10**11}, "train_count"),
         ({"size": 10**6}, "size"),
     ],

@@ -1,6 +1,5 @@
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -8,11 +7,13 @@ from image_folders import noise, write_image
 
 from cnnlab.data import SOURCES
 from cnnlab.data.image_files import ImageReader
-from cnnlab.data.source import DataSpec, Images, Source
+from cnnlab.data.source import Images, Source
 
 
 def images() -> Images:
-    return Images.of(torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), torch.tensor([2, 0, 1]))
+    return Images.of(
+        torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), torch.tensor([2, 0, 1], dtype=torch.int32)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"image_folder", "expanded_mnist", "logic_gates", "shapes"}))
@@ -32,25 +33,11 @@ def test_a_source_reads_any_image_file_in_its_own_shape(tmp_path: Path) -> None:
     assert SOURCES["cifar10"](root="").reader().read(path).shape == (3, 32, 32)
 
 
-def test_classes_are_counted_from_their_names() -> None:
-    assert DataSpec((1, 2, 2), {"train": 3, "test": 1}, ("cat", "dog", "emu")).classes == 3
-
-
-def test_a_new_split_is_numbered_in_the_order_of_its_file() -> None:
-    assert images().index_N.tolist() == [0, 1, 2]
-    assert len(images()) == 3
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
-def test_labels_become_int64(dtype: torch.dtype) -> None:
-    assert Images.of(torch.zeros(2, 1, 1, 1), torch.tensor([1, 0], dtype=dtype)).y_N.dtype == torch.int64
-
-
 def test_a_selection_keeps_images_labels_and_numbers_together() -> None:
+    assert (images().y_N.dtype, images().index_N.tolist()) == (torch.int64, [0, 1, 2])
     chosen = images().select(torch.tensor([2, 0]))
     assert chosen.x_NCHW[:, 0, 0, 0].tolist() == [8, 0]
-    assert chosen.y_N.tolist() == [1, 2]
-    assert chosen.index_N.tolist() == [2, 0]
+    assert (chosen.y_N.tolist(), chosen.index_N.tolist()) == ([1, 2], [2, 0])
 
 
 def test_a_selection_copies_no_image_and_can_be_selected_from() -> None:
@@ -61,7 +48,7 @@ def test_a_selection_copies_no_image_and_can_be_selected_from() -> None:
     assert (len(chosen), chosen.shape, chosen.index_N.tolist()) == (1, (1, 2, 2), [0])
 
 
-@pytest.mark.parametrize("size", [1, 4, 8, 9, 1 << 24])
+@pytest.mark.parametrize("size", [1, 9, 1 << 24])
 def test_chunks_are_the_images_in_their_order_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr("cnnlab.data.source.CHUNK", size)
     for x in (images(), images().select(torch.tensor([2, 0]))):
@@ -73,21 +60,7 @@ def test_chunks_are_the_images_in_their_order_a_few_at_a_time(monkeypatch: pytes
 
 def test_the_digest_is_sha256_over_shape_images_and_labels() -> None:
     x = images()
-    by_hand = hashlib.sha256(b"(3, 1, 2, 2)" + x.x_NCHW.numpy().tobytes() + x.y_N.numpy().tobytes())
-    assert x.digest() == by_hand.hexdigest()
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"stored_NCHW": images().x_NCHW.flip(0)},
-        {"stored_NCHW": images().x_NCHW.reshape(3, 1, 1, 4)},
-        {"y_N": torch.tensor([2, 0, 0])},
-    ],
-    ids=["pixels", "shape", "labels"],
-)
-def test_the_digest_notices_any_change(changed: dict[str, Any]) -> None:
-    x = images()
-    assert (
-        Images(**{"stored_NCHW": x.stored_NCHW, "y_N": x.y_N, "index_N": x.index_N, **changed}).digest() != x.digest()
-    )
+    content = x.x_NCHW.numpy().tobytes() + x.y_N.numpy().tobytes()
+    assert x.digest() == hashlib.sha256(b"(3, 1, 2, 2)" + content).hexdigest()
+    reshaped = Images(x.x_NCHW.reshape(3, 1, 1, 4), x.y_N, x.index_N)
+    assert reshaped.digest() == hashlib.sha256(b"(3, 1, 1, 4)" + content).hexdigest()

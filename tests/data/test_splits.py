@@ -20,7 +20,6 @@ def labels(*sizes: int) -> Tensor:
         ((50, 30, 20), 10, [5, 3, 2]),  # shares without a remainder
         ((50, 30, 20), 7, [4, 2, 1]),  # 3.5, 2.1, 1.4: one is left for the .5
         ((6, 3, 1), 3, [2, 1, 0]),  # 1.8, 0.9, 0.3: two are left for .9 and .8
-        ((5, 3, 2), 4, [2, 1, 1]),  # 2.0, 1.2, 0.8: one is left for the .8
         ((4, 0, 6), 5, [2, 0, 3]),  # a class without images
         ((10, 10), 0, [0, 0]),
     ],
@@ -34,17 +33,12 @@ def test_each_class_gives_its_fraction_by_largest_remainder(
 
 
 @pytest.mark.parametrize("where", ["random", "end"])
-@pytest.mark.parametrize("count", [0, 1, 17, 99])
-def test_the_parts_are_disjoint_and_together_everything(where: str, count: int) -> None:
-    kept, carved = carve(labels(50, 30, 20), count, where, seed=3)
+@pytest.mark.parametrize("count", [0, 1, 99])
+def test_the_splits_are_disjoint_in_the_files_order_and_together_everything(where: str, count: int) -> None:
+    kept, carved = (rows.tolist() for rows in carve(labels(50, 30, 20), count, where, seed=3))
     assert len(carved) == count
-    assert sorted(kept.tolist() + carved.tolist()) == list(range(100))
-
-
-@pytest.mark.parametrize("where", ["random", "end"])
-def test_the_parts_are_in_the_order_of_the_file(where: str) -> None:
-    for part in carve(labels(50, 30, 20), 30, where, seed=3):
-        assert part.tolist() == sorted(part.tolist())
+    assert sorted(kept + carved) == list(range(100))
+    assert (kept, carved) == (sorted(kept), sorted(carved))
 
 
 def test_end_carves_the_last_ones() -> None:
@@ -53,22 +47,14 @@ def test_end_carves_the_last_ones() -> None:
     assert carved.tolist() == [7, 8, 9]
 
 
-def test_a_random_split_is_a_pure_function_of_its_seed() -> None:
+def test_a_random_split_is_a_pure_function_of_its_seed_and_draws_nothing() -> None:
     torch.manual_seed(1)
-    first = carve(labels(50, 30, 20), 20, "random", seed=7)[1]
-    torch.manual_seed(2)
-    assert torch.equal(first, carve(labels(50, 30, 20), 20, "random", seed=7)[1])
-
-
-def test_another_seed_carves_other_images() -> None:
-    carved = {tuple(carve(labels(50, 30, 20), 20, "random", seed=seed)[1].tolist()) for seed in range(5)}
-    assert len(carved) == 5
-
-
-def test_carving_draws_nothing_from_the_global_generator() -> None:
     before = torch.get_rng_state()
-    carve(labels(50, 30, 20), 20, "random", seed=7)
+    carved = [carve(labels(50, 30, 20), 20, "random", seed=seed)[1].tolist() for seed in (7, 8)]
     assert torch.equal(torch.get_rng_state(), before)
+    assert carved[0] != carved[1]
+    torch.manual_seed(2)
+    assert carve(labels(50, 30, 20), 20, "random", seed=7)[1].tolist() == carved[0]
 
 
 @pytest.mark.parametrize(
@@ -77,12 +63,8 @@ def test_carving_draws_nothing_from_the_global_generator() -> None:
         (-1, "random", "count"),
         (1.5, "end", "count"),
         (1.0, "end", "count"),
-        (0.0, "end", "count"),
-        (-0.1, "end", "count"),
         (float("nan"), "end", "count"),
-        (True, "random", "count"),
         (None, "random", "count"),
-        ("many", "random", "count"),
         (1, "top", "from"),
     ],
 )

@@ -79,14 +79,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_streaming_gives_the_batches_of_the_resident_loader_to_the_bit(
     streaming: Callable[..., ImageLoader], case: str, workers: int
 ) -> None:
     assert same(epochs(streaming(workers, **CASES[case])), epochs(made(None, **CASES[case])))
 
 
-@pytest.mark.parametrize("block", [1, 1 << 10, 1 << 18])
+@pytest.mark.parametrize("block", [1, 1 << 18])
 @pytest.mark.parametrize("workers", [None, 1])
 def test_how_many_batches_are_made_at_once_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int | None, block: int
@@ -97,7 +97,7 @@ def test_how_many_batches_are_made_at_once_changes_no_bit(
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
-@pytest.mark.parametrize("taken", [0, 1, 3, 7, 8])
+@pytest.mark.parametrize("taken", [1, 3, 8])
 def test_an_epoch_resumed_in_the_middle_resumes_with_the_remaining_batches(
     monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int | None, taken: int
 ) -> None:
@@ -134,29 +134,20 @@ def test_streaming_draws_nothing_from_the_global_generators(streaming: Callable[
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_workers_live_from_epoch_to_epoch_and_end_with_close(streaming: Callable[..., ImageLoader]) -> None:
-    before = set(multiprocessing.active_children())
+def test_the_workers_live_from_epoch_to_epoch_end_with_close_and_start_again(
+    streaming: Callable[..., ImageLoader],
+) -> None:
+    before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     loader = streaming(2)
-    epochs(loader, 1)
+    first = epochs(loader, 1)
     workers = {process.pid for process in set(multiprocessing.active_children()) - before}
     epochs(loader, 3)
     assert {process.pid for process in set(multiprocessing.active_children()) - before} == workers
     assert len(workers) == 2
+    assert signal.getsignal(signal.SIGCHLD) is handler
     loader.close()
     assert set(multiprocessing.active_children()) <= before
-
-
-def test_a_closed_loader_starts_again(streaming: Callable[..., ImageLoader]) -> None:
-    loader = streaming(1)
-    first = epochs(loader, 1)
-    loader.close()
     assert same(epochs(loader, 1), first)
-
-
-def test_no_handler_of_dead_children_is_left_behind(streaming: Callable[..., ImageLoader]) -> None:
-    before = signal.getsignal(signal.SIGCHLD)
-    epochs(streaming(1), 1)
-    assert signal.getsignal(signal.SIGCHLD) is before
 
 
 def killed_after_a_batch(loader: ImageLoader, number: signal.Signals) -> tuple[list[Batch], int]:
@@ -174,12 +165,9 @@ def killed_after_a_batch(loader: ImageLoader, number: signal.Signals) -> tuple[l
     return batches, worker
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_named(
-    monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader], workers: int
-) -> None:
+def test_a_killed_worker_is_named(monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader]) -> None:
     monkeypatch.setattr("cnnlab.data.loader.BLOCK", 1)
-    loader = streaming(workers, batch_size=2)
+    loader = streaming(2, batch_size=2)
     began = time.monotonic()
     with pytest.raises(TrainingError) as caught:
         killed_after_a_batch(loader, signal.SIGKILL)
