@@ -32,24 +32,13 @@ def test_batch_norm_equals_torch_for_every_number_of_dimensions(
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
-def test_batch_norm_normalizes_each_channel_over_batch_and_pixels() -> None:
-    x_NCHW = torch.randn(4, 3, 5, 5) * 3 + 2
-    torch.testing.assert_close(BatchNorm(3)(x_NCHW), normalized(x_NCHW, (0, 2, 3)))
-
-
-def test_batch_norm_keeps_a_running_mean_of_the_batches() -> None:
-    norm = BatchNorm(1, momentum=0.25)
-    norm(torch.tensor([[3.0], [5.0]]))  # mean 4: 0.75·0 + 0.25·4 = 1
-    assert norm.running_mean is not None
-    assert norm.running_mean.item() == pytest.approx(1.0)
-
-
-def test_batch_norm_without_momentum_averages_all_batches_alike() -> None:
-    norm = BatchNorm(1, momentum=None)
-    norm(torch.tensor([[1.0], [3.0]]))
+@pytest.mark.parametrize(("momentum", "mean"), [(0.25, 0.75 * 0.5 + 0.25 * 8), (None, (2 + 8) / 2)])
+def test_batch_norm_keeps_a_running_mean_of_the_batches(momentum: float | None, mean: float) -> None:
+    norm = BatchNorm(1, momentum=momentum)
+    norm(torch.tensor([[1.0], [3.0]]))  # mean 2: with momentum 0.75·0 + 0.25·2 = 0.5
     norm(torch.tensor([[7.0], [9.0]]))
     assert norm.running_mean is not None
-    assert norm.running_mean.item() == pytest.approx(5.0)  # (2 + 8) / 2
+    assert norm.running_mean.item() == pytest.approx(mean)
 
 
 def test_batch_norm_takes_no_image_of_three_dimensions() -> None:
@@ -70,13 +59,10 @@ def test_group_norm_normalizes_each_group_of_one_image() -> None:
     torch.testing.assert_close(GroupNorm(2, 4)(x_NCHW), normalized(grouped, (2, 3, 4)).view(2, 4, 3, 3))
 
 
-def test_layer_norm_normalizes_each_image_by_itself() -> None:
+def test_layer_norm_normalizes_each_image_by_itself_and_batch_norm_each_channel() -> None:
     x_NCHW = torch.randn(2, 3, 4, 5) * 2 - 1
-    torch.testing.assert_close(LayerNorm((3, 4, 5))(x_NCHW), normalized(x_NCHW, (1, 2, 3)))
-
-
-def test_layer_norm_can_do_without_a_bias() -> None:
-    assert [name for name, _ in LayerNorm(4, bias=False).named_parameters()] == ["weight"]
+    torch.testing.assert_close(LayerNorm((3, 4, 5), bias=False)(x_NCHW), normalized(x_NCHW, (1, 2, 3)))
+    torch.testing.assert_close(BatchNorm(3)(x_NCHW), normalized(x_NCHW, (0, 2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +70,8 @@ def test_layer_norm_can_do_without_a_bias() -> None:
     [
         (BatchNorm, {"num_features": 0}, "num_features"),
         (BatchNorm, {"num_features": 3, "momentum": 1.5}, "momentum"),
-        (BatchNorm, {"num_features": 3, "momentum": -0.1}, "momentum"),
         (BatchNorm, {"num_features": 3, "eps": 0}, "eps"),
-        (GroupNorm, {"num_groups": 0, "num_channels": 4}, "num_groups"),
         (GroupNorm, {"num_groups": 3, "num_channels": 4}, "num_groups"),
-        (GroupNorm, {"num_groups": 2, "num_channels": 4, "eps": -1.0}, "eps"),
         (LayerNorm, {"normalized_shape": 4, "eps": 0.0}, "eps"),
     ],
     ids=str,

@@ -14,33 +14,18 @@ LAPLACE = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])  # 
 
 SETTINGS: list[dict[str, Any]] = [
     {"kernel_size": 3},
-    {"kernel_size": (3, 2)},
-    {"kernel_size": 3, "stride": 2},
     {"kernel_size": 3, "stride": (1, 3)},
-    {"kernel_size": 3, "padding": 1},
     {"kernel_size": 3, "padding": (2, 0)},
-    {"kernel_size": 3, "padding": "same"},
     {"kernel_size": (5, 3), "padding": "same", "dilation": (1, 2)},
     {"kernel_size": 3, "padding": "valid", "stride": 2},
-    {"kernel_size": 3, "dilation": 2},
     {"kernel_size": 2, "dilation": (1, 3)},
-    {"kernel_size": 3, "groups": 2},
     {"kernel_size": 3, "groups": 4, "padding": 1},
     {"kernel_size": 3, "bias": False},
-    {"kernel_size": 3, "padding": 2, "padding_mode": "zeros"},
     {"kernel_size": 3, "padding": 2, "padding_mode": "reflect"},
     {"kernel_size": 3, "padding": (0, 2), "padding_mode": "replicate"},
     {"kernel_size": 3, "padding": 1, "padding_mode": "circular", "stride": 2},
     {"kernel_size": 5, "padding": "same", "padding_mode": "reflect"},
 ]
-
-
-def with_kernel(kernel: torch.Tensor, **settings: Any) -> Conv:
-    """One filter over one channel with the given weights and no bias."""
-    conv = Conv(1, 1, tuple(kernel.shape), bias=False, **settings)  # type: ignore[arg-type]
-    with torch.no_grad():
-        conv.weight.copy_(kernel)
-    return conv
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -61,62 +46,49 @@ def test_a_unit_is_the_sum_of_weight_times_pixel_plus_bias() -> None:
     assert conv(x_NCHW).tolist() == [[[[15.0, 21.0]]]]
 
 
-def test_a_constant_image_padded_with_its_own_value_gives_nothing_under_a_zero_sum_kernel() -> None:
-    conv = with_kernel(LAPLACE, padding=1, padding_mode="constant", padding_value=3.0)
-    assert conv(torch.full((1, 1, 5, 6), 3.0)).eq(0).all()
-
-
-def test_zero_padding_makes_a_border_in_a_constant_image() -> None:
-    response_HW = with_kernel(LAPLACE, padding=1)(torch.full((1, 1, 5, 6), 3.0))[0, 0]
+def test_zero_padding_makes_a_border_in_a_constant_image_and_its_own_value_none() -> None:
+    constant_NCHW, (zeros, same) = (
+        torch.full((1, 1, 5, 6), 3.0),
+        (Conv(1, 1, 3, bias=False, padding=1, padding_mode="constant", padding_value=value) for value in (0.0, 3.0)),
+    )
+    for conv in (zeros, same):
+        conv.load_state_dict({"weight": LAPLACE[None, None]})
+    response_HW = zeros(constant_NCHW)[0, 0]
     assert response_HW[1:-1, 1:-1].eq(0).all()
     assert response_HW[0, 0] == -6.0  # a corner misses two neighbours of 3
     assert response_HW[0, 1:-1].eq(-3.0).all()  # an edge misses one
     assert response_HW[1:-1, -1].eq(-3.0).all()
+    assert same(constant_NCHW).eq(0).all()
 
 
 @pytest.mark.parametrize(
-    ("padding", "borders"),  # borders as F.pad takes them: left, right, top, bottom
-    [(1, (1, 1, 1, 1)), ((2, 0), (0, 0, 2, 2)), ("same", (1, 1, 1, 1)), ("valid", (0, 0, 0, 0))],
+    ("settings", "borders"),  # borders as F.pad takes them: left, right, top, bottom
+    [
+        ({"padding": 2, "stride": 2, "dilation": 2, "groups": 2}, (2, 2, 2, 2)),
+        ({"padding": (2, 0)}, (0, 0, 2, 2)),
+        ({"padding": "same"}, (1, 1, 1, 1)),
+        ({"padding": "valid"}, (0, 0, 0, 0)),
+    ],
 )
-def test_constant_padding_surrounds_the_image_with_the_value(padding: Any, borders: tuple[int, ...]) -> None:
-    conv = Conv(2, 3, 3, padding=padding, padding_mode="constant", padding_value=-0.5)
+def test_constant_padding_surrounds_the_image_with_the_value(
+    settings: dict[str, Any], borders: tuple[int, ...]
+) -> None:
+    conv = Conv(2, 4, 3, padding_mode="constant", padding_value=-0.5, **settings)
     x_NCHW = torch.randn(2, 2, 6, 5)
-    expected = F.conv2d(F.pad(x_NCHW, borders, value=-0.5), conv.weight, conv.bias)
+    expected = F.conv2d(F.pad(x_NCHW, borders, value=-0.5), conv.weight, conv.bias, **{**settings, "padding": 0})
     torch.testing.assert_close(conv(x_NCHW), expected)
-
-
-def test_constant_padding_keeps_stride_dilation_and_groups() -> None:
-    settings: dict[str, Any] = {"stride": 2, "dilation": 2, "groups": 2}
-    conv = Conv(2, 4, 3, padding=2, padding_mode="constant", padding_value=1.5, **settings)
-    x_NCHW = torch.randn(2, 2, 8, 8)
-    expected = F.conv2d(F.pad(x_NCHW, (2, 2, 2, 2), value=1.5), conv.weight, conv.bias, **settings)
-    torch.testing.assert_close(conv(x_NCHW), expected)
-
-
-def test_constant_padding_of_zero_is_zero_padding() -> None:
-    conv = with_kernel(LAPLACE, padding=1, padding_mode="constant", padding_value=0.0)
-    x_NCHW = torch.randn(1, 1, 5, 5)
-    torch.testing.assert_close(conv(x_NCHW), F.conv2d(x_NCHW, conv.weight, padding=1))
 
 
 @pytest.mark.parametrize(
     ("settings", "argument", "fragment"),
     [
         ({"in_channels": 0}, "in_channels", "received 0"),
-        ({"out_channels": 0}, "out_channels", "received 0"),
-        ({"out_channels": 2.0}, "out_channels", "received 2.0"),
-        ({"out_channels": True}, "out_channels", "received True"),
-        ({"kernel_size": 0}, "kernel_size", "received 0"),
-        ({"kernel_size": (3,)}, "kernel_size", "pair"),
         ({"kernel_size": (3, 0)}, "kernel_size", "received 0"),
         ({"kernel_size": "three"}, "kernel_size", "received 'three'"),
         ({"stride": 0}, "stride", "received 0"),
-        ({"stride": (1, 2, 3)}, "stride", "pair"),
-        ({"padding": -1}, "padding", "received -1"),
         ({"padding": (0, -1)}, "padding", "received -1"),
         ({"padding": "sane"}, "padding", "did you mean 'same'?"),
         ({"padding": "same", "stride": 2}, "padding", "stride 2"),
-        ({"padding": "same", "stride": (1, 2)}, "padding", "'same'"),
         ({"dilation": 0}, "dilation", "received 0"),
         ({"groups": 0}, "groups", "received 0"),
         ({"in_channels": 3, "groups": 2}, "groups", "in_channels 3"),
@@ -124,7 +96,6 @@ def test_constant_padding_of_zero_is_zero_padding() -> None:
         ({"padding_mode": "reflekt"}, "padding_mode", "did you mean 'reflect'?"),
         ({"padding_mode": "constant", "padding_value": float("nan")}, "padding_value", "in [-1e+06, 1e+06]"),
         ({"padding_value": 1.0}, "padding_value", "padding_mode=constant"),
-        ({"padding_value": 1.0, "padding_mode": "reflect"}, "padding_value", "padding_mode=reflect"),
     ],
     ids=str,
 )

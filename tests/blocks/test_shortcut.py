@@ -5,23 +5,13 @@ from cnnlab.blocks.shortcut import ZeroPadShortcut
 from cnnlab.runtime.errors import ArgumentError
 
 
-def test_every_second_pixel_is_kept_and_new_channels_are_zero() -> None:
-    x_NCHW = torch.arange(2 * 2 * 3 * 5.0).reshape(2, 2, 3, 5)
-    output_NCHW = ZeroPadShortcut(2, 5, stride=2)(x_NCHW)
-    assert output_NCHW.shape == (2, 5, 2, 3)
-    torch.testing.assert_close(output_NCHW[:, :2], x_NCHW[..., ::2, ::2])
-    assert not output_NCHW[:, 2:].any()
-
-
 def test_it_is_the_1x1_convolution_whose_filters_are_unit_vectors() -> None:
-    x_NCHW = torch.randn(2, 3, 7, 7)
+    x_NCHW = torch.randn(2, 3, 7, 9)
     identity = torch.eye(6, 3)[..., None, None]
     expected = torch.nn.functional.conv2d(x_NCHW, identity, stride=2)
-    torch.testing.assert_close(ZeroPadShortcut(3, 6, stride=2)(x_NCHW), expected)
-
-
-def test_it_has_no_parameters() -> None:
-    assert not list(ZeroPadShortcut(3, 6).parameters())
+    shortcut = ZeroPadShortcut(3, 6, stride=2)
+    torch.testing.assert_close(shortcut(x_NCHW), expected)
+    assert not list(shortcut.parameters())
 
 
 def test_the_gradient_goes_to_the_kept_pixels_alone() -> None:
@@ -36,7 +26,6 @@ def test_the_gradient_goes_to_the_kept_pixels_alone() -> None:
     ("arguments", "message"),
     [
         ({"out_channels": 2}, "out_channels: expected at least the 3 channels that reach it, received 2"),
-        ({"out_channels": 0}, "out_channels: expected a whole number from 1 to 16777216, received 0"),
         ({"out_channels": 3, "stride": 0}, "stride: expected a whole number from 1 to 65536, received 0"),
     ],
 )

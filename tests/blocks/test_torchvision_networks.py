@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 from torchvision import models
 
 from cnnlab.blocks.torchvision_networks import torchvision_network
@@ -47,12 +46,6 @@ def test_networks_with_auxiliary_heads_give_one_tensor_in_training(name: str) ->
         assert network(torch.empty(2, 3, 96, 96)).shape == (2, 5)
 
 
-def test_options_go_to_the_builder() -> None:
-    with torch.device("meta"):
-        network = torchvision_network("mobilenet_v3_small", dropout=0.3)
-    assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.3]
-
-
 def test_pretrained_googlenet_takes_its_input_as_it_was_trained() -> None:
     with torch.device("meta"):
         assert torchvision_network("googlenet", weights="DEFAULT").transform_input is True
@@ -77,7 +70,6 @@ def test_no_weights_are_read_in_the_constructor(monkeypatch: pytest.MonkeyPatch)
         ({"name": "resnet50", "weights": "V2"}, "weights: resnet50 has no weights 'V2'.* IMAGENET1K_V1, IMAGENET1K_V2"),
         ({"name": "resnet18", "num_classes": 0}, "num_classes: expected a whole number ≥ 1"),
         ({"name": "resnet18", "dropout": 0.1}, "dropout: torchvision's resnet18 has no argument 'dropout'"),
-        ({"name": "resnet18", "weigths": "DEFAULT"}, "weigths: .* did you mean 'weights'"),
     ],
 )
 def test_what_it_does_not_take_is_refused(arguments: dict[str, object], message: str) -> None:
