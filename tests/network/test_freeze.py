@@ -10,16 +10,14 @@ from torch import nn
 from cnnlab.network import NetworkPlan, plan_network, render_table
 from cnnlab.runtime.errors import Complaints, ConfigError
 
+BODY = {
+    "conv1": {"type": "conv", "out_channels": 2, "kernel_size": 3, "padding": 1},
+    "norm1": {"type": "batch_norm", "affine": False},
+}
 BLOCKS: dict[str, Any] = {
     "conv1": {"type": "conv", "out_channels": 2, "kernel_size": 3},
     "norm1": "batch_norm",
-    "block1": {
-        "type": "residual",
-        "blocks": {
-            "conv1": {"type": "conv", "out_channels": 2, "kernel_size": 3, "padding": 1},
-            "norm1": {"type": "batch_norm", "affine": False},
-        },
-    },
+    "block1": {"type": "residual", "blocks": BODY},
     "pool": "global_avg_pool",
     "output": {"type": "linear", "out_features": 3},
 }
@@ -27,7 +25,7 @@ NAMES = ["conv1.weight", "conv1.bias", "norm1.weight", "norm1.bias", "block1.blo
 NAMES += ["block1.blocks.conv1.bias", "output.weight", "output.bias"]
 
 
-def planned(*freeze: str, blocks: Mapping[str, Any] = BLOCKS) -> NetworkPlan:
+def planned(*freeze: Any, blocks: Mapping[str, Any] = BLOCKS) -> NetworkPlan:
     complaints = Complaints()
     plan = plan_network((1, 8, 8), blocks, complaints, freeze=list(freeze))
     complaints.raise_if_any()
@@ -50,7 +48,6 @@ def in_evaluation(network: nn.Module) -> list[str]:
         (["conv1"], NAMES[:2]),  # not block1.blocks.conv1
         (["conv1.weight"], NAMES[:1]),
         (["*conv1"], NAMES[:2] + NAMES[4:6]),
-        (["block*"], NAMES[4:6]),
         (["block1.blocks.*"], NAMES[4:6]),
         (["*.bias"], NAMES[1::2]),
         (["conv1", "norm1"], NAMES[:4]),
@@ -65,8 +62,6 @@ def test_a_pattern_freezes_a_parameter_or_all_of_a_layer(patterns: list[str], ex
     [
         (["norm1"], ["norm1"]),
         (["norm1.weight"], []),  # its bias trains
-        (["norm1.*"], ["norm1"]),
-        (["conv1"], []),
         (["block1"], ["block1.blocks.norm1"]),  # no parameters, but statistics
     ],
 )
@@ -93,11 +88,7 @@ def test_frozen_weights_begin_as_they_would_have_otherwise() -> None:
 def test_the_table_marks_frozen_layers_and_counts_what_trains() -> None:
     plan = planned("conv1.weight", "block1")
     remarks = {row.path: row.remark for row in plan.rows if row.remark}
-    assert remarks == {
-        "conv1": "partly frozen",
-        "block1.blocks.conv1": "frozen",
-        "block1.blocks.norm1": "frozen",
-    }
+    assert remarks == {"conv1": "partly frozen", "block1.blocks.conv1": "frozen", "block1.blocks.norm1": "frozen"}
     total = 2 * 9 + 2 + 4 + 2 * 2 * 9 + 2 + 2 * 3 + 3
     remark = render_table(plan.rows, plan.input_shape).columns[-1]
     assert remark.footer == f"{total - 2 * 9 - (2 * 2 * 9 + 2)} train"
@@ -119,23 +110,13 @@ def test_a_layer_inside_torchvisions_network_goes_by_torchvisions_name() -> None
     [
         (["conv9"], "'conv9' matches no parameter .* did you mean 'conv1'\\? there are conv1, norm1, block1, output"),
         (["pool"], "'pool' matches no parameter and no layer that has any"),
-        (["blocks.conv1"], "'blocks.conv1' matches no parameter .* did you mean 'block1.blocks.conv1'"),
         (["*"], "\\* matches every parameter: there is nothing to train"),
-        (["conv1", "norm1", "block1", "output"], "conv1, norm1, block1, output matches every parameter"),
         ([3], "expected a list of name patterns such as \\[conv1, norm\\*\\], received \\[3\\]"),
     ],
 )
 def test_a_pattern_without_sense_is_reported(patterns: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"model.freeze: {message}"):
         planned(*patterns)
-
-
-def test_one_word_is_no_list_of_patterns() -> None:
-    complaints = Complaints()
-    assert plan_network((1, 8, 8), BLOCKS, complaints, freeze="conv1") is None
-    assert complaints.messages == [
-        "model.freeze: expected a list of name patterns such as [conv1, norm*], received 'conv1'"
-    ]
 
 
 def test_a_network_without_parameters_is_not_blamed_on_freeze() -> None:

@@ -27,6 +27,19 @@ def rows(input_shape: tuple[int, ...], blocks: dict[str, Any]) -> dict[str, Laye
     return {row.path: row for row in plan.rows}
 
 
+def test_sizes_and_parameters_of_every_layer() -> None:
+    table = rows((1, 28, 28), CP20_CP40_FC100)
+    assert {path: (row.output_shape, row.parameters) for path, row in table.items()} == {
+        "conv1": ((20, 24, 24), 20 * (5 * 5 * 1 + 1)),  # 28 − 5 + 1
+        "pool1": ((20, 12, 12), 0),
+        "conv2": ((40, 8, 8), 40 * (5 * 5 * 20 + 1)),  # 12 − 5 + 1
+        "pool2": ((40, 4, 4), 0),
+        "flatten": ((640,), 0),  # 40·4·4
+        "hidden": ((100,), 100 * (640 + 1)),
+        "output": ((10,), 10 * (100 + 1)),
+    }
+
+
 def rendered(input_shape: tuple[int, ...], blocks: dict[str, Any]) -> list[str]:
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
@@ -38,49 +51,14 @@ def conv(out_channels: int, kernel_size: int = 3, **settings: Any) -> dict[str, 
     return {"type": "conv", "out_channels": out_channels, "kernel_size": kernel_size, **settings}
 
 
-# sizes
-
-
-def test_the_output_of_every_layer() -> None:
-    assert {path: row.output_shape for path, row in rows((1, 28, 28), CP20_CP40_FC100).items()} == {
-        "conv1": (20, 24, 24),  # 28 − 5 + 1
-        "pool1": (20, 12, 12),
-        "conv2": (40, 8, 8),  # 12 − 5 + 1
-        "pool2": (40, 4, 4),
-        "flatten": (640,),  # 40·4·4
-        "hidden": (100,),
-        "output": (10,),
-    }
-
-
-# parameters
-
-
-def test_the_parameters_of_every_layer() -> None:
-    assert {path: row.parameters for path, row in rows((1, 28, 28), CP20_CP40_FC100).items()} == {
-        "conv1": 20 * (5 * 5 * 1 + 1),  # 520
-        "pool1": 0,
-        "conv2": 40 * (5 * 5 * 20 + 1),  # 20,040
-        "pool2": 0,
-        "flatten": 0,
-        "hidden": 100 * (640 + 1),  # 64,100
-        "output": 10 * (100 + 1),  # 1,010
-    }
-
-
-# MACs
-
-
 @pytest.mark.parametrize(
     ("input_shape", "spec", "macs"),
     [
-        ((1, 28, 28), conv(20, 5), 24 * 24 * 20 * 5 * 5 * 1),  # 288,000
-        ((1, 28, 28), conv(20, 5, bias=False), 288_000),
+        ((1, 28, 28), conv(20, 5), 24 * 24 * 20 * 5 * 5 * 1),
         ((100,), {"type": "linear", "out_features": 64}, 6_400),
         ((4, 8, 8), conv(8, 3, groups=2), 6 * 6 * 8 * 3 * 3 * 2),
         ((4, 9, 9), conv(8, 3, stride=2), 4 * 4 * 8 * 3 * 3 * 4),
         ((4, 8, 8), "batch_norm", 0),
-        ((4, 8, 8), {"type": "max_pool", "kernel_size": 2}, 0),
     ],
     ids=str,
 )
@@ -96,9 +74,6 @@ def test_the_multiply_accumulates_of_a_residual() -> None:
         "block.blocks.conv2": 4 * 4 * 16 * 3 * 3 * 16,
         "block.projection.conv": 4 * 4 * 16 * 1 * 1 * 8,
     }
-
-
-# rows
 
 
 def test_nested_layers_stand_below_their_container() -> None:
@@ -118,10 +93,8 @@ def test_nested_layers_stand_below_their_container() -> None:
     ("spec", "block"),
     [
         (conv(1), "conv 3×3"),
-        (conv(1, stride=2), "conv 3×3 / 2"),
         (conv(1, stride=[1, 2]), "conv 3×3 / 1×2"),
         ({"type": "max_pool", "kernel_size": [2, 3]}, "max_pool 2×3 / 2×3"),
-        ("relu", "relu"),
         ("torch.nn.Hardswish", "torch.nn.Hardswish"),
     ],
     ids=str,
@@ -130,34 +103,17 @@ def test_a_window_is_noted_beside_the_block(spec: Any, block: str) -> None:
     assert rows((1, 6, 6), {"layer": spec})["layer"].block == block
 
 
-# the rendered table
-
-
 def test_the_rendered_table_has_a_line_for_input_layers_and_total() -> None:
-    lines = rendered((1, 28, 28), CP20_CP40_FC100)
-    firsts = [line.split()[0] for line in lines if line.strip()]
-    start = firsts.index("input")
-    assert firsts[start:] == ["input", *CP20_CP40_FC100, "total"]
-
-
-def test_the_rendered_table_ends_in_the_sums() -> None:
-    total = next(line for line in rendered((1, 28, 28), CP20_CP40_FC100) if line.startswith("total"))
+    lines = [line.split() for line in rendered((1, 28, 28), CP20_CP40_FC100) if line.strip()]
+    start = next(number for number, line in enumerate(lines) if line[0] == "input")
+    assert [line[0] for line in lines[start:]] == ["input", *CP20_CP40_FC100, "total"]
+    assert lines[start + 1] == ["conv1", "conv", "5×5", "20×24×24", "520", "288,000", "5×5"]
     macs = 24 * 24 * 20 * 25 + 8 * 8 * 40 * 25 * 20 + 640 * 100 + 100 * 10
-    assert total.split() == ["total", "85,670", f"{macs:,}"]
+    assert lines[-1] == ["total", "85,670", f"{macs:,}"]
 
 
-def test_a_rendered_layer_shows_what_is_known_of_it() -> None:
-    line = next(line for line in rendered((1, 28, 28), CP20_CP40_FC100) if line.startswith("conv1"))
-    assert line.split() == ["conv1", "conv", "5×5", "20×24×24", "520", "288,000", "5×5"]
-
-
-def test_nested_layers_are_indented_under_their_own_names() -> None:
-    lines = rendered((1, 6, 6), {"stage": {"type": "sequential", "blocks": {"act": "relu"}}})
-    assert any(line.startswith("  act ") for line in lines)
-
-
-def test_remarks_have_a_column_only_where_there_are_some() -> None:
+def test_remarks_have_a_column_only_where_there_are_some_and_nested_layers_are_indented() -> None:
     assert not any("remark" in line for line in rendered((1, 7, 7), {"conv": conv(1)}))
-    lines = rendered((1, 7, 7), {"conv": conv(1, stride=3)})
+    lines = rendered((1, 7, 7), {"stage": {"type": "sequential", "blocks": {"conv": conv(1, stride=3)}}})
     assert any("remark" in line for line in lines)
-    assert any(line.rstrip().endswith("drops 1 row, 1 column") for line in lines)
+    assert any(line.startswith("  conv ") and line.rstrip().endswith("drops 1 row, 1 column") for line in lines)
