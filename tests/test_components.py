@@ -9,16 +9,7 @@ from typing import Any, Literal
 import pytest
 from torch import nn
 
-from cnnlab.components import (
-    Component,
-    Registry,
-    Trust,
-    bind,
-    find_factory,
-    shorten,
-    split_spec,
-    type_problem,
-)
+from cnnlab.components import Component, Registry, Trust, bind, find_factory, split_spec, type_problem
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import Complaints, ConfigError
 
@@ -85,24 +76,17 @@ def complaints_about(spec: Any, **options: Any) -> list[str]:
     return complaints.messages
 
 
-def test_a_name_is_a_spec_without_arguments() -> None:
+def test_a_name_is_a_spec_without_arguments_and_a_mapping_a_type_and_arguments() -> None:
     assert split_spec("circle", "shapes.mine") == ("circle", {})
-
-
-def test_a_mapping_is_a_type_and_arguments() -> None:
     spec = {"type": "circle", "radius": 2}
     assert split_spec(spec, "shapes.mine") == ("circle", {"radius": 2})
     assert spec == {"type": "circle", "radius": 2}
 
 
-@pytest.mark.parametrize("spec", [None, 5, "", ["circle"], {"radius": 2}, {"type": None}, {"type": 3}, {}], ids=str)
+@pytest.mark.parametrize("spec", [None, "", ["circle"], {"radius": 2}, {"type": None}, {"type": 3}], ids=str)
 def test_what_has_no_type_is_refused_with_its_key(spec: Any) -> None:
     with pytest.raises(ConfigError, match=r"^shapes\.mine: expected a .*type"):
         split_spec(spec, "shapes.mine")
-
-
-def test_a_name_is_looked_up_in_the_table() -> None:
-    assert find_factory("circle", "shapes.mine", SHAPE, Trust()) is Circle
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_legal_ones() -> None:
@@ -120,19 +104,7 @@ def test_a_registry_without_a_base_takes_no_dotted_name() -> None:
     assert "dotted" not in str(caught.value)
 
 
-def test_a_torch_class_goes_by_its_dotted_name() -> None:
-    assert find_factory("torch.nn.Hardswish", "blocks.mine", MODULE, Trust()) is nn.Hardswish
-
-
-def test_a_users_own_class_goes_by_its_dotted_name(user_module: Callable[..., str]) -> None:
-    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\n")
-    factory = find_factory(f"{module}.Mine", "blocks.mine", MODULE, Trust())
-    assert (factory.__module__, factory.__name__) == (module, "Mine")
-
-
-@pytest.mark.parametrize(
-    "name", ["collections.OrderedDict", "torch.nn.functional.relu", "torch.nn.Parameter", "os.sep"]
-)
+@pytest.mark.parametrize("name", ["collections.OrderedDict", "torch.nn.functional.relu", "os.sep"])
 def test_a_dotted_name_of_another_base_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^blocks\.mine: {name} is no block: expected a subclass of torch\.nn"):
         find_factory(name, "blocks.mine", MODULE, Trust())
@@ -143,15 +115,11 @@ def test_an_abstract_class_is_refused() -> None:
         find_factory(f"{__name__}.Polygon", "shapes.mine", SHAPE, Trust())
 
 
-def test_a_missing_module_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^blocks\.mine: cannot import 'no_such_package\.Block': ModuleNotFound"):
-        find_factory("no_such_package.Block", "blocks.mine", MODULE, Trust())
-
-
-def test_a_module_that_fails_on_import_is_named_with_its_error(user_module: Callable[..., str]) -> None:
+def test_a_module_that_cannot_be_imported_is_named_with_its_error(user_module: Callable[..., str]) -> None:
     module = user_module("raise RuntimeError('not today')\n")
-    with pytest.raises(ConfigError, match=r"^blocks\.mine: cannot import .*RuntimeError: not today"):
-        find_factory(f"{module}.Mine", "blocks.mine", MODULE, Trust())
+    for name, error in ((module, "RuntimeError: not today"), ("no_such_package", "ModuleNotFound")):
+        with pytest.raises(ConfigError, match=rf"^blocks\.mine: cannot import '{name}\.Mine': {error}"):
+            find_factory(f"{name}.Mine", "blocks.mine", MODULE, Trust())
 
 
 def test_a_misspelt_class_is_refused_with_the_nearest() -> None:
@@ -174,16 +142,14 @@ def test_the_refusal_of_an_untrusted_class_prints_the_command_that_trusts_it() -
     assert str(caught.value).endswith("resume=runs/a trust=['my.Other', 'my.pkg.Block']")
 
 
-def test_a_class_that_the_command_repeats_is_trusted(user_module: Callable[..., str]) -> None:
-    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\n")
+def test_a_class_that_the_command_repeats_is_trusted_and_no_other_of_its_module(
+    user_module: Callable[..., str],
+) -> None:
+    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\nclass Other(nn.Module): ...\n")
     trust = Trust(everything=False, names=(f"{module}.Mine",))
     assert find_factory(f"{module}.Mine", "blocks.mine", MODULE, trust).__name__ == "Mine"
-
-
-def test_trusting_one_class_of_a_module_does_not_trust_another(user_module: Callable[..., str]) -> None:
-    module = user_module("from torch import nn\nclass Mine(nn.Module): ...\nclass Other(nn.Module): ...\n")
     with pytest.raises(ConfigError, match="Other"):
-        find_factory(f"{module}.Other", "blocks.mine", MODULE, Trust(everything=False, names=(f"{module}.Mine",)))
+        find_factory(f"{module}.Other", "blocks.mine", MODULE, trust)
 
 
 @pytest.mark.parametrize("name", ["relu", "torch.nn.Hardswish"])
@@ -191,24 +157,13 @@ def test_our_own_and_torch_classes_need_no_trust(name: str) -> None:
     assert find_factory(name, "blocks.mine", MODULE, Trust(everything=False)) in (nn.ReLU, nn.Hardswish)
 
 
-def test_binding_gives_the_arguments_as_they_are() -> None:
+def test_binding_gives_the_arguments_and_builds_the_class() -> None:
     component = bound({"type": "circle", "radius": 2, "name": "big"})
     assert (component.key, component.type, component.factory) == ("shapes.mine", "circle", Circle)
     assert component.arguments == {"radius": 2, "name": "big"}
-
-
-def test_a_component_builds_its_class() -> None:
-    circle = bound({"type": "circle", "radius": 2}).build()
-    assert isinstance(circle, Circle)
-    assert (circle.radius, circle.name) == (2, "circle")
-
-
-def test_what_the_caller_provides_wins_over_the_config() -> None:
-    assert bound({"type": "circle", "radius": 2}).build(radius=5).radius == 5
-
-
-def test_lists_become_tuples() -> None:
-    assert bound({"type": "square", "side": 1, "offset": [1, 2]}).arguments["offset"] == (1, 2)
+    circle = component.build(radius=5)  # what the caller provides wins
+    assert (type(circle), circle.radius, circle.name) == (Circle, 5, "big")
+    assert bound({"type": "anything", "colour": "red"}).build().options == {"colour": "red"}
 
 
 def test_a_missing_argument_is_named_unless_the_caller_provides_it() -> None:
@@ -220,10 +175,6 @@ def test_an_unknown_argument_is_refused_with_the_nearest_and_the_legal_ones() ->
     assert complaints_about({"type": "circle", "radius": 1, "nme": "x"}) == [
         "shapes.mine.nme: circle has no argument 'nme'; did you mean 'name'? it takes radius, name"
     ]
-
-
-def test_a_class_that_takes_any_argument_gets_them_all() -> None:
-    assert bound({"type": "anything", "colour": "red"}).build().options == {"colour": "red"}
 
 
 def test_an_argument_of_another_type_is_refused_with_what_was_expected() -> None:
@@ -262,26 +213,12 @@ def test_a_registry_knows_the_table_s_name_of_a_factory() -> None:
     assert SHAPE.name_of(Polygon) == "Polygon"
 
 
-@pytest.mark.parametrize(
-    ("value", "hint"),
-    [
-        (3, int),
-        (3, float),
-        (0.5, float),
-        ("x", str),
-        (True, bool),
-        (None, int | None),
-        (3, int | tuple[int, int]),
-        ((3, 4), int | tuple[int, int]),
-        ((1, 2, 3), tuple[int, ...]),
-        ((), tuple[int, ...]),
-        ("sum", Literal["mean", "sum"]),
-        ({"a": 1}, dict[str, int]),
-        ({1, 2}, Any),
-        (nn.ReLU(), nn.Module),
-    ],
-    ids=str,
-)
+FITTING: list[tuple[Any, Any]] = [(3, int), (3, float), (0.5, float), ("x", str), (True, bool), (None, int | None)]
+FITTING += [((3, 4), int | tuple[int, int]), ((1, 2, 3), tuple[int, ...]), ((), tuple[int, ...]), ({1, 2}, Any)]
+FITTING += [("sum", Literal["mean", "sum"]), ({"a": 1}, dict[str, int]), (nn.ReLU(), nn.Module)]
+
+
+@pytest.mark.parametrize(("value", "hint"), FITTING, ids=str)
 def test_a_value_of_the_annotated_type_is_no_problem(value: Any, hint: Any) -> None:
     assert type_problem(value, hint) is None
 
@@ -290,50 +227,28 @@ def test_a_value_of_the_annotated_type_is_no_problem(value: Any, hint: Any) -> N
     ("value", "hint", "expected"),
     [
         (0.5, int, "a whole number"),
-        (2.0, int, "a whole number"),
         (True, int, "a whole number"),
         ("3", int, "a whole number"),
-        (None, int, "a whole number"),
         (True, float, "a number"),
-        ("0.5", float, "a number"),
         (1, str, "a string"),
-        (1, bool, "true or false"),
         ("true", bool, "true or false"),
         (math.nan, float, "a finite number"),
         (-math.inf, float, "a finite number"),
         (math.nan, Any, "a finite number"),
         ("x", int | None, "a whole number or null"),
-        ("x", int | tuple[int, int], "a whole number or a list of 2"),
         ((1, 2, 3), int | tuple[int, int], "a whole number or a list of 2"),
         ((1, 0.5), tuple[int, int], "a list of 2"),
         (3, Sequence[float] | str | None, "a list (each item a number) or a string or null"),
         ((1, "a"), list[int], "a list (each item a whole number)"),
-        ((1, "x"), tuple[int, ...], "a list"),
         ("max", Literal["mean", "sum"], "one of mean, sum"),
         ((1,), dict[str, int], "a mapping"),
+        (True, Literal[1, 2], "one of 1, 2"),
+        ((math.nan, 1.0), tuple[float, float], "a finite number"),
+        (((1.0, math.inf),), tuple[tuple[float, float], ...], "a finite number"),
+        ("abc", Sequence[int], "a list (each item a whole number)"),
         ("relu", nn.Module, "a mapping of layer name → block"),
     ],
     ids=str,
 )
 def test_a_value_of_another_type_is_refused_with_what_was_expected(value: Any, hint: Any, expected: str) -> None:
     assert type_problem(value, hint) == expected
-
-
-def test_a_long_value_is_cut() -> None:
-    assert shorten([1, 2]) == "[1, 2]"
-    assert shorten("x" * 100, 10) == "'xxxxxxxx…"
-
-
-@pytest.mark.parametrize(
-    ("value", "hint"),
-    [
-        ((math.nan, 1.0), tuple[float, float]),
-        (((1.0, math.inf),), tuple[tuple[float, float], ...]),
-        (True, Literal[1, 2]),
-        ("abc", Sequence[int]),
-        ((1, "x"), list[int]),
-    ],
-    ids=str,
-)
-def test_what_hides_in_a_list_is_seen(value: Any, hint: Any) -> None:
-    assert type_problem(value, hint) is not None

@@ -71,12 +71,7 @@ def test_what_the_data_cannot_give_is_refused_with_the_arithmetic(
 
 @pytest.mark.parametrize(
     ("changes", "count"),
-    [
-        ({}, 90),
-        ({"limit": 8}, 8),
-        ({"validation": {"count": 0}}, 100),
-        ({"validation": {"count": 0.25}}, 75),
-    ],
+    [({}, 90), ({"limit": 8}, 8), ({"validation": {"count": 0}}, 100), ({"validation": {"count": 0.25}}, 75)],
 )
 def test_the_images_that_train(changes: dict[str, Any], count: int) -> None:
     assert settings(**changes).train_count(SPEC) == count

@@ -42,30 +42,24 @@ def test_auto_takes_cuda_where_there_is_one(
     assert select_device(name).type == expected
 
 
-def test_cuda_without_a_gpu_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_and_an_unknown_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^device: cuda .* device=cpu or device=auto"):
         select_device("cuda")
-
-
-def test_an_unknown_device_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^device: expected auto, cpu or cuda, received 'cdua'; did you mean 'cuda'"):
         select_device("cdua")
 
 
-def test_the_environment_holds_versions_and_threads() -> None:
+def test_the_environment_holds_versions_threads_and_the_commit_of_the_working_directory(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
     environment = describe_environment(torch.device("cpu"))
     assert environment["python"] == platform.python_version()
     assert environment["torch"] == torch.__version__
     assert environment["threads"] == torch.get_num_threads()
     assert (environment["device"], environment["cuda"]) == ("cpu", None)
-
-
-def test_the_environment_holds_the_commit_of_the_working_directory(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(repository)
-    assert describe_environment(torch.device("cpu"))["git_commit"] == head(repository)
+    assert environment["git_commit"] == head(repository)
 
 
 def test_a_changed_checkout_is_marked_and_an_unknown_file_is_no_change(repository: Path) -> None:
@@ -75,11 +69,10 @@ def test_a_changed_checkout_is_marked_and_an_unknown_file_is_no_change(repositor
     assert git_commit(repository) == f"{head(repository)}+changes"
 
 
-def test_outside_of_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
-    assert git_commit(tmp_path) is None
-
-
-def test_without_git_there_is_no_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_or_outside_of_a_checkout_there_is_no_commit(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert git_commit(repository.parent) is None
     monkeypatch.setenv("PATH", "")
     assert git_commit(repository) is None
 
@@ -114,15 +107,6 @@ def test_of_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None
     assert free_memory(torch.device("cuda")) == 7
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (999, "999 bytes"),
-        (1_000, "1.0 kB"),
-        (188_160_000, "188 MB"),
-        (2_400_000_000, "2.4 GB"),
-        (10**15, "1,000,000 GB"),
-    ],
-)
+@pytest.mark.parametrize(("size", "text"), [(999, "999 bytes"), (1_000, "1.0 kB"), (10**15, "1,000,000 GB")])
 def test_a_size_is_shown_in_the_unit_that_fits(size: int, text: str) -> None:
     assert size_text(size) == text

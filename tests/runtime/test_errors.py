@@ -2,14 +2,7 @@
 
 import pytest
 
-from cnnlab.runtime.errors import (
-    ArgumentError,
-    Complaints,
-    ConfigError,
-    Interrupted,
-    did_you_mean,
-    listing,
-)
+from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, Interrupted, did_you_mean, listing
 
 
 def test_all_complaints_come_in_one_error_in_their_order() -> None:
@@ -50,18 +43,10 @@ def test_an_error_is_reported_by_its_first_line_at_its_own_key(key: str, error: 
     assert complaints.messages == [message]
 
 
-def test_an_argument_error_by_itself_names_its_argument() -> None:
-    assert str(ArgumentError("p", "expected less")) == "p: expected less"
-
-
-def test_the_nearest_legal_name_is_offered_where_one_is_near() -> None:
+def test_the_nearest_legal_name_is_offered_where_one_is_near_and_names_are_listed() -> None:
     assert did_you_mean("epoch", ["epochs", "max_steps"]) == " did you mean 'epochs'?"
     assert did_you_mean("xyz", ["epochs", "max_steps"]) == ""
-
-
-@pytest.mark.parametrize(("names", "text"), [(["a", 2, "c"], "a, 2, c"), ([], "–")])
-def test_a_listing_separates_by_commas(names: list[object], text: str) -> None:
-    assert listing(names) == text
+    assert (listing(["a", 2]), listing([])) == ("a, 2", "–")
 
 
 def test_an_interruption_exits_as_a_shell_does_after_a_signal_and_is_no_exception() -> None:

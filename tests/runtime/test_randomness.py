@@ -31,7 +31,7 @@ def draws() -> tuple[list[float], list[float], list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("purpose", "text"), [((), "[7]"), (("order", 3), '[7, "order", 3]'), (("torch",), '[7, "torch"]')]
+    ("purpose", "text"), [((), "[7]"), (("order", 3), '[7, "order", 3]'), (("a", "b"), '[7, "a", "b"]')]
 )
 def test_a_derived_seed_is_the_first_63_bits_of_a_sha256(purpose: tuple[str | int, ...], text: str) -> None:
     eight_bytes = hashlib.sha256(text.encode()).digest()[:8]
@@ -39,65 +39,26 @@ def test_a_derived_seed_is_the_first_63_bits_of_a_sha256(purpose: tuple[str | in
     assert derive(7, *purpose) == little_endian // 2
 
 
-def test_a_purpose_of_two_words_is_not_one_word_with_a_separator() -> None:
-    assert derive(7, "a", "b") != derive(7, "a/b")
-
-
-def test_seeds_purposes_and_epochs_differ() -> None:
-    derived = {
-        derive(seed, purpose, epoch) for seed in range(5) for purpose in ("order", "augment") for epoch in range(20)
-    }
-    assert len(derived) == 5 * 2 * 20
-
-
-def test_a_derived_seed_is_legal_for_torch() -> None:
-    assert all(0 <= derive(seed) < 2**63 for seed in range(200))
-    torch.Generator().manual_seed(max(derive(seed) for seed in range(200)))
-
-
-def test_seeding_makes_every_generator_repeat() -> None:
-    seed_generators(3)
-    first = draws()
-    seed_generators(3)
-    assert draws() == first
-
-
-def test_another_seed_changes_every_generator() -> None:
-    seed_generators(3)
-    first = draws()
-    seed_generators(4)
-    assert all(one != other for one, other in zip(first, draws(), strict=True))
+def test_one_seed_makes_every_generator_repeat_and_another_none() -> None:
+    drawn = []
+    for seed in (3, 3, 4):
+        seed_generators(seed)
+        drawn.append(draws())
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
 
 
 def test_restored_generators_draw_what_followed_the_capture() -> None:
+    """From a file that holds no code; a spare gaussian of Python and NumPy included."""
     seed_generators(0)
     draws()
-    state = capture_generators()
-    expected = draws()
-    draws()
-    restore_generators(state)
-    assert draws() == expected
-
-
-def test_a_spare_gaussian_is_restored_too() -> None:
-    seed_generators(0)
-    random.gauss(0, 1)
-    np.random.standard_normal()
-    state = capture_generators()
-    expected = random.gauss(0, 1), float(np.random.standard_normal())
-    seed_generators(9)
-    restore_generators(state)
-    assert (random.gauss(0, 1), float(np.random.standard_normal())) == expected
-
-
-def test_a_captured_state_survives_a_file_that_holds_no_code() -> None:
-    seed_generators(0)
     file = io.BytesIO()
     torch.save(capture_generators(), file)
-    expected = draws()
+    expected = random.gauss(0, 1), float(np.random.standard_normal()), draws()
+    seed_generators(9)
     file.seek(0)
     restore_generators(torch.load(file, weights_only=True))
-    assert draws() == expected
+    assert (random.gauss(0, 1), float(np.random.standard_normal()), draws()) == expected
 
 
 def test_tensors_and_generators_are_put_back_even_after_an_error() -> None:
@@ -147,7 +108,7 @@ def reference(key: int, index: int, draw: int) -> float:
     return (mixed((image + (draw + 1) * GOLDEN) & MASK) >> 40) / 2**24
 
 
-@pytest.mark.parametrize("key", [0, 1, 2**63 - 1, 0x123456789ABCDEF])
+@pytest.mark.parametrize("key", [1, 2**63 - 1])
 def test_the_numbers_are_splitmix64s(key: int) -> None:
     index_N = torch.tensor([0, 1, 59_999, 2**40])
     expected = [[reference(key, index, draw) for draw in range(5)] for index in index_N.tolist()]
@@ -156,8 +117,7 @@ def test_the_numbers_are_splitmix64s(key: int) -> None:
 
 def test_a_number_depends_on_nothing_but_key_index_and_draw() -> None:
     whole_ND = uniforms(7, torch.arange(100), 6)
-    torch.testing.assert_close(uniforms(7, torch.tensor([42, 17]), 6), whole_ND[[42, 17]], rtol=0, atol=0)
-    torch.testing.assert_close(uniforms(7, torch.arange(100), 2), whole_ND[:, :2], rtol=0, atol=0)
+    torch.testing.assert_close(uniforms(7, torch.tensor([42, 17]), 2), whole_ND[[42, 17], :2], rtol=0, atol=0)
 
 
 def test_keys_and_indices_do_not_share_their_numbers() -> None:

@@ -7,9 +7,10 @@ import pytest
 from cnnlab.runtime.files import read_regular, replace_file, sha256_of
 
 
-def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
+def test_a_file_is_read_up_to_the_limit_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_regular(tmp_path / "file", 5) == b"12345"
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"12345").hexdigest()
     with pytest.raises(OSError, match="more than 4 bytes"):
         read_regular(tmp_path / "file", 4)
 
@@ -29,8 +30,3 @@ def test_a_file_is_replaced_whatever_a_kill_left(tmp_path: Path) -> None:
     assert [(path.name, path.read_bytes(), path.is_symlink()) for path in tmp_path.iterdir()] == [
         ("file", b"new", False)
     ]
-
-
-def test_a_hash_is_that_of_the_content(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()

@@ -51,55 +51,28 @@ def test_the_axes_say_which_is_which() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("prediction", "label", "test split")
     assert [label.get_text() for label in axes.get_xticklabels()] == list(NAMES)
     assert [label.get_text() for label in axes.get_yticklabels()] == list(NAMES)
-
-
-def test_the_first_label_is_at_the_top() -> None:
-    low, high = drawn().axes[0].get_ylim()
-    assert low > high
-
-
-@pytest.mark.parametrize(("classes", "numbers"), [(MOST_NUMBERS, MOST_NUMBERS), (MOST_NUMBERS + 1, 0)])
-def test_many_classes_have_no_numbers(classes: int, numbers: int) -> None:
-    assert len(diagonal(classes).axes[0].texts) == numbers
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first label is at the top
 
 
 @pytest.mark.parametrize(("classes", "named"), [(MOST_NAMES, True), (MOST_NAMES + 1, False)])
-def test_very_many_classes_have_no_names(classes: int, named: bool) -> None:
+def test_many_classes_have_no_numbers_and_very_many_no_names(classes: int, named: bool) -> None:
+    assert [len(diagonal(count).axes[0].texts) for count in (MOST_NUMBERS, MOST_NUMBERS + 1)] == [MOST_NUMBERS, 0]
     figure = diagonal(classes)
     figure.draw_without_rendering()
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert ("class 7" in names) is named
+    assert diagonal(2).get_figheight() < figure.get_figheight() == diagonal(MOST_NAMES).get_figheight() <= 15
 
 
-def test_the_image_grows_with_the_classes_up_to_a_limit() -> None:
-    sides = [diagonal(classes).get_figheight() for classes in (2, 10, 100, 101)]
-    assert sides[0] < sides[1] < sides[2] == sides[3] <= 15
-
-
-@pytest.mark.parametrize("names", [("a$b$", "$\\foo$", "x_1^2"), ("[red]", 'say "a,b"', "<b>&")])
+@pytest.mark.parametrize("names", [("a$b$", "$\\foo$", "<b>&")])
 def test_names_are_shown_as_they_are(names: tuple[str, ...]) -> None:
     figure = drawn(names=names)
     pixels(figure)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(names)
 
 
-def test_pixels_are_rgb_bytes_of_the_figures_size() -> None:
-    figure = drawn()
-    image_HWC = pixels(figure, dpi=50)
-    width, height = figure.get_size_inches()
-    assert image_HWC.dtype == np.uint8
-    assert image_HWC.shape == (int(height * 50), int(width * 50), 3)
-    assert image_HWC[0, 0].tolist() == [255, 255, 255]
-    assert len(np.unique(image_HWC.reshape(-1, 3), axis=0)) > 10
-
-
 def test_pixels_are_those_of_the_saved_file(tmp_path: Path) -> None:
     drawn().savefig(tmp_path / "matrix.png", dpi=60)
     saved_HWC = np.asarray(Image.open(tmp_path / "matrix.png").convert("RGB"))
+    assert pixels(drawn(), dpi=60).dtype == np.uint8
     assert np.array_equal(pixels(drawn(), dpi=60), saved_HWC)
-
-
-def test_the_numbers_given_stay_as_they_are() -> None:
-    before_KK = MATRIX_KK.clone()
-    drawn()
-    assert torch.equal(MATRIX_KK, before_KK)
