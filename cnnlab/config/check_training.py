@@ -259,8 +259,9 @@ def _check_scheduler(component: Component, restarted: bool, complaints: Complain
 
 
 def _try_schedule(component: Component, made: list[Cycle], steps_per_epoch: int, complaints: Complaints) -> None:
-    """Builds the schedule around an optimizer of one weight and takes a step, to collect what it refuses."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    """Builds the schedule around a small optimizer and takes a step, to collect what it refuses."""
+    sgd = Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
+    optimizer = build_optimizer(sgd, nn.Linear(1, 1), {})  # torch's own step would import its compiler
     schedule = attempt(lambda: build_schedule(component, optimizer, made, steps_per_epoch), complaints)
     optimizer.step()  # before the schedule's, or torch warns
     try:
