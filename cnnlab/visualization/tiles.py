@@ -15,6 +15,7 @@ INCHES = 1.1  # a tile's side
 GAP = 0.1  # between tiles
 LINE = 0.16  # of a caption
 SCALE = 0.9  # the colour bar and its numbers
+GAP = 8  # white pixels between the tiles of an image
 MOST_COLUMNS = 10
 
 
@@ -42,7 +43,7 @@ def filters_figure(weight_OIHW: Tensor, title: str, *, colour: bool = False) -> 
     return images_figure(127.5 * (1 + weight_OIHW / most), title, captions)
 
 
-def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: int = 8) -> np.ndarray:
+def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: int = 16) -> np.ndarray:
     """The kernels of a convolution side by side, (H, W, 3) uint8, without captions and in no time.
 
     Each weight takes `pixels`² of them. Kernels over three channels are shown in colour, others averaged over their
@@ -54,7 +55,7 @@ def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: i
     large = shown_OHW3.repeat(pixels, 1).repeat(pixels, 2)
     columns = min(columns, len(large))
     blanks = np.full((-len(large) % columns, *large.shape[1:]), 255.0)
-    framed = np.pad(np.concatenate([large, blanks]), ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255.0)
+    framed = np.pad(np.concatenate([large, blanks]), ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255.0)
     rows = framed.reshape(-1, columns, *framed.shape[1:]).swapaxes(1, 2)
     return rows.reshape(-1, columns * framed.shape[2], 3).round().astype(np.uint8)
 

@@ -220,4 +220,4 @@ def test_a_snapshot_is_drawn_as_filters_and_histograms(tmp_path: Path) -> None:
     (drawn,) = events.Histograms("weights/conv1.weight")
     assert (drawn.step, drawn.histogram_value.num) == (20, 150)
     (image,) = events.Images("filters/conv1.weight")
-    assert (image.height, image.width) == (5 * 8 + 1, 2 * (5 * 8 + 1))
+    assert (image.height, image.width) == (5 * 16 + 8, 2 * (5 * 16 + 8))
