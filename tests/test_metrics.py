@@ -71,9 +71,8 @@ def meter(**specs: Any) -> Meter:
     return Meter(built(specs), NAMES, lambda output_NK: probabilities(CrossEntropy(), output_NK), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_report_gives_the_figures_of_scikit_learn(seed: int) -> None:
-    output_NK, probability_NK, target_N = predictions(seed=seed)
+def test_the_report_gives_the_figures_of_scikit_learn() -> None:
+    output_NK, probability_NK, target_N = predictions()
     found = report(output_NK, probability_NK, target_N, NAMES, 2)
     expected = sklearn_metrics.precision_recall_fscore_support(
         target_N, output_NK.argmax(1), labels=range(5), zero_division=0.0
@@ -89,22 +88,11 @@ def test_the_report_gives_the_figures_of_scikit_learn(seed: int) -> None:
     assert found["top_k"] == {"2": pytest.approx(hits)}
 
 
-def test_a_class_that_is_never_predicted_has_no_precision_and_counts_in_the_mean() -> None:
-    # of two classes, one is always predicted: precision ½ and 0, recall 1 and 0, F1 ⅔ and 0
-    output_NK = torch.tensor([[1.0, 0.0]] * 4)
-    found = report(output_NK, output_NK.softmax(1), torch.tensor([0, 0, 1, 1]), ("yes", "no"), 1)
-    assert [row["precision"] for row in found["per_class"]] == [0.5, 0]
-    assert found["macro"] == pytest.approx({"precision": 0.25, "recall": 0.5, "f1": 1 / 3})
-
-
-def test_a_class_that_occurs_nowhere_does_not_count_in_the_mean() -> None:
+def test_a_class_counts_in_the_mean_where_it_occurs_or_is_predicted() -> None:
     output_NK = torch.eye(3)[torch.tensor([0, 2, 2])]
     found = report(output_NK, output_NK.softmax(1), torch.tensor([0, 2, 2]), ("a", "b", "c"), 1)
     assert found["per_class"][1] == {"class": "b", "images": 0, "precision": 0, "recall": 0, "f1": 0}
     assert found["macro"] == {"precision": 1, "recall": 1, "f1": 1}
-
-
-def test_a_class_without_images_that_is_predicted_counts_in_the_mean() -> None:
     output_NK = torch.eye(3)[torch.tensor([0, 0, 1])]
     found = report(output_NK, output_NK.softmax(1), torch.tensor([0, 0, 0]), ("a", "b", "c"), 1)
     assert found["macro"] == pytest.approx({"precision": 0.5, "recall": 1 / 3, "f1": 0.4})  # means over a and b
@@ -121,7 +109,7 @@ def binned(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
     return total
 
 
-@pytest.mark.parametrize("sure", [0.1, 1.0, 5.0, 100.0])
+@pytest.mark.parametrize("sure", [1.0, 100.0])
 def test_the_calibration_error_is_that_of_fifteen_bins(sure: float) -> None:
     output_NK, probability_NK, target_N = predictions(sure=sure)
     confidence_N, correct_N = probability_NK.amax(1), output_NK.argmax(1) == target_N
@@ -133,12 +121,7 @@ def test_the_calibration_error_is_that_of_fifteen_bins(sure: float) -> None:
 def test_a_confidence_of_exactly_one_is_in_the_last_bin() -> None:
     # 0.95 and 1 share a bin: |(0 + 1)/2 − 0.975|
     assert calibration_error(torch.tensor([0.95, 1.0]), torch.tensor([False, True])) == pytest.approx(0.475)
-
-
-def test_who_is_right_as_often_as_sure_is_calibrated() -> None:
-    correct_N = torch.tensor([True, True, True, False])
-    assert calibration_error(torch.full((4,), 0.75), correct_N) == 0
-    assert calibration_error(torch.full((4,), 0.75), ~correct_N) == 0.5
+    assert calibration_error(torch.full((4,), 0.75), torch.tensor([True, True, True, False])) == 0
 
 
 def test_the_confusion_matrix_has_a_row_for_each_label() -> None:
@@ -149,12 +132,8 @@ def test_the_confusion_matrix_has_a_row_for_each_label() -> None:
     assert confusion_matrix(output_NK.argmax(1), target_N, 5).tolist() == expected.tolist()
 
 
-def test_the_rank_is_the_place_of_the_label_among_the_outputs() -> None:
-    output_NK = torch.tensor([[0.1, 0.6, 0.3]] * 3)
-    assert rank_of_label(output_NK, torch.tensor([0, 1, 2])).tolist() == [3, 1, 2]
-
-
-def test_of_equal_outputs_the_lower_class_comes_first_as_in_the_prediction() -> None:
+def test_the_rank_is_that_of_the_label_and_of_equal_outputs_the_lower_class_comes_first() -> None:
+    assert rank_of_label(torch.tensor([[0.1, 0.6, 0.3]] * 3), torch.tensor([0, 1, 2])).tolist() == [3, 1, 2]
     output_NK = torch.tensor([[0.5, 0.0, 0.5, 0.5]] * 4)
     ranks_N = rank_of_label(output_NK, torch.arange(4))
     assert ranks_N.tolist() == [1, 4, 2, 3]
@@ -197,11 +176,10 @@ def test_every_metric_of_one_number_can_be_built_by_its_name(name: str) -> None:
     assert bool(own.lower_is_better) is (name in LOWER_IS_BETTER)
 
 
-@pytest.mark.parametrize("sizes", [[200], [50, 150], [1, 99, 64, 36]])
-def test_a_meter_measures_batches_as_the_whole(sizes: list[int]) -> None:
+def test_a_meter_measures_batches_as_the_whole() -> None:
     output_NK, _, target_N = predictions(labels=5)
     measured = meter(f1="f1_score", kappa="cohen_kappa", area="auroc", recall={"type": "recall", "average": "none"})
-    for part in torch.arange(200).split(sizes):
+    for part in torch.arange(200).split([1, 99, 64, 36]):
         measured.update(output_NK[part], target_N[part])
     predicted_N = output_NK.argmax(1)
     recall_K = sklearn_metrics.recall_score(target_N, predicted_N, average=None)
@@ -216,22 +194,16 @@ def test_a_meter_measures_batches_as_the_whole(sizes: list[int]) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_meter_starts_anew_once_it_was_read() -> None:
+def test_a_meter_starts_anew_once_it_was_read_and_takes_class_probabilities() -> None:
     measured = meter(right={"type": "accuracy", "average": "micro"})
-    measured.update(torch.eye(5), torch.arange(5))
+    measured.update(torch.eye(5), 0.6 * torch.eye(5) + 0.1)
     assert measured.read() == {"right": 1}
     measured.update(torch.eye(5), torch.tensor([0, 1, 2, 0, 0]))
     assert measured.read() == {"right": pytest.approx(0.6)}
 
 
-def test_class_probabilities_do_for_targets() -> None:
-    measured = meter(right={"type": "accuracy", "average": "micro"})
-    measured.update(torch.eye(5), 0.6 * torch.eye(5) + 0.1)
-    assert measured.read() == {"right": 1}
-
-
 def test_a_slash_in_a_class_does_not_part_the_metric_from_its_split() -> None:
-    (measure,) = built({"f1": {"type": "f1_score", "average": "none"}}, classes=2)
+    (measure,) = built({"f1": {"type": "f1_score", "average": "none"}, "left_out": None}, classes=2)
     assert measure.names(["cat/dog", "a.b"]) == ["f1.cat_dog", "f1.a.b"]
 
 
@@ -240,23 +212,24 @@ def test_metrics_of_each_class_have_the_direction_of_their_kind() -> None:
     assert set(measured.lower_is_better) == {f"wrong.{name}" for name in NAMES}
 
 
-def test_a_metric_that_is_null_is_left_out() -> None:
-    assert [measure.name for measure in built({"f1": None, "kappa": "cohen_kappa"})] == ["kappa"]
-
-
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
         ({"f1": "f1_scor"}, "metrics.f1: there is no metric 'f1_scor'; did you mean 'f1_score'?"),
         ({"f1": {"type": "f1_score", "averge": "macro"}}, "metrics.f1.averge: there is no such key; did you mean"),
         ({"f1": {"type": "f1_score", "average": "makro"}}, "metrics.f1.average: expected one of micro, macro"),
-        ({"f1": {"type": "f1_score", "num_classes": 3}}, "metrics.f1.num_classes: there is no such key"),
+        ({"f1": {"type": "f1_score", "num_classes": 3}}, "metrics.f1.num_classes: "),
         ({"f1": {"type": "f1_score", "top_k": 6}}, "metrics.f1: "),
         ({"f1": {"average": "macro"}}, "metrics.f1: expected a mapping with a 'type'"),
         ({"f1": 5}, "metrics.f1: expected a name or a mapping with a 'type', received 5"),
         ({"f": "f_beta_score"}, "metrics.f.beta: f_beta_score needs it, and it is missing"),
         ({"roc": "roc"}, "metrics.roc: MulticlassROC returns a curve or a table"),
         ({"F1": "f1_score"}, "metrics.F1: expected a name of small letters"),
+        ({"loss": "f1_score"}, "metrics.loss: "),  # a record has it already
+        ({"seconds": "f1_score"}, "metrics.seconds: "),
+        # more would take all memory
+        ({"a": {"type": "auroc", "thresholds": 10**11}}, "metrics.a.thresholds: expected at most 100,000, received 1"),
+        ({"a": {"type": "calibration_error", "n_bins": 10**30}}, "metrics.a.n_bins: expected at most 100,000"),
         ("f1_score", "metrics: expected a mapping of name → metric, received 'f1_score'"),
     ],
 )
@@ -264,23 +237,7 @@ def test_a_metric_that_cannot_be_had_is_complained_of(specs: Any, message: str) 
     assert complaint(specs).startswith(message)
 
 
-@pytest.mark.parametrize("name", ["loss", "seconds"])
-def test_a_name_that_a_record_has_already_is_refused(name: str) -> None:
-    assert complaint({name: "f1_score"}).endswith(f"received {name!r}")
-
-
 def test_every_mistake_is_reported() -> None:
     complaints = Complaints()
     build_metrics({"a": "f1_scor", "b": {"type": "recall", "x": 1, "y": 2}}, "metrics", 5, complaints)
     assert [message.split(":")[0] for message in complaints.messages] == ["metrics.a", "metrics.b.x", "metrics.b.y"]
-
-
-@pytest.mark.parametrize(
-    ("spec", "key"),
-    [
-        ({"type": "auroc", "thresholds": 100_000_000_000}, "metrics.a.thresholds"),
-        ({"type": "calibration_error", "n_bins": 10**30}, "metrics.a.n_bins"),
-    ],
-)
-def test_an_argument_that_would_take_all_memory_is_refused(spec: Any, key: str) -> None:
-    assert complaint({"a": spec}).startswith(f"{key}: expected at most 100,000, received 1")

@@ -171,10 +171,7 @@ def test_without_a_folder_there_are_no_checkpoints(checkpoints: Checkpoints) -> 
     assert checkpoints.named("best") is None
 
 
-@pytest.mark.parametrize(
-    ("best", "kept"),
-    [([1], [1, 4, 5]), ([1, 3], [3, 4, 5]), ([5], [4, 5]), ([], [4, 5])],
-)
+@pytest.mark.parametrize(("best", "kept"), [([1], [1, 4, 5]), ([1, 3], [3, 4, 5]), ([5], [4, 5]), ([], [4, 5])])
 def test_the_newest_two_and_the_best_are_kept(checkpoints: Checkpoints, best: list[int], kept: list[int]) -> None:
     for step in range(1, 6):
         save(checkpoints, step, best_step=max((one for one in best if one <= step), default=None))

@@ -34,14 +34,6 @@ def test_the_average_follows_its_recurrence_with_a_warm_up_of_the_decay() -> Non
         assert averages(ema) == pytest.approx([expected] * 4, rel=1e-12)
 
 
-def test_a_decay_of_zero_copies_the_weights() -> None:
-    model = network()
-    ema = EMA(model, decay=0.0)
-    set_weights(model, 3.0)
-    ema.update(model)
-    assert averages(ema) == [3.0] * 4
-
-
 def test_buffers_are_copied_not_averaged() -> None:
     model = network()
     ema = EMA(model, decay=0.9)
@@ -53,7 +45,7 @@ def test_buffers_are_copied_not_averaged() -> None:
         assert mine.data_ptr() != theirs.data_ptr()
 
 
-def test_the_trained_network_is_not_touched() -> None:
+def test_the_average_is_for_evaluation_and_leaves_the_trained_network_alone() -> None:
     model = network()
     ema = EMA(model, decay=0.5)
     set_weights(model, 2.0)
@@ -61,10 +53,6 @@ def test_the_trained_network_is_not_touched() -> None:
     assert all(bool((parameter == 2).all()) for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert model.training
-
-
-def test_the_averaged_network_is_for_evaluation() -> None:
-    ema = EMA(network().train(), decay=0.5)
     assert not any(module.training for module in ema.network.modules())
     assert not any(parameter.requires_grad for parameter in ema.network.parameters())
 

@@ -92,8 +92,7 @@ def test_matrix_products_have_the_precision(precision: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize(
-    ("layout", "memory_format"),
-    [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)],
+    ("layout", "memory_format"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)]
 )
 def test_weights_and_images_are_in_the_layout(layout: str, memory_format: torch.memory_format) -> None:
     execution = Execution(layout=layout)

@@ -149,10 +149,7 @@ def test_a_value_out_of_range_is_reported_by_its_key(optimizer: Component, key: 
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        component(lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4),
-        component("adam", betas=(0.0, 0.999)),
-    ],
+    [component(lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4), component("adam", betas=(0.0, 0.999))],
 )
 def test_legal_values_pass(optimizer: Component) -> None:
     assert complaints_of(optimizer, {"conv1.*": {"lr": 0.0, "weight_decay": 0.0}}) == []

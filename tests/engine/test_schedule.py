@@ -1,11 +1,12 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from cnnlab.engine.schedule import SCHEDULES, Factor, Schedule, constant, cosine, cycles, in_cycles, one_cycle, step
+from cnnlab.engine.schedule import SCHEDULES, Factor, Schedule, cosine, cycles, in_cycles, one_cycle, step
 from cnnlab.runtime.errors import ArgumentError
 
 LR = 0.3
@@ -15,95 +16,60 @@ def optimizer(*lrs: float) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs or (LR,)])
 
 
-def torch_lrs(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], steps: int) -> list[float]:
-    """The lr of each of so many steps under one of torch's own schedulers."""
+def torch_factors(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], steps: int) -> list[float]:
+    """The lr over LR of each of so many steps under one of torch's own schedulers."""
     own = optimizer()
     scheduler = make(own)
-    lrs = []
+    factors = []
     for number in range(steps):
-        lrs.append(own.param_groups[0]["lr"])
+        factors.append(own.param_groups[0]["lr"] / LR)
         own.step()
         if number < steps - 1:
             scheduler.step()
-    return lrs
-
-
-def lrs(factor: Factor, steps: int) -> list[float]:
-    return [LR * factor(number) for number in range(steps)]
-
-
-def test_constant_is_the_lr_throughout() -> None:
-    assert [constant()(number) for number in (0, 1, 1000)] == [1, 1, 1]
+    return factors
 
 
 @pytest.mark.parametrize(
-    ("total_steps", "pct_start"),
-    [(1, 0.3), (2, 0.3), (3, 0.5), (10, 0.25), (10, 0.0), (10, 1.0), (97, 0.1), (100, 0.4), (1000, 0.3)],
+    ("total_steps", "pct_start"), [(1, 0.3), (3, 0.5), (10, 0.0), (10, 1.0), (97, 0.1), (100, 0.4)]
 )
-@pytest.mark.parametrize(("div_factor", "final_div_factor"), [(25.0, 1e4), (3.0, 10.0), (1.0, 1.0)])
-def test_one_cycle_is_that_of_torch(
-    total_steps: int, pct_start: float, div_factor: float, final_div_factor: float
-) -> None:
-    expected = torch_lrs(
-        lambda own: lr_scheduler.OneCycleLR(
-            own,
-            LR,
-            total_steps=total_steps,
-            pct_start=pct_start,
-            anneal_strategy="cos",
-            cycle_momentum=False,
-            div_factor=div_factor,
-            final_div_factor=final_div_factor,
-        ),
-        total_steps,
+@pytest.mark.parametrize(("div", "final_div"), [(25.0, 1e4), (1.0, 1.0)])
+def test_one_cycle_is_that_of_torch(total_steps: int, pct_start: float, div: float, final_div: float) -> None:
+    options: dict[str, Any] = {"pct_start": pct_start, "div_factor": div, "final_div_factor": final_div}
+    expected = torch_factors(
+        lambda own: lr_scheduler.OneCycleLR(own, LR, total_steps, cycle_momentum=False, **options), total_steps
     )
-    factor = one_cycle(pct_start, div_factor, final_div_factor, total_steps=total_steps)
-    assert lrs(factor, total_steps) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-
-
-def test_one_cycle_stays_at_its_end() -> None:
-    factor = one_cycle(total_steps=10)
-    assert factor(10) == factor(500) == pytest.approx(1 / 25 / 1e4)
+    factor = one_cycle(**options, total_steps=total_steps)
+    assert list(map(factor, range(total_steps))) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert factor(10 * total_steps) == factor(total_steps)
 
 
 def test_one_cycle_whose_rise_has_one_step_starts_at_the_top() -> None:
-    assert one_cycle(0.1, total_steps=10)(0) == 1  # torch divides by zero there
+    factor = one_cycle(0.1, total_steps=10)
+    assert factor(0) == 1  # torch divides by zero there
+    assert factor(10) == factor(500) == pytest.approx(1 / 25 / 1e4)
 
 
-@pytest.mark.parametrize(("total_steps", "min_factor"), [(1, 0.0), (10, 0.0), (97, 0.1), (200, 1.0)])
+@pytest.mark.parametrize(("total_steps", "min_factor"), [(1, 0.0), (10, 0.0), (97, 0.1)])
 def test_cosine_without_warm_up_is_that_of_torch(total_steps: int, min_factor: float) -> None:
-    expected = torch_lrs(
+    expected = torch_factors(
         lambda own: lr_scheduler.CosineAnnealingLR(own, total_steps, eta_min=LR * min_factor), total_steps
     )
-    assert lrs(cosine(0.0, min_factor, total_steps=total_steps), total_steps) == pytest.approx(expected, rel=1e-9)
+    factor = cosine(0.0, min_factor, total_steps=total_steps)
+    assert list(map(factor, range(total_steps))) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_cosine_warms_up_linearly_to_the_whole_lr(number: int) -> None:
-    assert cosine(0.2, total_steps=20)(number) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 4 / 4][number])
+def test_cosine_warms_up_linearly_falls_by_its_formula_and_stays_at_its_minimum() -> None:
+    factor = cosine(0.2, 0.1, total_steps=20)
+    falling = [0.1 + 0.9 * (1 + math.cos(math.pi * number / 16)) / 2 for number in range(16)]
+    assert list(map(factor, range(20))) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 4 / 4, *falling])
+    assert factor(20) == factor(500) == pytest.approx(0.1, abs=1e-12)
 
 
-@pytest.mark.parametrize("number", [4, 5, 12, 19])
-def test_cosine_falls_by_its_formula_after_the_warm_up(number: int) -> None:
-    by_hand = 0.1 + 0.9 * (1 + math.cos(math.pi * (number - 4) / 16)) / 2
-    assert cosine(0.2, 0.1, total_steps=20)(number) == pytest.approx(by_hand)
-
-
-@pytest.mark.parametrize("min_factor", [0.0, 0.25])
-def test_cosine_ends_at_its_minimum_and_stays_there(min_factor: float) -> None:
-    factor = cosine(0.1, min_factor, total_steps=50)
-    assert factor(50) == factor(500) == pytest.approx(min_factor, abs=1e-12)
-
-
-@pytest.mark.parametrize(("step_size", "steps_per_epoch", "gamma"), [(1, 1, 0.1), (2, 3, 0.5), (1, 7, 2.0)])
-def test_step_is_that_of_torch_to_the_update(step_size: int, steps_per_epoch: int, gamma: float) -> None:
-    expected = torch_lrs(lambda own: lr_scheduler.StepLR(own, step_size * steps_per_epoch, gamma), 40)
-    assert lrs(step(step_size, gamma, steps_per_epoch=steps_per_epoch), 40) == pytest.approx(expected, rel=1e-9)
-
-
-def test_step_takes_half_an_epoch() -> None:
-    factor = step(0.5, 0.1, steps_per_epoch=10)
-    assert [factor(number) for number in (4, 5, 9, 10)] == pytest.approx([1, 0.1, 0.1, 0.01])
+@pytest.mark.parametrize(("step_size", "steps_per_epoch"), [(1.1, 50), (0.1, 30), (0.7, 10), (3, 7)])
+def test_step_decays_at_the_update_that_the_arithmetic_names(step_size: float, steps_per_epoch: int) -> None:
+    factor = step(step_size, 0.5, steps_per_epoch=steps_per_epoch)
+    width = round(step_size * steps_per_epoch)
+    assert [factor(number) for number in range(4 * width)] == [0.5 ** (number // width) for number in range(4 * width)]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +102,6 @@ def test_each_schedule_is_a_pure_function_of_the_step(name: str) -> None:
 @pytest.mark.parametrize(
     ("total", "own", "restarts", "expected"),
     [
-        (100, None, [], [(0, 100)]),
         (100, 40, [], [(0, 40)]),
         (100, None, [30, 90], [(0, 30), (30, 60), (90, 10)]),
         (100, 40, [50], [(0, 40), (50, 40)]),
@@ -180,10 +145,3 @@ def test_a_restored_schedule_continues_at_its_step() -> None:
     schedule.step()
     restored.step()
     assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"] == LR * cosine(0.2, total_steps=20)(8)
-
-
-@pytest.mark.parametrize(("step_size", "steps_per_epoch"), [(1.1, 50), (0.1, 30), (0.7, 10), (3, 7)])
-def test_step_decays_at_the_update_that_the_arithmetic_names(step_size: float, steps_per_epoch: int) -> None:
-    factor = SCHEDULES["step"](step_size, 0.5, steps_per_epoch=steps_per_epoch)
-    width = round(step_size * steps_per_epoch)
-    assert [factor(step) for step in range(4 * width)] == [0.5 ** (step // width) for step in range(4 * width)]

@@ -86,13 +86,7 @@ class Run:
         execution = Execution()
         ema = None if self.settings.ema is None else EMA(self.network, self.settings.ema)
         self.train_state = TrainState(
-            self.network,
-            F.cross_entropy,
-            optimizer,
-            Schedule(optimizer, factor),
-            execution,
-            execution.scaler(CPU),
-            ema,
+            self.network, F.cross_entropy, optimizer, Schedule(optimizer, factor), execution, execution.scaler(CPU), ema
         )
         self.trainer = Trainer(
             self.train_state,
@@ -134,9 +128,7 @@ def script_validation(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iter
     """Each validation measures the next value of the metric, and 0.5 for the other."""
     coming = iter(values)
     monkeypatch.setattr(
-        trainer_module,
-        "evaluate",
-        lambda *arguments: {"loss": 0.5, "accuracy": 0.5, metric: next(coming)},
+        trainer_module, "evaluate", lambda *arguments: {"loss": 0.5, "accuracy": 0.5, metric: next(coming)}
     )
 
 
@@ -669,10 +661,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_records(tmp_path: Path, in
         return [(r.step, r.epoch, r.split, *(r.values.get(name) for name in names)) for r in records]
 
     assert shown(first, second) == shown(whole)
-    for mine, theirs in (
-        (second.network, whole.network),
-        (second.train_state.evaluated, whole.train_state.evaluated),
-    ):
+    for mine, theirs in ((second.network, whole.network), (second.train_state.evaluated, whole.train_state.evaluated)):
         weights = theirs.state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in mine.state_dict().items())
     assert (second.progress.best, second.progress.best_step) == (whole.progress.best, whole.progress.best_step)
