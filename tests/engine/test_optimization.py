@@ -1,6 +1,7 @@
 import copy
 import inspect
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,10 +36,8 @@ def component(name: str = "sgd", **arguments: Any) -> Component:
     return Component("optimizer", name, OPTIMIZERS[name], {"lr": 0.1, **arguments})
 
 
-def complaints_of(optimizer: Component, groups: Any = None, names: list[str] | None = None) -> list[str]:
-    complaints = Complaints()
-    check_optimizer(optimizer, {} if groups is None else groups, NAMES if names is None else names, complaints)
-    return complaints.messages
+def torchs(kind: type[torch.optim.Optimizer], **arguments: Any) -> Component:
+    return Component("optimizer", kind.__name__, kind, {"lr": 0.1, **arguments})
 
 
 def options(optimizer: torch.optim.Optimizer, option: str) -> dict[str, Any]:
@@ -74,18 +73,6 @@ def test_biases_and_norms_are_not_decayed(name: str) -> None:
     assert options(optimizer, "weight_decay")["conv1.weight"] == 0.01
 
 
-def test_a_decayed_weight_shrinks_and_a_bias_does_not() -> None:
-    network = Network()
-    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    optimizer = build_optimizer(component(weight_decay=0.5), network, {})
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    after = dict(network.named_parameters())
-    torch.testing.assert_close(after["output.weight"].detach(), before["output.weight"] * (1 - 0.1 * 0.5))
-    assert torch.equal(after["output.bias"], before["output.bias"])
-
-
 def test_parameters_that_do_not_train_are_left_out() -> None:
     network = Network()
     network.get_submodule("conv1").requires_grad_(False)
@@ -104,19 +91,18 @@ def test_the_first_pattern_that_matches_wins() -> None:
 
 
 def test_an_optimizer_without_weight_decay_is_given_none() -> None:
-    rprop = Component("optimizer", "torch.optim.Rprop", torch.optim.Rprop, {"lr": 0.1})
-    assert all("weight_decay" not in group for group in build_optimizer(rprop, Network(), {}).param_groups)
+    optimizer = build_optimizer(torchs(torch.optim.Rprop), Network(), {})
+    assert all("weight_decay" not in group for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("order", [("conv1", "norm1", "output"), ("output", "conv1", "norm1")], ids=["same", "other"])
 @pytest.mark.parametrize(
     "arguments",
     [{"name": "sgd", "momentum": 0.9, "nesterov": True}, {"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}],
     ids=lambda arguments: arguments["name"],
 )
-def test_a_loaded_state_leads_to_the_same_next_steps(arguments: dict[str, Any], order: tuple[str, ...]) -> None:
+def test_a_loaded_state_leads_to_the_same_next_steps_in_another_order(arguments: dict[str, Any]) -> None:
     groups = {"output.*": {"lr": 0.02}}
-    network, other = Network(), Network(*order)
+    network, other = Network(), Network("output", "conv1", "norm1")
     optimizer = build_optimizer(component(**arguments), network, groups)
     take_steps(network, optimizer, range(3))
     other.load_state_dict(network.state_dict())
@@ -131,78 +117,48 @@ def test_a_loaded_state_leads_to_the_same_next_steps(arguments: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "key"),
+    ("optimizer", "groups", "messages"),
     [
-        (component(lr=float("nan")), "optimizer.lr"),
-        (component(momentum=-0.5), "optimizer.momentum"),
-        (component("adam", eps=-1e-8), "optimizer.eps"),
-        (component(nesterov=True, momentum=0), "optimizer.nesterov"),
-        (component("adam", betas=(1.0, 0.999)), "optimizer.betas[0]"),
-        (component("adamw", betas=(0.9, -0.1)), "optimizer.betas[1]"),
+        (component(lr=float("nan")), {}, ["lr: expected"]),
+        (component(momentum=-0.5), {}, ["momentum: expected"]),
+        (component("adam", eps=-1e-8), {}, ["eps: expected"]),
+        (component(nesterov=True, momentum=0), {}, ["nesterov: expected"]),
+        (component("adam", betas=(1.0, 0.999)), {}, ["betas[0]: expected"]),
+        (component("adamw", betas=(0.9, -0.1)), {}, ["betas[1]: expected"]),
+        (torchs(torch.optim.LBFGS), {}, ["type: LBFGS evaluates the loss several times per update"]),
+        (torchs(torch.optim.SparseAdam), {}, ["type: SparseAdam updates by sparse gradients alone"]),
+        (component(), [], ["groups: "]),
+        (component(), {"conv1.*": 0.1}, ["groups.conv1.*: "]),
+        (component(), {"conv1.*": {}}, ["groups.conv1.*: "]),
+        (component(), {"conv1.*": {"momentum": 0.9}}, ["groups.conv1.*.momentum: "]),
+        (component(), {"conv1.*": {"weight_decy": 0}}, ["groups.conv1.*.weight_decy: .* did you mean 'weight_decay'"]),
+        (component(), {"conv1.*": {"lr": -1}}, ["groups.conv1.*.lr: "]),
+        (component(), {"conv1.*": {"weight_decay": "none"}}, ["groups.conv1.*.weight_decay: "]),
+        (component(), {"conv1.wieght": {"lr": 0.1}}, ["groups.conv1.wieght: .* did you mean 'conv1.weight'"]),
+        (
+            component(lr=-1, nesterov=True),
+            {"conv9.*": {"lr": -1}},
+            ["lr: ", "nesterov: ", "groups.conv9.*.lr: ", "groups.conv9.*: "],
+        ),
+        (component(lr=0.0, momentum=0.9, nesterov=True), {"conv1.*": {"lr": 0.0, "weight_decay": 0.0}}, []),
+        (component("adam", betas=(0.0, 0.999)), {}, []),
     ],
 )
-def test_a_value_out_of_range_is_reported_by_its_key(optimizer: Component, key: str) -> None:
-    messages = complaints_of(optimizer)
-    assert len(messages) == 1
-    assert messages[0].startswith(f"{key}: expected")
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [component(lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4), component("adam", betas=(0.0, 0.999))],
-)
-def test_legal_values_pass(optimizer: Component) -> None:
-    assert complaints_of(optimizer, {"conv1.*": {"lr": 0.0, "weight_decay": 0.0}}) == []
-
-
-@pytest.mark.parametrize(
-    ("factory", "reason"),
-    [
-        (torch.optim.LBFGS, "optimizer.type: LBFGS evaluates the loss several times per update"),
-        (torch.optim.SparseAdam, "optimizer.type: SparseAdam updates by sparse gradients alone"),
-    ],
-)
-def test_an_optimizer_that_cannot_take_this_step_is_refused(factory: type[torch.optim.Optimizer], reason: str) -> None:
-    (message,) = complaints_of(Component("optimizer", factory.__name__, factory, {"lr": 1.0}))
-    assert message.startswith(reason)
-    assert "expected a first-order optimizer such as sgd, adam or adamw" in message
-
-
-@pytest.mark.parametrize(
-    ("groups", "key"),
-    [
-        ([], "optimizer.groups"),
-        ({"conv1.*": 0.1}, "optimizer.groups.conv1.*"),
-        ({"conv1.*": {}}, "optimizer.groups.conv1.*"),
-        ({"conv1.*": {"momentum": 0.9}}, "optimizer.groups.conv1.*.momentum"),
-        ({"conv1.*": {"lr": -1}}, "optimizer.groups.conv1.*.lr"),
-        ({"conv1.*": {"weight_decay": "none"}}, "optimizer.groups.conv1.*.weight_decay"),
-        ({"conv9.*": {"lr": 0.1}}, "optimizer.groups.conv9.*"),
-    ],
-)
-def test_a_malformed_group_is_reported_by_its_key(groups: Any, key: str) -> None:
-    messages = complaints_of(component(), groups)
-    assert len(messages) == 1
-    assert messages[0].startswith(f"{key}: ")
-
-
-@pytest.mark.parametrize(
-    ("groups", "near"),
-    [({"conv1.wieght": {"lr": 0.1}}, "conv1.weight"), ({"conv1.*": {"weight_decy": 0}}, "weight_decay")],
-)
-def test_a_misspelling_is_answered_with_the_nearest_name(groups: Any, near: str) -> None:
-    (message,) = complaints_of(component(), groups)
-    assert f"did you mean {near!r}?" in message
-
-
-def test_all_complaints_come_together() -> None:
-    assert len(complaints_of(component(lr=-1, nesterov=True), {"conv9.*": {"lr": -1}})) == 4
+def test_what_is_out_of_range_or_malformed_is_reported_by_its_key(
+    optimizer: Component, groups: Any, messages: list[str]
+) -> None:
+    complaints = Complaints()
+    check_optimizer(optimizer, groups, NAMES, complaints)
+    assert len(complaints.messages) == len(messages)
+    for received, expected in zip(complaints.messages, messages, strict=True):
+        key, _, rest = expected.partition(": ")
+        assert received.startswith(f"optimizer.{key}: ")
+        assert re.search(rest, received)
 
 
 @pytest.mark.parametrize(
     ("kind", "arguments"),
     [
-        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
         (torch.optim.Adam, {"lr": 0.01}),
         (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
         (torch.optim.RMSprop, {"lr": 0.01}),
@@ -231,9 +187,7 @@ def test_the_step_moves_the_weights_as_torchs_own_does(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
         {"weight_decay": 0.01},
-        {"momentum": 0.9},
         {"momentum": 0.9, "dampening": 0.1, "maximize": True},
         {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
     ],
@@ -287,7 +241,7 @@ def test_one_kernel_updates_the_parameters_where_there_is_one(
 def test_a_weight_with_gaps_in_memory_has_no_such_kernel() -> None:
     network = nn.Linear(4, 3)
     network.weight = nn.Parameter(torch.rand(3, 8)[:, ::2])
-    optimizer = build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1}), network, {})
+    optimizer = build_optimizer(component("sgd"), network, {})
     assert not optimizer.param_groups[0]["fused"]
 
 
@@ -295,8 +249,7 @@ def test_momentum_saved_in_another_layout_goes_to_its_own_weights() -> None:
     def trained(layout: torch.memory_format) -> tuple[nn.Conv2d, torch.optim.Optimizer]:
         torch.manual_seed(0)
         network = nn.Conv2d(3, 4, 3).to(memory_format=layout)  # type: ignore[call-overload]
-        component = Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
-        return network, build_optimizer(component, network, {})
+        return network, build_optimizer(component("sgd", momentum=0.9), network, {})
 
     x_NCHW = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     moved = []
@@ -315,7 +268,7 @@ def test_momentum_saved_in_another_layout_goes_to_its_own_weights() -> None:
 
 def test_torchs_schedulers_still_see_the_steps() -> None:
     network = nn.Linear(2, 2)
-    optimizer = build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, {"lr": 0.1}), network, {})
+    optimizer = build_optimizer(component("sgd"), network, {})
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     network(torch.ones(1, 2)).sum().backward()
     optimizer.step()
