@@ -1,5 +1,6 @@
 """`import cnnlab` in a notebook."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,13 @@ def test_training_leaves_the_process_as_it_was(in_tmp_path: Path) -> None:
     def state() -> list[object]:
         mode = torch.get_deterministic_debug_mode()
         filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-        return [mode, filled, torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.fp32_precision]
+        return [
+            mode,
+            filled,
+            gc.get_freeze_count(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.cuda.matmul.fp32_precision,
+        ]
 
     torch.manual_seed(1)
     torch.set_deterministic_debug_mode("warn")

@@ -41,7 +41,7 @@ def test_it_predicts_what_evaluate_predicts(finished: Path) -> None:
         assert one.probabilities["3"] == pytest.approx(float(row["p(3)"]), rel=1e-5)
 
 
-def test_it_is_a_module_in_evaluation_mode_whose_weights_stay(completed_run: Path) -> None:
+def test_it_is_a_module_in_eval_mode_whose_weights_stay(completed_run: Path) -> None:
     predictor = cnnlab.load(completed_run)
     assert not any(module.training for module in predictor.modules())
     assert not any(parameter.requires_grad for parameter in predictor.parameters())
@@ -77,10 +77,7 @@ def saturated(completed_run: Path) -> SavedRun:
     """A run whose outputs are 20, 21, …, 29 for any image: their sigmoids are all 1 in float32."""
     run = SavedRun.open(completed_run, "best", "cpu", Trust(), {})
     weights = dict(run.checkpoint.weights)
-    weights |= {
-        "output.weight": torch.zeros_like(weights["output.weight"]),
-        "output.bias": torch.arange(20.0, 30.0),
-    }
+    weights |= {"output.weight": torch.zeros_like(weights["output.weight"]), "output.bias": torch.arange(20.0, 30.0)}
     return replace(run, checkpoint=replace(run.checkpoint, weights=weights), plan=replace(run.plan, loss=BCE()))
 
 
@@ -98,18 +95,6 @@ def test_a_folder_of_images_is_predicted_by_outputs_too(
     predict_images(saturated, tmp_path, "none")
     assert written["text"].splitlines()[1].startswith("a.png,9,1,")
     assert "predicted: 9 1\n" in capsys.readouterr().out
-
-
-def test_an_image_of_another_size_is_resized(completed_run: Path) -> None:
-    large = Image.fromarray(np.full((100, 50, 3), 127, np.uint8))
-    (found,) = cnnlab.load(completed_run).predict(large)
-    assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
-
-
-def test_a_checkpoint_is_taken_by_its_step(completed_run: Path) -> None:
-    x_NCHW = Digits().read("test").x_NCHW[:4]
-    third, sixth = (cnnlab.load(completed_run, checkpoint=step)(x_NCHW) for step in (3, 6))
-    assert not torch.equal(third, sixth)
 
 
 def probabilities(found: list[Prediction]) -> list[float]:
@@ -136,12 +121,6 @@ def test_what_is_no_image_is_refused(completed_run: Path, images: Any) -> None:
 def test_a_batch_of_another_shape_is_refused(completed_run: Path) -> None:
     with pytest.raises(ValueError, match=r"\(N, 1, 8, 8\) of 0…255, received \(1, 3, 9, 9\)"):
         cnnlab.load(completed_run)(torch.zeros(1, 3, 9, 9))
-
-
-def test_a_file_that_is_no_image_is_named(completed_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "letter.png").write_text("dear reader")
-    with pytest.raises(ConfigError, match=r"letter\.png"):
-        cnnlab.load(completed_run).predict(tmp_path / "letter.png")
 
 
 def test_a_class_of_a_strangers_run_is_imported_only_where_it_is_repeated(finished: Path) -> None:

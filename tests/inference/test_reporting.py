@@ -69,15 +69,12 @@ def test_a_line_holds_the_prediction_of_an_image(tmp_path: Path) -> None:
 
 def test_numbers_read_back_as_the_same_float32(tmp_path: Path) -> None:
     made = predictions(5)
+    made.loss_N[0] = -0.0
     found = written(tmp_path, made, tuple("abcde"))
     p_NK = torch.tensor([[float(row[f"p({name})"]) for name in "abcde"] for row in found])
     assert torch.equal(p_NK, made.probability_NK)
     assert torch.equal(torch.tensor([float(row["loss"]) for row in found]), made.loss_N)
-
-
-def test_no_loss_is_written_as_minus_zero(tmp_path: Path) -> None:
-    made = Predictions(*(torch.tensor([0]),) * 2, torch.eye(2)[:1], torch.eye(2)[:1], torch.tensor([-0.0]))
-    assert written(tmp_path, made, ("a", "b"))[0]["loss"] == "0"
+    assert found[0]["loss"] == "0"
 
 
 def test_paths_stand_beside_the_index_where_there_are_some(tmp_path: Path) -> None:
@@ -107,44 +104,30 @@ def test_any_name_of_a_class_survives_the_files(tmp_path: Path) -> None:
     assert [[int(row[name]) for name in AWKWARD] for row in table] == matrix_KK.tolist()
 
 
-def test_any_name_of_a_class_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    out = printed(capsys, AWKWARD)
-    assert all(part in out for name in AWKWARD for part in name.splitlines())
-    assert "\x1b" not in out
-
-
-def test_the_tables_fit_into_80_columns_whatever_the_names(
+def test_any_name_of_a_class_is_printed_as_it_is_in_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    out = printed(capsys, AWKWARD)
+    assert all(part in out for name in AWKWARD for part in name.splitlines())
+    assert "\x1b" not in out
     out = printed(capsys, ("x" * 90, "hammerhead, " * 12, "cat"))
     assert max(map(len, out.splitlines())) <= 80
     assert "F1" in out
     assert "of the label's" in out
 
 
-def test_the_first_lines_name_split_step_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    out = printed(capsys, ("a", "b", "c"), calibration_error=0.0625, top_k={"2": 0.75})
-    assert out.startswith(
-        "val: accuracy 0.5000, loss 1.2500 on 200 images (step 7)\n"
-        "top-2 accuracy 0.7500, expected calibration error 0.0625\n"
-    )
-
-
-def test_several_views_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "(step 7, test-time augmentation flip)" in printed(capsys, ("a", "b", "c"), tta="flip")
-
-
-def test_named_metrics_are_printed_but_for_those_of_each_class(capsys: pytest.CaptureFixture[str]) -> None:
-    out = printed(capsys, ("a", "b", "c"), metrics={"kappa": 0.125, "f1.a": 0.5, "area": 1.0})
-    assert out.splitlines()[2] == "kappa 0.1250, area 1.0000"
-
-
-def test_the_last_line_of_the_classes_is_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_names_split_step_views_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    figures: dict[str, Any] = {"calibration_error": 0.0625, "top_k": {"2": 0.75}, "tta": "flip"}
+    figures |= {"metrics": {"kappa": 0.125, "f1.a": 0.5, "area": 1.0}}  # without those of each class
     macro = {"precision": 0.125, "recall": 0.25, "f1": 0.375}
-    assert ["mean", "200", "0.1250", "0.2500", "0.3750"] in [
-        line.split() for line in printed(capsys, ("a", "b", "c"), macro=macro).splitlines()
-    ]
+    first, second, third, *rest = printed(capsys, ("a", "b", "c"), macro=macro, **figures).splitlines()
+    assert first == "val: accuracy 0.5000, loss 1.2500 on 200 images (step 7, test-time augmentation flip)"
+    assert second == "top-2 accuracy 0.7500, expected calibration error 0.0625"
+    assert third == "kappa 0.1250, area 1.0000"
+    assert ["mean", "200", "0.1250", "0.2500", "0.3750"] in [line.split() for line in rest]
+    assert any("most confused" in line for line in rest)
+    assert "most confused" not in printed(capsys, ("a", "b", "c"), most_confused=[])
 
 
 def test_of_many_classes_the_worst_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,8 +140,3 @@ def test_of_many_classes_the_worst_are_printed(capsys: pytest.CaptureFixture[str
     shown = [line.split()[0] for line in out.splitlines() if line.startswith(" class") and "images" not in line]
     assert shown == list(names[:MOST_CLASSES])
     assert f"the {MOST_CLASSES} of {count} classes with the lowest F1" in out
-
-
-def test_a_network_without_mistakes_has_nothing_confused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "most confused" not in printed(capsys, ("a", "b", "c"), most_confused=[])
-    assert "most confused" in printed(capsys, ("a", "b", "c"))

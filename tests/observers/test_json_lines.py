@@ -17,10 +17,6 @@ def train(step: int) -> Metrics:
     return Metrics(step, 1, "train", {"loss": 1 / step, "accuracy": 0.5})
 
 
-def write(directory: Path, *lines: str) -> None:
-    (directory / NAME).write_text("".join(f"{line}\n" for line in lines))
-
-
 def read(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / NAME).read_text().splitlines()]
 
@@ -32,10 +28,6 @@ def log(directory: Path, *records: Record, step: int = 0) -> list[dict[str, Any]
         observer.log(record)
     observer.close()
     return read(directory)
-
-
-def steps_after_a_start_at(step: int, directory: Path) -> list[int]:
-    return [entry["step"] for entry in log(directory, step=step)]
 
 
 def test_each_measurement_is_a_line_with_all_bits(tmp_path: Path) -> None:
@@ -61,25 +53,16 @@ def test_a_line_is_out_of_the_process_before_the_next_step(tmp_path: Path) -> No
     observer.close()
 
 
-def test_lines_after_the_step_of_the_start_are_cut(tmp_path: Path) -> None:
-    write(tmp_path, *(f'{{"step": {step}}}' for step in range(1, 6)))
-    assert steps_after_a_start_at(3, tmp_path) == [1, 2, 3]
-
-
-def test_a_resumed_run_appends(tmp_path: Path) -> None:
-    write(tmp_path, '{"step": 1}')
-    assert [entry["step"] for entry in log(tmp_path, train(2), step=1)] == [1, 2]
-
-
-def test_final_lines_are_dropped_by_a_resumed_run(tmp_path: Path) -> None:
-    write(tmp_path, '{"step": 2}', '{"step": 3, "final": true}')
-    assert steps_after_a_start_at(3, tmp_path) == [2]
+def test_a_resumed_run_cuts_later_and_final_lines_and_appends(tmp_path: Path) -> None:
+    lines = [f'{{"step": {step}}}' for step in range(1, 6)] + ['{"step": 2, "final": true}']
+    (tmp_path / NAME).write_text("\n".join(lines) + "\n")
+    assert [entry["step"] for entry in log(tmp_path, train(7), step=3)] == [1, 2, 3, 7]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "loss": 0.', "{", "2\n", "{}\n"])
 def test_a_line_that_is_torn_or_no_record_is_dropped(tmp_path: Path, torn: str) -> None:
     (tmp_path / NAME).write_text('{"step": 1}\n' + torn)
-    assert steps_after_a_start_at(3, tmp_path) == [1]
+    assert log(tmp_path, step=3) == [{"step": 1}]
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
@@ -99,6 +82,8 @@ def watch(directory: Path, start: int, *steps: int) -> None:
 
 
 def test_a_watched_update_is_a_line_of_a_file_of_its_own(tmp_path: Path) -> None:
+    assert log(tmp_path) == []
+    assert not (tmp_path / WATCHED).exists()
     watch(tmp_path, 0, 4)
     assert read(tmp_path) == []
     (line,) = [json.loads(text) for text in (tmp_path / WATCHED).read_text().splitlines()]
@@ -111,11 +96,6 @@ def test_a_resumed_run_cuts_the_watched_updates_too(tmp_path: Path) -> None:
     watch(tmp_path, 0, 2, 4, 6)
     watch(tmp_path, 4, 8)
     assert [json.loads(text)["step"] for text in (tmp_path / WATCHED).read_text().splitlines()] == [2, 4, 8]
-
-
-def test_a_run_that_watches_nothing_has_no_file_for_it(tmp_path: Path) -> None:
-    steps_after_a_start_at(0, tmp_path)
-    assert not (tmp_path / WATCHED).exists()
 
 
 def test_numbers_that_json_has_not_are_null(tmp_path: Path) -> None:

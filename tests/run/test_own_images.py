@@ -14,7 +14,7 @@ from image_folders import noise, write_folders, write_image
 from cnnlab.cli import evaluate, train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.run.loaders import describe_splits, read_training_data
+from cnnlab.run.loaders import describe_splits, read_training_data, train_loader
 
 WHOLE = {"train/cat": 12, "train/dog": 8, "val/cat": 3, "val/dog": 4, "test/cat": 4, "test/dog": 5}
 CARVED = {"cat": 20, "dog": 20}
@@ -34,6 +34,7 @@ def ready_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A completed run, `run`, beside its `images`. Read it, leave it as it is."""
     path = tmp_path_factory.mktemp("own")
     write_folders(path / "images", WHOLE)
+    (path / "images" / "readme.txt").touch()
     answer = train_on(path / "images", path=str(path / "run"))
     assert answer.code == 0, answer.err
     (path / "printed").write_text(answer.out)
@@ -55,9 +56,10 @@ def plan(root: Path, **changes: Any) -> Any:
     return check_config(config, Trust())
 
 
-def test_the_splits_and_their_origins_are_described(ready_run: Path, tmp_path: Path) -> None:
-    line = "images: train 20 (train/), val 7 (val/), test 9 (test/)"
-    assert line in (ready_run / "printed").read_text().splitlines()
+def test_the_splits_their_origins_and_files_that_are_not_read_are_described(ready_run: Path, tmp_path: Path) -> None:
+    printed = (ready_run / "printed").read_text()
+    assert "images: train 20 (train/), val 7 (val/), test 9 (test/)\n" in printed
+    assert "extension of an image: 1, such as readme.txt\n" in printed
     write_folders(tmp_path / "pets", CARVED)
     assert describe_splits(plan(tmp_path / "pets")) == (
         "images: train 32 (pets/), val 4 (carved out of train, random), test 4 (10% of pets/)"
@@ -67,22 +69,11 @@ def test_the_splits_and_their_origins_are_described(ready_run: Path, tmp_path: P
     )
 
 
-def test_files_that_are_not_read_are_reported_when_a_run_starts(in_tmp_path: Path) -> None:
-    write_folders(in_tmp_path / "images", WHOLE)
-    (in_tmp_path / "images" / "readme.txt").touch()
-    assert "extension of an image: 1, such as readme.txt\n" in train_on(in_tmp_path / "images").out
-
-
-def test_a_validation_folder_is_the_validation_split(own: Path) -> None:
-    data = read_training_data(plan(own / "images"))
-    assert len(data.train) == 20
-    assert data.val.y_N.bincount().tolist() == [3, 4]
-
-
-def test_without_one_a_fraction_of_each_class_is_carved(tmp_path: Path) -> None:
-    data = read_training_data(plan(write_folders(tmp_path, CARVED), test_fraction=0, validation={"count": 0.2}))
-    assert data.train.y_N.bincount().tolist() == [16, 16]
-    assert data.val.y_N.bincount().tolist() == [4, 4]
+def test_validation_images_are_those_of_their_folder_or_a_fraction_of_each_class(tmp_path: Path) -> None:
+    data = read_training_data(plan(write_folders(tmp_path / "whole", WHOLE)))
+    assert (data.train.y_N.bincount().tolist(), data.val.y_N.bincount().tolist()) == ([12, 8], [3, 4])
+    data = read_training_data(plan(write_folders(tmp_path / "a", CARVED), test_fraction=0, validation={"count": 0.2}))
+    assert (data.train.y_N.bincount().tolist(), data.val.y_N.bincount().tolist()) == ([16, 16], [4, 4])
 
 
 def test_each_split_is_evaluated_and_the_test_split_as_the_run_measured_it(own: Path) -> None:
@@ -109,12 +100,8 @@ def test_a_run_without_a_test_split_completes_and_reports_it(in_tmp_path: Path) 
 
 
 def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:
-    answer = train_on(
-        write_folders(in_tmp_path / "images", CARVED),
-        "data.test_fraction=0",
-        "data.validation.count=0",
-        "trainer.monitor=null",
-    )
+    neither = ("data.test_fraction=0", "data.validation.count=0", "trainer.monitor=null")
+    answer = train_on(write_folders(in_tmp_path / "images", CARVED), *neither)
     assert answer.code == 0, answer.err
     assert "evaluate.py" not in answer.out
 
@@ -126,36 +113,24 @@ def test_a_changed_validation_image_is_noticed(own: Path) -> None:
     assert "data: the images or labels are not those" in answer.err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "resume"])
-def test_other_classes_are_refused_with_the_first_difference(own: Path, command: str) -> None:
+def test_other_classes_are_refused_with_the_first_difference(own: Path) -> None:
     for split in ("train", "val", "test"):
         (own / "images" / split / "dog").rename(own / "images" / split / "ant")
-    answer = run(evaluate, "run=run") if command == "evaluate" else run(train, "resume=run")
-    assert answer.code == 2
-    assert "data: class 0 was 'cat' in the run and is 'ant' now (2 and 2 classes)" in answer.err
-    assert "in the same order" in answer.err
+    for answer in (run(evaluate, "run=run"), run(train, "resume=run")):
+        assert answer.code == 2
+        assert "data: class 0 was 'cat' in the run and is 'ant' now (2 and 2 classes)" in answer.err
 
 
-def test_a_resumed_run_reads_the_folders_again(own: Path) -> None:
-    answer = run(train, "resume=run", "trainer.max_steps=8", "schedule.total_steps=6")
-    assert answer.code == 0, answer.err
-    assert read_json(own / "run" / "summary.json")["step"] == 8
+def test_balanced_sampling_trains_in_another_order(tmp_path: Path) -> None:
+    write_folders(tmp_path, WHOLE)
 
+    def order(sampling: str) -> list[int]:
+        balanced = plan(tmp_path, sampling=sampling)
+        data = read_training_data(balanced)
+        return [index for batch in train_loader(balanced, data.train, data.normalization) for index in batch.index_N]
 
-def test_balanced_sampling_trains_in_another_order(own: Path) -> None:
-    answer = train_on(own / "images", "data.sampling=balanced", path="balanced")
-    assert answer.code == 0, answer.err
-    assert len(losses(own / "balanced")) == len(losses(own / "run"))
-    assert losses(own / "balanced") != losses(own / "run")
-
-
-def test_a_refused_image_leaves_no_run_and_none_of_its_folders(in_tmp_path: Path) -> None:
-    root = write_folders(in_tmp_path / "images", WHOLE)
-    (root / "train" / "cat" / "000.png").write_text("no image")
-    own = ("data=image_folder", f"data.root={root}", "data.size=8", "data.batch_size=4")
-    for place in ([], ["run_dir=a/b/run"]):
-        assert train_fast(*own, *place).code == 2
-        assert list(in_tmp_path.iterdir()) == [root]
+    assert len(order("balanced")) == len(order("shuffle"))
+    assert order("balanced") != order("shuffle")
 
 
 def test_images_that_have_moved_are_found_at_data_root(own: Path) -> None:
@@ -185,35 +160,26 @@ def placement(answer: Answer) -> str:
     return next(line for line in answer.out.splitlines() if line.startswith("data: "))
 
 
-def test_a_run_reports_where_its_images_are(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_streams_reports_it_and_learns_the_same_to_the_bit(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CNNLAB_CACHE", str(own / "cache"))
-    assert placement(train_on(own / "images", path="a")).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
-    assert placement(train_on(own / "images", *STREAMING, path="b")).startswith(
-        f"data: streaming from {own}/cache with 1 worker (6.9 kB, more than 1e-09 of the "
-    )
-
-
-def test_a_run_that_streams_learns_the_same_to_the_bit(own: Path) -> None:
     augmented = "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}}"
-    for path, overrides in {"a": (), "b": STREAMING, "c": (*STREAMING, "data.workers=0")}.items():
-        assert train_on(own / "images", augmented, *overrides, path=path).code == 0
+    resident, streaming = (train_on(own / "images", augmented, *o, path=p) for p, o in (("a", ()), ("b", STREAMING)))
+    assert placement(resident).startswith("data: resident on cpu (6.9 kB, ")  # 36 · 192 bytes
+    more = f"data: streaming from {own}/cache with 1 worker (6.9 kB, more than 1e-09 of the "
+    assert placement(streaming).startswith(more)
+    assert train_on(own / "images", augmented, *STREAMING, "data.workers=0", path="c").code == 0
     assert losses(own / "a") == losses(own / "b") == losses(own / "c")
 
 
-def test_a_run_that_streams_is_evaluated_wherever_it_is(own: Path) -> None:
+def test_a_run_of_a_larger_machine_is_evaluated_here_and_resumed_with_other_workers(own: Path) -> None:
     assert train_on(own / "images", *STREAMING, path="streaming").code == 0
     config = own / "streaming" / "config.yaml"
-    config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))  # of a larger machine
-    for split in ("val", "test"):
-        assert run(evaluate, "run=streaming", f"split={split}").code == 0
+    config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))
+    assert run(evaluate, "run=streaming").code == 0
     measured = read_json(next((own / "streaming").glob("evaluation-test-*.json")))
     assert measured["accuracy"] == read_json(own / "streaming" / "summary.json")["test"]["accuracy"]
-
-
-def test_a_resumed_run_may_have_other_workers(own: Path) -> None:
-    assert train_on(own / "images", *STREAMING, path="streaming").code == 0
-    config = own / "streaming" / "config.yaml"
-    config.write_text(config.read_text().replace("workers: 1", "workers: 5000"))  # of a larger machine
     assert "data.workers: expected auto or a whole number from 0 to" in run(train, "resume=streaming").err
     assert run(train, "resume=streaming", "data.workers=0").code == 0
 

@@ -18,13 +18,7 @@ def checkpoint(**meta: Any) -> Checkpoint:
 
 @pytest.mark.parametrize(
     "meta",
-    [
-        {},
-        {"environment": ENVIRONMENT},
-        {"environment": {}, "class_names": []},
-        {"environment": [], "class_names": []},
-        {"environment": ENVIRONMENT, "class_names": "ab"},
-    ],
+    [{}, {"environment": [], "class_names": []}, {"environment": ENVIRONMENT, "class_names": "ab"}],
 )
 def test_a_checkpoint_without_its_record_is_refused(meta: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="step-00000003 does not record its data and environment"):
@@ -42,7 +36,6 @@ def test_other_data_are_refused_with_both_digests() -> None:
     [
         (["cat", "dog", "emu"], "class 2 was missing in the run and is 'emu' now"),
         (["cat"], "class 1 was 'dog' in the run and is missing now"),
-        (["dog", "cat"], "class 0 was 'cat' in the run and is 'dog' now"),
     ],
 )
 def test_other_classes_are_refused_with_the_first_difference(now: list[str], message: str) -> None:

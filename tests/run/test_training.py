@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 import shutil
@@ -25,6 +24,8 @@ from cnnlab.run.process_state import the_only_training
 from cnnlab.run.resuming import Resumption, prepare_resume
 from cnnlab.run.training import run_training
 from cnnlab.runtime.errors import ConfigError
+
+WEIGHTS = "checkpoints/step-00000006/model.safetensors"
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -56,23 +57,18 @@ def refused(answer: Answer, *fragments: str) -> bool:
 
 
 def test_a_run_directory_holds_what_is_promised(completed_run: Path) -> None:
-    names = {path.name for path in completed_run.iterdir() if not path.name.startswith((".", "events.out.tfevents."))}
-    assert names == {
-        "config.yaml",
-        "overrides.yaml",
-        "environment.json",
-        "model.txt",
-        "metrics.jsonl",
-        "summary.json",
-        "checkpoints",
-    }
-    assert len(list(completed_run.glob("events.out.tfevents.*"))) == 1
-
-
-def test_best_and_last_name_a_checkpoint_each(completed_run: Path) -> None:
-    checkpoints = completed_run / "checkpoints"
-    assert (checkpoints / "last").read_text().strip() == "step-00000006"
-    assert (checkpoints / (checkpoints / "best").read_text().strip() / "model.safetensors").is_file()
+    names = [path.name for path in completed_run.iterdir() if not path.name.startswith(".")]
+    files = "checkpoints config.yaml environment.json metrics.jsonl model.txt overrides.yaml summary.json"
+    assert sorted(name for name in names if not name.startswith("events.out.tfevents.")) == files.split()
+    assert len(names) == 8  # and one file of events
+    assert "conv1" in (completed_run / "model.txt").read_text()
+    overrides = yaml.safe_load((completed_run / "overrides.yaml").read_text())
+    assert overrides == ["experiment=debug/fast", f"run_dir={completed_run}"]
+    environment = read_json(completed_run / "environment.json")
+    assert environment["torch"].startswith("2.")
+    assert (environment["precision"], environment["resident"]) == ("fp32", True)
+    assert environment["workers"] >= 1
+    assert len(environment["data_digest"]) == 64
 
 
 def test_the_config_keeps_interpolations_and_nothing_of_one_command(
@@ -89,20 +85,6 @@ def test_the_config_keeps_interpolations_and_nothing_of_one_command(
     assert not [path for path in files if "hunter2" in path.read_text()]
 
 
-def test_the_overrides_are_kept(completed_run: Path) -> None:
-    overrides = yaml.safe_load((completed_run / "overrides.yaml").read_text())
-    assert overrides == ["experiment=debug/fast", f"run_dir={completed_run}"]
-
-
-def test_layer_table_and_environment_are_kept(completed_run: Path) -> None:
-    assert "conv1" in (completed_run / "model.txt").read_text()
-    environment = read_json(completed_run / "environment.json")
-    assert environment["torch"].startswith("2.")
-    assert (environment["precision"], environment["resident"]) == ("fp32", True)
-    assert environment["workers"] >= 1
-    assert len(environment["data_digest"]) == 64
-
-
 def test_every_record_is_a_line(completed_run: Path) -> None:
     assert steps(completed_run, "train") == [2, 4, 6]
     assert steps(completed_run, "val") == [3, 6]
@@ -111,18 +93,13 @@ def test_every_record_is_a_line(completed_run: Path) -> None:
     assert all({"step", "epoch", "split", "loss", "accuracy"} <= entry.keys() for entry in metrics(completed_run))
 
 
-def test_the_summary_records_how_it_ended(completed_run: Path) -> None:
+def test_the_summary_records_how_it_ended_and_the_best_validation(completed_run: Path) -> None:
     summary = read_json(completed_run / "summary.json")
     assert (summary["status"], summary["step"], summary["monitor_test"]) == ("completed", 6, False)
-    assert summary["train"]["images_per_second"] == pytest.approx(
-        summary["train"]["images"] / summary["train"]["seconds"]
-    )
-
-
-def test_the_summarys_best_is_a_validation_of_the_log(completed_run: Path) -> None:
-    best = read_json(completed_run / "summary.json")["best"]
+    measured = summary["train"]
+    assert measured["images_per_second"] == pytest.approx(measured["images"] / measured["seconds"])
     values = {entry["step"]: entry["accuracy"] for entry in metrics(completed_run) if entry["split"] == "val"}
-    assert best["accuracy/val"] == values[best["step"]] == max(values.values())
+    assert summary["best"]["accuracy/val"] == values[summary["best"]["step"]] == max(values.values())
 
 
 def test_a_run_without_run_dir_lies_under_its_name_and_the_outcome_is_printed(in_tmp_path: Path) -> None:
@@ -133,16 +110,11 @@ def test_a_run_without_run_dir_lies_under_its_name_and_the_outcome_is_printed(in
     assert f"evaluate.py run={path}" in answer.out
 
 
-def test_the_same_seed_gives_the_same_bits(completed_run: Path, in_tmp_path: Path) -> None:
-    train_fast("run_dir=run")
-    weights = "checkpoints/step-00000006/model.safetensors"
-    assert (in_tmp_path / "run" / weights).read_bytes() == (completed_run / weights).read_bytes()
-
-
-def test_another_seed_gives_other_weights(completed_run: Path, in_tmp_path: Path) -> None:
-    train_fast("run_dir=run", "seed=1")
-    weights = "checkpoints/step-00000006/model.safetensors"
-    assert (in_tmp_path / "run" / weights).read_bytes() != (completed_run / weights).read_bytes()
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(completed_run: Path, in_tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train_fast(f"run_dir=seed{seed}", f"seed={seed}")
+    same, other = ((in_tmp_path / name / WEIGHTS).read_bytes() for name in ("seed0", "seed1"))
+    assert same == (completed_run / WEIGHTS).read_bytes() != other
 
 
 # failing
@@ -167,25 +139,21 @@ LONGER = ("trainer.max_steps=9", "schedule.total_steps=6")
 
 
 def test_a_lengthened_run_is_one_that_was_that_long(in_tmp_path: Path) -> None:
+    path = in_tmp_path / "run"
     train_fast("run_dir=run", "schedule=constant")
-    answer = resume(in_tmp_path / "run", "trainer.max_steps=9")
+    answer = resume(path, "trainer.max_steps=9")
     assert answer.code == 0, answer.err
-    assert steps(in_tmp_path / "run", "train") == [2, 4, 6, 8, 9]
-    assert steps(in_tmp_path / "run", "val") == [3, 6, 9]
-    assert steps(in_tmp_path / "run", "test") == [9]
+    assert [steps(path, split) for split in ("train", "val", "test")] == [[2, 4, 6, 8, 9], [3, 6, 9], [9]]
+    assert saved(path)["trainer"]["max_steps"] == 9
+    assert "trainer.max_steps=9" in yaml.safe_load((path / "overrides.yaml").read_text())
     train_fast("run_dir=long", "schedule=constant", "trainer.max_steps=9")
-    weights = "checkpoints/step-00000009/model.safetensors"
-    assert (in_tmp_path / "run" / weights).read_bytes() == (in_tmp_path / "long" / weights).read_bytes()
+    weights = WEIGHTS.replace("6", "9")
+    assert (path / weights).read_bytes() == (in_tmp_path / "long" / weights).read_bytes()
 
 
 def test_another_length_is_refused_where_the_schedule_depends_on_it(finished: Path) -> None:
-    assert refused(
-        resume(finished, "trainer.max_steps=12"),
-        "trainer: ",
-        "'one_cycle' was made for 6 steps",
-        f"resume={finished} trainer.max_steps=12 schedule.restart=true",
-        "a length of 12 steps",
-    )
+    command = f"resume={finished} trainer.max_steps=12 schedule.restart=true"
+    assert refused(resume(finished, "trainer.max_steps=12"), "trainer: ", "'one_cycle' was made for 6 steps", command)
 
 
 def test_a_restarted_schedule_begins_a_new_cycle_at_the_checkpoint(finished: Path) -> None:
@@ -203,14 +171,6 @@ def test_a_restart_needs_a_longer_run(finished: Path) -> None:
     before = saved(finished)
     assert refused(resume(finished, "schedule.restart=true"), "schedule.restarts: ", "before the run's end at step 6")
     assert saved(finished) == before
-
-
-def test_another_length_is_taken_where_the_schedules_own_is_given_and_kept_in_the_config(finished: Path) -> None:
-    answer = resume(finished, *LONGER)
-    assert answer.code == 0, answer.err
-    assert read_json(finished / "summary.json")["step"] == 9
-    assert saved(finished)["trainer"]["max_steps"] == 9
-    assert "trainer.max_steps=9" in yaml.safe_load((finished / "overrides.yaml").read_text())
 
 
 def test_a_completed_run_that_is_resumed_is_left_as_it_is(finished: Path) -> None:
@@ -279,68 +239,29 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(finished
     assert answer.code == 0, answer.err
     assert "has no checkpoint yet: starting this run again in its directory" in answer.out
     assert steps(finished, "train") == [2, 4, 6]
-    weights = "checkpoints/step-00000006/model.safetensors"
-    assert (finished / weights).read_bytes() == (completed_run / weights).read_bytes()
+    assert (finished / WEIGHTS).read_bytes() == (completed_run / WEIGHTS).read_bytes()
     events = EventAccumulator(str(finished))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/train")] == [2, 4, 6]
 
 
-def test_a_run_in_use_is_not_resumed(finished: Path) -> None:
-    holder = RunDirectory(finished)
-    holder.lock()
-    with pytest.MonkeyPatch.context() as patch:
-        released = RunDirectory.lock
-
-        def lock_and_close(self: RunDirectory) -> None:
-            try:
-                released(self)
-            except ValueError:
-                self.release()
-                raise
-
-        patch.setattr(RunDirectory, "lock", lock_and_close)
-        answer = resume(finished)
-    holder.release()
-    assert refused(answer, "resume: ", "is in use by process")
-
-
-# the user's own classes
-
-CANARY = "import torch\n\n\nclass Twice(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
-
-
-@pytest.fixture
-def with_own_class(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with a block of the user's own, which has since been forgotten."""
-    (in_tmp_path / "own_blocks.py").write_text(CANARY)
+def test_a_saved_class_of_the_users_own_is_imported_only_where_the_command_repeats_it(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import torch\nclass Twice(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
+    (in_tmp_path / "own_blocks.py").write_text(source)
     monkeypatch.syspath_prepend(in_tmp_path)
     answer = train_fast("run_dir=run", "+model.blocks.twice={type: own_blocks.Twice, after: relu1}")
     assert answer.code == 0, answer.err
-    del sys.modules["own_blocks"]
-    return in_tmp_path / "run"
-
-
-@pytest.mark.parametrize(("command", "key", "script"), [(train, "resume", "train"), (evaluate, "run", "evaluate")])
-def test_a_saved_class_of_the_users_own_is_not_imported_unasked(
-    with_own_class: Path, command: Any, key: str, script: str
-) -> None:
-    answer = run(command, f"{key}={with_own_class}")
-    repeated = f"python {script}.py {key}={with_own_class} 'trust=[own_blocks.Twice]'"
-    assert refused(answer, "model.blocks.twice: ", repeated)
-    assert "own_blocks" not in sys.modules
-
-
-@pytest.mark.parametrize(("command", "key"), [(train, "resume"), (evaluate, "run")])
-def test_a_class_that_the_command_repeats_is_imported(with_own_class: Path, command: Any, key: str) -> None:
-    answer = run(command, f"{key}={with_own_class}", "trust=[own_blocks.Twice]")
-    assert answer.code == 0, answer.err
-    assert "own_blocks" in sys.modules
-
-
-def test_trust_is_not_kept_in_the_run(with_own_class: Path) -> None:
-    run(train, f"resume={with_own_class}", "trust=[own_blocks.Twice]")
-    assert saved(with_own_class)["trust"] == []
+    for command, key, script in ((train, "resume", "train"), (evaluate, "run", "evaluate")):
+        del sys.modules["own_blocks"]
+        repeated = f"python {script}.py {key}=run 'trust=[own_blocks.Twice]'"
+        assert refused(run(command, f"{key}=run"), "model.blocks.twice: ", repeated)
+        assert "own_blocks" not in sys.modules
+        answer = run(command, f"{key}=run", "trust=[own_blocks.Twice]")
+        assert answer.code == 0, answer.err
+        assert "own_blocks" in sys.modules
+        assert saved(in_tmp_path / "run")["trust"] == []
 
 
 def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
@@ -365,16 +286,8 @@ def test_a_profiled_run_leaves_a_trace_and_trains_to_the_same_bits(in_tmp_path: 
     assert "aten::convolution_backward" in profiled.out
     assert (in_tmp_path / "profiled" / "trace.json").is_file()
     assert "slowest" not in plain.out
-    figures = [
-        [(e["step"], e["split"], e["loss"]) for e in metrics(in_tmp_path / name)] for name in ("plain", "profiled")
-    ]
-    assert figures[0] == figures[1]
-
-
-def test_a_run_leaves_the_garbage_collector_as_it_found_it(in_tmp_path: Path) -> None:
-    frozen = gc.get_freeze_count()
-    assert train_fast("run_dir=run").code == 0
-    assert gc.get_freeze_count() == frozen
+    first, second = ([(e["step"], e["split"], e["loss"]) for e in metrics(Path(p))] for p in ("plain", "profiled"))
+    assert first == second
 
 
 def test_a_second_training_in_another_thread_is_refused(in_tmp_path: Path) -> None:
