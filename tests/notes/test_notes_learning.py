@@ -2,14 +2,8 @@
 
 import torch
 from laboratory.descent import gradients_both_ways
-from laboratory.neurons import (
-    QUADRATIC,
-    digits,
-    sigmoid_network,
-)
+from laboratory.neurons import QUADRATIC, digits, sigmoid_network
 from laboratory.updates import gradients, update
-
-from cnnlab.network import build_network
 
 
 def test_the_backward_pass_finds_what_finite_differences_find() -> None:
@@ -28,12 +22,3 @@ def test_regularization_shrinks_the_weights_and_none_of_the_biases() -> None:
     for name, p in network.named_parameters():
         factor = 1 - eta * lambda_ / n if name.endswith("weight") else 1.0
         torch.testing.assert_close(p.detach(), factor * before[name] - eta * grads[name], rtol=1e-14, atol=1e-16)
-
-
-def test_without_a_gradient_a_weight_shrinks_by_the_factor_alone() -> None:
-    start = {"type": "given", "weight": [[-2.0, 4.0]], "bias": [3.0]}
-    blocks = {"flatten": "flatten", "z": {"type": "linear", "out_features": 1, "init": start}, "a": "step"}
-    network = build_network((1, 1, 2), blocks)
-    update(network, QUADRATIC, torch.ones(1, 1, 1, 2), torch.zeros(1, 1), lr=0.5, weight_decay=0.25)
-    assert network.z.weight.tolist() == [[-2.0 * 0.875, 4.0 * 0.875]]
-    assert network.z.bias.tolist() == [3.0]

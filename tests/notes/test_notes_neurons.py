@@ -20,12 +20,9 @@ def built(experiment: str) -> nn.Sequential:
     return check_config(composed(f"experiment={experiment}"), Trust()).network.build()
 
 
-def test_a_perceptron_with_weights_minus_2_and_bias_3_is_a_nand() -> None:
+def test_a_perceptron_with_weights_minus_2_and_bias_3_is_a_nand_and_four_are_an_xor() -> None:
     x_NCHW, y_N = rows_of("nand")
     assert nand()(x_NCHW).flatten().tolist() == y_N.tolist() == [1, 1, 1, 0]
-
-
-def test_four_nands_are_an_xor() -> None:
     assert correct_rows(built("xor_of_nands"), "xor") == 4
 
 
@@ -54,7 +51,6 @@ def test_one_perceptron_learns_14_of_the_16_functions_of_two_inputs() -> None:
     [
         (["experiment=perceptron"], True),
         (["experiment=perceptron", "data.gate=xor"], False),
-        (["experiment=xor_of_nands"], True),
         (["data=logic_gates", "data.gate=xor", "model=mlp", "trainer.epochs=30"], True),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -30,27 +30,17 @@ def accuracies(lambda_: float, seed: int) -> tuple[float, float]:
     )
     x_train, y_train = x_train[:IMAGES], y_train[:IMAGES]
     torch.manual_seed(seed)
-    blocks = {
-        "flatten": "flatten",
-        "hidden": {"type": "linear", "out_features": 30},
-        "sigmoid": "sigmoid",
-        "output": {"type": "linear", "out_features": "classes"},
-    }
+    hidden, output = ({"type": "linear", "out_features": count} for count in (30, "classes"))
+    blocks = {"flatten": "flatten", "hidden": hidden, "sigmoid": "sigmoid", "output": output}
     network = build_network((1, 8, 8), blocks, classes=10, init="book_large")
     arguments = {"lr": ETA, "weight_decay": lambda_ / IMAGES}
     optimizer = build_optimizer(Component("optimizer", "sgd", OPTIMIZERS["sgd"], arguments), network, {})
     execution = Execution()
+    scaler = execution.scaler(torch.device("cpu"))
     for _ in range(EPOCHS):
         for rows in torch.randperm(IMAGES).split(10):
             batch = Batch(x_train[rows], y_train[rows], rows)
-            train_step(
-                network,
-                CROSS_ENTROPY,
-                optimizer,
-                batch,
-                execution=execution,
-                scaler=execution.scaler(torch.device("cpu")),
-            )
+            train_step(network, CROSS_ENTROPY, optimizer, batch, execution=execution, scaler=scaler)
     return accuracy_on(network, x_train, y_train), accuracy_on(network, x_test, y_test)
 
 
@@ -75,22 +65,13 @@ def test_few_images_are_learned_by_heart_and_regularization_narrows_the_gap() ->
 @pytest.mark.mnist
 def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_path: Path, mnist_root: Path) -> None:
     """The book's c6-relu and c6-conv2 over three seeds each, on 3,000 images and three epochs."""
+    execution = ("trainer.execution.compile=false", "trainer.execution.layout=channels_last", "observers=quiet")
+    short = (f"data.root={mnist_root}", "data.limit=3000", "trainer.epochs=3", *execution)
     mean = {}
     for name in ("c6-relu", "c6-conv2"):
         found = []
         for seed in range(3):
-            answer = run(
-                train,
-                f"experiment=book/{name}",
-                f"data.root={mnist_root}",
-                f"seed={seed}",
-                f"run_dir={name}-{seed}",
-                "data.limit=3000",
-                "trainer.epochs=3",
-                "trainer.execution.compile=false",
-                "trainer.execution.layout=channels_last",
-                "observers=quiet",
-            )
+            answer = run(train, f"experiment=book/{name}", f"seed={seed}", f"run_dir={name}-{seed}", *short)
             assert answer.code == 0, answer.err
             found.append(json.loads(Path(f"{name}-{seed}/summary.json").read_text())["test"]["accuracy"])
         mean[name] = statistics.mean(found)
