@@ -20,16 +20,15 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def test_compose_gives_the_config_of_the_command_line() -> None:
-    config = cnnlab.compose("data=mnist", "model=lenet", "model.blocks.dropout1.p=0.2", "optimizer.dampening=0.1")
+    average = "model.blocks.pool1={type: avg_pool, kernel_size: 2, stride: 1}"  # another type replaces the mapping
+    config = cnnlab.compose(
+        "data=mnist", "model=lenet", "model.blocks.dropout1.p=0.2", "optimizer.dampening=0.1", average
+    )
     assert config.data.type == "mnist"
     assert config.model.blocks.dropout1 == {"type": "dropout", "p": 0.2}
+    assert dict(config.model.blocks.pool1) == {"type": "avg_pool", "kernel_size": 2, "stride": 1}
     assert config.optimizer.dampening == 0.1
     assert "hydra" not in config
-
-
-def test_a_block_of_another_type_replaces_as_on_the_command_line() -> None:
-    config = cnnlab.compose("model.blocks.pool1={type: avg_pool, kernel_size: 2, stride: 1}")
-    assert dict(config.model.blocks.pool1) == {"type": "avg_pool", "kernel_size": 2, "stride": 1}
 
 
 def test_training_returns_the_runs_directory(in_tmp_path: Path) -> None:
@@ -41,17 +40,11 @@ def test_training_returns_the_runs_directory(in_tmp_path: Path) -> None:
     assert "4×8×8" in (run / "model.txt").read_text()
 
 
-def test_a_run_is_resumed_from_python(in_tmp_path: Path) -> None:
-    run = cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "schedule=constant"))
-    again = cnnlab.train(cnnlab.compose(f"resume={run}"))
-    assert again == run
-
-
 def test_a_resumed_run_takes_the_changes_of_compose_and_of_python(in_tmp_path: Path) -> None:
     run = cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "schedule=constant"))
     config = cnnlab.compose(f"resume={run}", "trainer.max_steps=7")
     assert (config.name, list(config.observers)) == ("fast", ["json_lines"])  # the run's own
-    cnnlab.train(config)
+    assert cnnlab.train(config) == run
     assert read_json(run / "summary.json")["step"] == 7
     config.trainer.max_steps = 8
     cnnlab.train(config)
@@ -92,16 +85,9 @@ def test_yaml_of_ones_own_is_found(in_tmp_path: Path) -> None:
     assert cnnlab.compose("model=tiny", config_dir="mine").model.init == "he"
 
 
-@pytest.mark.parametrize(
-    ("override", "fragment"),
-    [
-        ("data=mnsit", "did you mean 'mnist'?"),
-        ("sede=1", "did you mean 'seed'?"),
-        ("model.blocks.x={", "model.blocks.x"),
-    ],
-)
+@pytest.mark.parametrize(("override", "fragment"), [("data=mnsit", "'mnist'"), ("sede=1", "'seed'"), ("x={", "x")])
 def test_what_composition_refuses_is_one_sentence(override: str, fragment: str) -> None:
-    with pytest.raises(ConfigError, match=fragment.replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=fragment):
         cnnlab.compose(override)
 
 
@@ -110,12 +96,9 @@ def test_what_the_checks_refuse_comes_when_training_is_asked_for(in_tmp_path: Pa
     config.model.blocks.dropout1.q = 0.5
     with pytest.raises(ConfigError, match=r"model\.blocks\.dropout1\.q: "):
         cnnlab.train(config)
-    assert not list(in_tmp_path.iterdir())
-
-
-def test_a_run_without_steps_is_refused(in_tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.max_steps"):
         cnnlab.train(cnnlab.compose("trainer.max_steps=0"))
+    assert not list(in_tmp_path.iterdir())
 
 
 def test_hydra_of_the_notebooks_own_is_left_as_it_was() -> None:
@@ -137,9 +120,6 @@ def test_another_name_is_no_attribute() -> None:
 
 def test_the_notebook_of_the_readme_works(in_tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text().split("## From Python\n")[1].split("```python\n")[1].split("```")[0]
-    lines = [line for line in text.splitlines() if line.strip()]
-    assert len(lines) <= 5
-    source = text.replace('cnnlab.compose("', f'cnnlab.compose("{FAST}", "', 1)
     scope: dict[str, object] = {}
-    exec(source, scope)
+    exec(text.replace('cnnlab.compose("', f'cnnlab.compose("{FAST}", "', 1), scope)
     assert (Path(str(scope["run"])) / "summary.json").is_file()

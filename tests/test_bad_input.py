@@ -33,7 +33,7 @@ FAST = "experiment=debug/fast"  # where an input is accepted that should not be,
 
 def rows(text: str) -> list[Any]:
     """Cases, one a line: `override | override → fragment of the message | fragment`."""
-    pairs = [line.strip().split(" → ") for line in text.strip().splitlines() if not line.startswith("#")]
+    pairs = [line.split(" → ") for line in text.strip().splitlines()]
     return [pytest.param(given.split(" | "), expected.split(" | "), id=given[:60]) for given, expected in pairs]
 
 
@@ -49,31 +49,23 @@ trainer.clip_norm=[1,2 → trainer.clip_norm
 +model.blocks.1x=relu → model.blocks.1x
 data=mnsit → data: | 'mnsit' | did you mean 'mnist'? | digits, expanded_mnist, fashion_mnist, image_folder, kmnist
 model=resnet81 → model: | 'resnet81' | did you mean 'resnet18'? | cnn, lenet | torchvision's 80
-experiment=debug/fastt → did you mean 'debug/fast'?
 model=null → model:
-optimizer=5 → optimizer: | 5
 sede=3 → sede: | did you mean 'seed'?
-trainer.ephocs=3 → trainer.ephocs: | did you mean 'epochs'? | max_steps
 model.blocks.conv9.out_channels=3 → model.blocks.conv9: | did you mean 'conv3'? | norm1
-~model.blocks.dropout → model.blocks.dropout: there is no such key to remove
 model.blocks.relu1=reluu → model.blocks.relu1: | no block 'reluu' | did you mean 'relu'? | max_pool
 data=image_folder | data.root=nowhere → data.root: | /nowhere does not exist
 run_dir=. → run_dir: | exists | resume=.
 trust=3 → trust:
 resume=nowhere → resume: | config.yaml | 'nowhere' | does not exist
-model=lenet → model.blocks.conv2: | kernel 5×5 | 20×4×4 | (4 + 0 − 5) / 1 + 1 < 1 | 20×5×5
 """)
 
 SWEEPS = rows("""
 seed=choice() → seed=choice(): | empty choice is not legal
 seed=range(0,200) | data.split_seed=range(0,200) → seed × data.split_seed: | 10,000 jobs | 40,000
-trainer.ephocs=1,2 → trainer.ephocs: | did you mean 'epochs'?
-model=cnn,mpl → model: | there is no 'mpl' | did you mean 'mlp'?
 optimizer.lr=-1,-2 → no job of the grid can run | 000 optimizer.lr=-1: optimizer.lr: expected a number ≥ 0
 seed=1,2 | resume=runs/digits/some → resume: | a grid starts new runs | resume=RUN
 seed=1,2 | run_dir=here → run_dir: | the same for every job | hydra.sweep.dir=PATH | run_dir=here
 seed=1,2 | hydra.launcher.n_jobs=0 → hydra.launcher.n_jobs: | expected a whole number ≥ 1 | received 0
-seed=1,2 | hydra.launcher.jobs=2 → hydra.launcher.jobs: | did you mean 'n_jobs'?
 seed=1,2 | hydra/launcher=joblip → hydra/launcher: | there is no 'joblip' | cnnlab_processes
 """)
 
@@ -83,7 +75,6 @@ run=nowhere → run: | config.yaml | 'nowhere' | does not exist
 run=nowhere | split=foo → split: | train, val, test | 'foo'
 run=nowhere | layers=[conv1,[conv2]] → layers: | a list of layers' names | ['conv1', ['conv2']]
 run=nowhere | layers=conv1 | index=-1 → index: | a whole number ≥ 0 | received -1
-run=nowhere | index=3 → index: | layers=[…] | received 3
 run=nowhere | layers=conv1 | images=there → layers: | without images | received images=there
 run=nowhere | tta=flipp → tta: | none, flip, shift, flip_shift | 'flipp' | did you mean 'flip'?
 run=nowhere | topk=3 → topk: | did you mean 'top_k'? | tta
@@ -91,70 +82,46 @@ run=nowhere | topk=3 → topk: | did you mean 'top_k'? | tta
 
 # what check_config refuses; the mirrored tests show what a class or function refuses by itself
 CHECKED = rows("""
-published=3 → published: | figure, value and source | 3
 published={figure: accuracy/test} → published.value: | published.source:
 ~data.validation.count → trainer.monitor: | accuracy/val needs a validation split
 data.validation.cuont=3 → data.validation.cuont: | did you mean 'count'? | count and from
-trainer.execution.precison=fp32 → trainer.execution.precison: | did you mean 'precision'?
 model.blocks.relu1=5 → model.blocks.relu1: | expected a name or a mapping with a 'type' | received 5
-model.blocks.relu1=no_such_package.Block → model.blocks.relu1: | cannot import 'no_such_package.Block'
 model.blocks.relu1=os.system → model.blocks.relu1: | os.system is no block | Module
 model.blocks.conv1.out_chanels=3 → model.blocks.conv1.out_chanels: | did you mean 'out_channels'?
 model.blocks.conv1=conv → model.blocks.conv1.out_channels: | model.blocks.conv1.kernel_size:
-optimizer.momentun=0.9 → optimizer.momentun: | did you mean 'momentum'? | nesterov
 optimizer.params=3 → params
-optimizer.type=torch.nn.ReLU → optimizer: | torch.nn.ReLU is no optimizer | Optimizer
 optimizer={type: torch.optim.LBFGS, lr: 1} → optimizer.type: | LBFGS evaluates the loss several times | sgd, adam or
 schedule={type: torch.optim.lr_scheduler.ReduceLROnPlateau} → schedule.type: | waits for a metric | cosine or step
-schedule.type=cosin → schedule: | did you mean 'cosine'?
 model.init=hee → model.init: | did you mean 'he'? | xavier
 data.type=cifar → data: | no data source 'cifar' | digits
 data.root=elsewhere → data.root: | digits has no argument 'root'
-+observers.extra=tensorbord → observers.extra: | did you mean 'tensorboard'? | console, json_lines
 observers.console.intervall=3 → observers.console.intervall: | did you mean 'interval'?
-+observers.extra=pathlib.Path → observers.extra: | Path
 +data.augment.s=shfit → data.augment.s: | no augmentation 'shfit' | did you mean 'shift'? | cutmix
 +data.augment.s={type: shift, pixels: 8} → data.augment.s.pixels: | fewer than the 8 pixels | received 8
 +data.augment.c={type: cutout, size: 9} → data.augment.c.size: | a side of the image, 8 | received 9
 data.augment=shift → data.augment: | expected a mapping | 'shift'
 data.augment.flip=horizontal_flip → data.augment.flip: | '+data.augment.flip=…' adds one
-optimizer.lr=[0.1,0.2] → optimizer.lr: | expected a number | 0.1, 0.2
 optimizer.lr=null → optimizer.lr: | expected a number | received None
-optimizer.lr=nan → optimizer.lr: | expected a finite number | received nan
-optimizer.momentum=2 → optimizer.momentum: | 2
-optimizer={type: adam, betas: [0.9, 1.5]} → optimizer.betas[1]: | [0, 1) | 1.5
 optimizer.momentum=0 → optimizer.nesterov: | expected momentum > 0
 +optimizer.groups={conv9*: {lr: 0.1}} → optimizer.groups.conv9*: | no trained parameter's name | conv1.weight
 trainer.epochs=2.5 → trainer.epochs: | expected a whole number or null | received 2.5
 data.validation=5 → data.validation: | expected a mapping | received 5
-model.blocks=[relu] → expected a mapping
 run_dir=5 → run_dir:
 trainer.execution=fp32 → trainer.execution: | fp32
 data.batch_size=5000 → data.batch_size: | at most the 1257 training images | received 5000
-data.limit=2000 → data.limit: | at most 1257 (1437 training images − 180 for validation) | 2000
 data.validation.count=1437 → data.validation.count: | fewer than the 1437 | received 1437
 data.batch_size=64 | trainer.accumulate=100 → trainer.accumulate: | at most data.batch_size=64 | received 100
 trainer.ema=1.0 → trainer.ema: | expected a number in [0, 1) | received 1.0
-trainer.profile=maybe → trainer.profile: | expected true or false | 'maybe'
 trainer.execution.precision=fp8 → trainer.execution.precision: | fp32, tf32, bf16, fp16, auto | 'fp8'
 trainer.deterministic=maybe → trainer.deterministic: | true, false or auto | 'maybe'
-seed=-1 → seed: | expected a whole number ≥ 0 | received -1
 name=../evil → name: | 1 to 64 letters | '../evil'
-device=tpu → device: | expected auto, cpu or cuda | 'tpu'
-# networks that exist, starting weights, frozen layers
-model=resnet18 | model.blocks.network.name=resnet81 → model.blocks.network.name: | 'resnet18'
 model=resnet18 | model.blocks.network.weights=IMAGENET1K_V3 → network.weights: | did you mean 'IMAGENET1K_V1'? | DEFAULT
 model=alexnet → model.blocks.network: | AlexNet does not fit its input 1×8×8 | too small
-model.init_from=3 → model.init_from: | expected a path or a mapping with one, received 3
 model.init_from.strict=false → model.init_from.path: | it is missing
-model.init_from=x | model.init_from.stritc=false → model.init_from.stritc: | did you mean 'strict'?
 model.init_from=x | model.init_from.sha256=abc → model.init_from.sha256: | 64 hexadecimal digits
 model.init_from={path: x, map: {a: 3}} → model.init_from.map: | names or null | 'a': 3
-model.freeze=[conv9] → model.freeze: | 'conv9' matches no parameter | did you mean 'conv3'? | norm1
-model.freeze=['*'] → model.freeze: | matches every parameter: there is nothing to train
 model.freeze=conv1 → model.freeze: | expected a list of name patterns | received 'conv1'
 model.freeze=[conv1] | +optimizer.groups={conv1*: {lr: 0.1}} → optimizer.groups.conv1*: | no trained parameter's name
-# layers that do not fit
 +model.blocks.p={type: max_pool, kernel_size: 8, after: pool2} → model.blocks.p: | 32×2×2 | 32×8×8
 model.blocks.flatten=null → model.blocks.output: | 64×2×2 | 'flatten' (256 features)
 +model.blocks.c={type: conv, out_channels: 4, kernel_size: 3, after: flatten} → model.blocks.c: | before 'flatten'
@@ -166,7 +133,6 @@ model=none → model.blocks: | expected at least one block
 +model.blocks.n={type: batch_norm, after: conv7} → model.blocks.n.after: | did you mean 'conv3'? | conv1
 +model.blocks.r={type: residual, after: conv2} → model.blocks.r.blocks: | residual needs
 model.blocks.conv1.init={type: given, weight: [[1, 2], [3, 4]]} → conv1.init.weight: | shape [16, 1, 3, 3] | [2, 2]
-# what does not go together
 +model.blocks.s=softmax → loss: | cross_entropy takes logits | 's' is softmax | ~model.blocks.s
 loss=quadratic → loss: | quadratic takes activations | 'output' is linear | sigmoid or softmax
 experiment=perceptron | data.gate=nandd → data.gate: | '0110' | 'nandd' | did you mean 'nand'?
@@ -176,24 +142,18 @@ trainer.epochs=null | trainer.max_time=10 → schedule.total_steps: | one_cycle 
 trainer.monitor=accuracy/test → trainer.monitor: | accuracy/val, loss/val | 'accuracy/test'
 trainer.monitor=null | trainer.patience=3 → trainer.patience: | expected a monitor | monitor=null
 schedule.total_steps=0 → schedule.total_steps: | ≥ 1 | received 0
-schedule.pct_start=2 → schedule.pct_start: | [0, 1] | received 2
-# losses and metrics
 loss.weight=[1,2,3] → loss.weight: | expected 10 numbers, one for each class of the data | received 3
 loss.weight=[1,1,1,1,1,1,1,1,1,-1] → loss.weight[9]: | expected a number ≥ 0 | received -1
-loss.weight=ballanced → loss.weight: | expected balanced or a number for each class | 'ballanced'
 loss={type: bce, weight: balanced} → loss.weight: | bce has no argument 'weight' | sum_classes
-+metrics.f1=f1_scor → metrics.f1: | no metric 'f1_scor' | did you mean 'f1_score'? | cohen_kappa
 +metrics.f1={type: f1_score, averge: macro} → metrics.f1.averge: | did you mean 'average'? | top_k
 metrics=f1_score → metrics: | expected a mapping | 'f1_score'
 +metrics.f1=f1_score | trainer.monitor=f2/val → trainer.monitor: | did you mean 'f1/val'? | loss/val
-# execution
 trainer.watch_every=5 | trainer.execution.compile=true → trainer.watch_every: | execution.compile=true | compile=false
 trainer.watch_every=5 | trainer.execution.cuda_graph=true → trainer.watch_every: | cuda_graph=true | cuda_graph=false
 trainer.execution.layout=chanels_last → trainer.execution.layout: | did you mean 'channels_last'?
 trainer.execution.compile=step → trainer.execution.compile: | true, false or auto | 'step'
 trainer.execution.cuda_graph=1 → trainer.execution.cuda_graph: | true or false | received 1
 model=row_lstm | trainer.execution.precision=fp16 | device=cpu → trainer.execution.precision: | layers.0 | bf16
-# data that is not there
 data=image_folder → data.root: | the folder of your images, as in data.root=my_images
 """)
 
@@ -254,10 +214,10 @@ def folders(root: Path) -> None:
     write_folders(root, {"train/cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
 
 
-def damaged(content: bytes, place: str = "train/cat/003.png") -> Callable[[Path], None]:
+def damaged(content: bytes) -> Callable[[Path], None]:
     def make(root: Path) -> None:
         folders(root)
-        (root / place).write_bytes(content)
+        (root / "train/cat/003.png").write_bytes(content)
 
     return make
 
@@ -274,17 +234,14 @@ def truncated_jpeg() -> bytes:
     return buffer.getvalue()[: len(buffer.getvalue()) * 6 // 10]
 
 
-POOLED = ["model=none", "+model.blocks.p=global_avg_pool", "+model.blocks.o={type: linear, out_features: classes}"]
+def without_network(*arguments: object, **options: object) -> None:
+    raise URLError("no network")
+
+
 OWN_IMAGES = {
     "a truncated jpeg": (damaged(truncated_jpeg()), [], ["1 of 16", "train/cat/003.png: ", "truncated"]),
-    "a damaged test image": (damaged(b"", "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: the file is empty"]),
     "an image of 100 megapixels": (damaged(png_header(10_000, 10_000)), [], ["cat/003.png: ", "at most 64 megapixels"]),
     "a link out of the folder": (with_link, [], ["data.root: ", "train/emu: the link leads out of "]),
-    "a size beyond all bounds": (
-        folders,
-        [*POOLED, "data.size=100000"],
-        ["data.size: expected a whole number from 1 to 8000, received 100000"],
-    ),
     "no test split to monitor": (
         lambda root: write_folders(root, {"cat": 8, "dog": 8}),
         ["data.test_fraction=0", "trainer.monitor_test=true"],
@@ -326,10 +283,7 @@ def test_a_mistake_in_the_users_own_yaml_is_reported(
 def test_data_that_cannot_be_had_names_the_place_tried_and_leaves_nothing(
     in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", without_network)
     answer = run(train, "data=mnist", f"data.root={in_tmp_path / 'images'}")
     assert answer.code == 2, answer.err
     assert f"error: data.root: MNIST was not found in {in_tmp_path / 'images' / 'MNIST' / 'raw'}" in answer.err
@@ -350,15 +304,10 @@ def test_a_mistake_is_not_reported_again_by_its_consequences(mistake: str) -> No
     assert "schedule" not in refusal(mistake)
 
 
-def test_an_evaluation_offers_its_own_keys_only(in_tmp_path: Path) -> None:
-    assert "optimizer" not in run(evaluate, "rum=x").err
-
-
 @pytest.mark.parametrize(
     ("command", "code", "expected"),
     [
         ("train.py data=nope", 2, "error: data: there is no 'nope'"),
-        ("train.py trainer.epochs=[3", 2, "error: "),
         ("evaluate.py rum=x", 2, "error: rum: "),
         ("train.py --help", 0, "Groups and their choices:"),
     ],
@@ -377,7 +326,6 @@ def test_hydras_own_answers_come_without_torch(tmp_path: Path, command: str, cod
 SOURCES = rows("""
 model.init_from.checkpoint=5 → model.init_from.checkpoint: | one of the steps 3, 6 | received '5'
 model=mlp → model.init_from: | hidden1.weight is not there | more. model.init_from.strict=false
-model.init_from.map={ouput: null} → model.init_from.map: | did you mean 'output'? | there is
 model.blocks.conv1.out_channels=4 → conv1.weight is [16, 1, 3, 3] there and [4, 1, 3, 3] here | map={conv1: null}'
 """)
 
@@ -389,33 +337,17 @@ def test_starting_weights_that_do_not_fit_are_refused(
     assert_refused(run(train, f"model.init_from={completed_run}", *overrides), fragments, in_tmp_path)
 
 
-def test_weights_that_cannot_be_downloaded_leave_no_run(
-    in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise URLError("no network")
-
-    home = tmp_path_factory.mktemp("torch_home")
-    monkeypatch.setenv("TORCH_HOME", str(home))
-    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-    answer = run(train, "model=resnet18", "model.blocks.network.weights=DEFAULT")
-    assert answer.code == 2, answer.err
-    place = home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
-    assert answer.err.startswith("error: model.blocks.network.weights: https://")
-    assert f"no network>; expected a network, or the file at {place}" in answer.err
-    assert not list(in_tmp_path.iterdir())
-
-
-def test_weights_of_another_hash_leave_no_run(
+def test_weights_that_cannot_be_downloaded_or_have_another_hash_leave_no_run(
     in_tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path_factory.mktemp("torch_home")
     monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.setattr("torch.hub.download_url_to_file", without_network)
+    asked = ("model=resnet18", "model.blocks.network.weights=DEFAULT")
     place = home / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
-    place.parent.mkdir(parents=True)
+    message = f"no network>; expected a network, or the file at {place}"
+    assert_refused(run(train, *asked), ["model.blocks.network.weights: https://", message], in_tmp_path)
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"something else")
-    answer = run(train, "model=resnet18", "model.blocks.network.weights=DEFAULT")
-    assert answer.code == 2, answer.err
-    assert f"{place} is damaged or another file: its SHA-256 is" in answer.err
-    assert "expected f37072fd" in answer.err
-    assert not list(in_tmp_path.iterdir())
+    message = f"{place} is damaged or another file: its SHA-256 is"
+    assert_refused(run(train, *asked), [message, "expected f37072fd"], in_tmp_path)

@@ -158,7 +158,7 @@ def test_many_layers_are_not_all_listed() -> None:
     network = check_config(composed("model=resnet_small"), Trust()).network
     message = r"block3, … \(10 more in model\.txt\), received 'block1\.conv1'; did you mean 'block1\.blocks\.conv1'"
     with pytest.raises(ConfigError, match=message):
-        check_layers(network.build(), [row.name for row in network.rows], Wanted(("block1.conv1",), 0))
+        check_layers(network.build(), [row.path for row in network.rows], Wanted(("block1.conv1",), 0))
 
 
 def test_layers_change_no_measurement_and_no_figure_of_another_layer(finished: Path) -> None:
