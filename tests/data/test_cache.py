@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import os
 import shutil
@@ -59,15 +58,6 @@ def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: l
     assert (first.index_N.tolist(), first.y_N.tolist()) == ([0, 1, 2, 3, 4], LABELS.tolist())
     assert first.digest() == second.digest()
     assert second.mapping is not None
-
-
-def test_after_the_header_the_file_is_the_plain_bytes(root: Path) -> None:
-    x_NCHW = read(root).x_NCHW
-    content = files()[0].read_bytes()
-    assert content[HEADER:] == x_NCHW.numpy().tobytes()
-    header = json.loads(content[:HEADER])
-    assert header["shape"] == [5, 3, 6, 8]
-    assert header["digest"] == Images.of(x_NCHW.clone(), LABELS).digest()
 
 
 def test_a_folder_that_moved_is_found_again(root: Path, decoding: list[Path]) -> None:

@@ -30,9 +30,6 @@ def refusal(path: Path, by: ImageReader | None = None) -> str:
     return str(caught.value)
 
 
-# what is decoded
-
-
 @pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "webp", "tif", "ppm"])
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
 def test_an_image_of_the_size_is_what_pil_decodes(tmp_path: Path, extension: str, resize: str) -> None:
@@ -49,12 +46,10 @@ def test_the_content_decides_the_format_and_not_the_name(tmp_path: Path) -> None
 
 def test_grey_becomes_three_equal_channels_and_colours_one_of_their_luma(tmp_path: Path) -> None:
     grey, colours = noise(8, 8, channels=1), noise(8, 8)
-    x_CHW = reader().read(write_image(tmp_path / "x.png", grey))
-    assert all(np.array_equal(channel.numpy(), grey) for channel in x_CHW)
+    assert np.array_equal(hwc(reader().read(write_image(tmp_path / "x.png", grey))), grey[..., None].repeat(3, 2))
     x_CHW = reader(channels=1).read(write_image(tmp_path / "x.png", colours))
-    luma = colours @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     assert x_CHW.shape == (1, 8, 8)
-    assert np.abs(x_CHW[0].numpy() - luma).max() <= 1
+    assert np.abs(x_CHW[0].numpy() - colours @ np.array([0.299, 0.587, 0.114])).max() <= 1  # ITU-R BT.601
 
 
 def test_transparent_pixels_are_laid_over_white(tmp_path: Path) -> None:
@@ -72,9 +67,8 @@ def test_a_transparent_colour_of_a_palette_is_laid_over_white(tmp_path: Path) ->
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((0, 0), 0)
     image.save(tmp_path / "x.png", transparency=0)
-    x_CHW = reader().read(tmp_path / "x.png")
-    assert x_CHW[:, 0, 0].tolist() == [255, 255, 255]
-    assert x_CHW[:, 5, 5].tolist() == [40, 50, 60]
+    pixels = hwc(reader().read(tmp_path / "x.png"))
+    assert (pixels[0, 0].tolist(), pixels[5, 5].tolist()) == ([255, 255, 255], [40, 50, 60])
 
 
 @pytest.mark.parametrize("extension", ["png", "tif"])
@@ -110,20 +104,11 @@ def test_of_an_animation_the_first_image_counts(tmp_path: Path) -> None:
     assert np.array_equal(hwc(reader().read(tmp_path / "x.png")), noise(8, 8))
 
 
-# how it is brought to the size
-
-
-def test_crop_keeps_the_centre_at_the_scale_of_the_shorter_side(tmp_path: Path) -> None:
-    pixels = noise(16, 40)
-    x_CHW = reader(8, 8).read(write_image(tmp_path / "x.png", pixels))
-    halved = Image.fromarray(pixels).resize((20, 8), Image.Resampling.BILINEAR)
-    assert np.array_equal(hwc(x_CHW), np.asarray(halved)[:, 6:14])
-
-
-def test_squash_stretches_both_sides(tmp_path: Path) -> None:
-    pixels = noise(16, 40)
-    x_CHW = reader(8, 8, resize="squash").read(write_image(tmp_path / "x.png", pixels))
-    assert np.array_equal(hwc(x_CHW), np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR)))
+def test_crop_keeps_the_centre_at_the_scale_of_the_shorter_side_and_squash_stretches_both(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.png", noise(16, 40))
+    halved, squashed = (Image.open(path).resize(size, Image.Resampling.BILINEAR) for size in ((20, 8), (8, 8)))
+    assert np.array_equal(hwc(reader(8, 8).read(path)), np.asarray(halved)[:, 6:14])
+    assert np.array_equal(hwc(reader(8, 8, resize="squash").read(path)), np.asarray(squashed))
 
 
 def test_pad_keeps_everything_between_black_bars(tmp_path: Path) -> None:
@@ -170,9 +155,6 @@ def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argume
     with pytest.raises(ArgumentError, match=fragment) as caught:
         ImageReader(**{"size": (8, 8), "channels": 3, **changes})
     assert caught.value.argument == argument
-
-
-# what is refused
 
 
 def truncated(path: Path) -> None:
@@ -242,9 +224,6 @@ def test_more_than_sixteen_bits_are_refused(tmp_path: Path, value: np.generic) -
     assert "expected 8 or 16 bits a channel" in refusal(path)
 
 
-# many at once
-
-
 def test_many_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{number}.png", noise(8, 8, seed=number)) for number in range(150)]
     x_NCHW = reader().read_all(paths)
@@ -283,9 +262,6 @@ def test_an_interruption_does_not_wait_for_the_rest(tmp_path: Path, monkeypatch:
     assert threading.active_count() < 20
 
 
-# what lies in folders
-
-
 def test_images_are_listed_by_extension_at_any_depth_sorted_by_code_points_without_hidden_ones(tmp_path: Path) -> None:
     images = ["Z.bmp", "a/B.jpeg", "a/deep/x.WebP", "a/z.jpg", "b.PNG", "é.tif"]
     for name in (*reversed(images), "notes.txt", "a/data.csv", ".x.png", ".git/y.png", "__MACOSX/z.png"):
@@ -305,19 +281,13 @@ def test_a_link_out_of_the_root_is_refused_by_its_name(tmp_path: Path, kind: str
         list_images(tmp_path / "root", tmp_path / "root")
 
 
-def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
+def test_a_link_that_stays_inside_is_followed_and_a_root_may_be_one_itself(tmp_path: Path) -> None:
     write_image(tmp_path / "store" / "x.png", noise(8, 8))
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "one.png").symlink_to("../store/x.png")
     (tmp_path / "cats" / "all").symlink_to("../store")
     assert list_images(tmp_path / "cats", tmp_path).images == ["all/x.png", "one.png"]
-
-
-def test_a_root_that_is_a_link_itself_is_taken(tmp_path: Path) -> None:
-    write_image(tmp_path / "store" / "x.png", noise(8, 8))
-    (tmp_path / "root").symlink_to(tmp_path / "store")
-    (tmp_path / "store" / "y.png").symlink_to("x.png")
-    assert list_images(tmp_path / "root", tmp_path / "root").images == ["x.png", "y.png"]
+    assert list_images(tmp_path / "cats" / "all", tmp_path / "cats" / "all").images == ["x.png"]
 
 
 @pytest.mark.parametrize("target", ["nothing.png", "x.png"])
@@ -337,12 +307,8 @@ def test_links_that_go_in_circles_are_refused(tmp_path: Path, links: dict[str, s
         list_images(tmp_path, tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_reported_even_if_its_name_is_no_text(tmp_path: Path) -> None:
+    shown = printable(Path(os.fsdecode(b"a\xff\x1b[31m")))
+    assert shown.encode() == b"a\\udcff\\x1b[31m"
     with pytest.raises(ConfigError, match=r"cannot be listed: .*No such file"):
         visible(tmp_path / "nowhere", tmp_path)
-
-
-def test_a_name_that_is_no_text_can_be_shown() -> None:
-    shown = printable(Path(os.fsdecode(b"a\xff\x1b[31m")))
-    assert shown == "a\\udcff\\x1b[31m"
-    shown.encode()

@@ -24,9 +24,6 @@ def refusal(root: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
-# splits
-
-
 def test_each_split_is_the_folder_of_its_name(tmp_path: Path) -> None:
     spec = source(write_folders(tmp_path, WHOLE)).describe()
     assert spec.counts == {"train": 20, "val": 5, "test": 9}
@@ -67,9 +64,6 @@ def test_the_first_and_the_last_training_images_are_of_all_classes(tmp_path: Pat
     assert set(y_N[:10].tolist()) == set(y_N[-10:].tolist()) == {0, 1}
 
 
-# images
-
-
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_the_path_of_an_image_stands_at_its_index(tmp_path: Path, split: str) -> None:
     folder = source(write_folders(tmp_path, WHOLE))
@@ -105,9 +99,6 @@ def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("cnnlab.data.image_folder._scan", None)
     folder.check()
     assert len(folder.read("test")) == len(folder.paths("test")) == 9
-
-
-# what is reported
 
 
 def test_what_is_not_read_is_reported_in_a_sentence_each(tmp_path: Path) -> None:

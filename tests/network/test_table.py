@@ -51,41 +51,17 @@ def conv(out_channels: int, kernel_size: int = 3, **settings: Any) -> dict[str, 
     return {"type": "conv", "out_channels": out_channels, "kernel_size": kernel_size, **settings}
 
 
-@pytest.mark.parametrize(
-    ("input_shape", "spec", "macs"),
-    [
-        ((1, 28, 28), conv(20, 5), 24 * 24 * 20 * 5 * 5 * 1),
-        ((100,), {"type": "linear", "out_features": 64}, 6_400),
-        ((4, 8, 8), conv(8, 3, groups=2), 6 * 6 * 8 * 3 * 3 * 2),
-        ((4, 9, 9), conv(8, 3, stride=2), 4 * 4 * 8 * 3 * 3 * 4),
-        ((4, 8, 8), "batch_norm", 0),
-    ],
-    ids=str,
-)
-def test_the_multiply_accumulates_of_one_image(input_shape: tuple[int, ...], spec: Any, macs: int) -> None:
-    assert rows(input_shape, {"layer": spec})["layer"].macs == macs
-
-
-def test_the_multiply_accumulates_of_a_residual() -> None:
-    inner = {"conv1": conv(16, stride=2, padding=1), "relu": "relu", "conv2": conv(16, padding=1)}
-    table = rows((8, 8, 8), {"block": {"type": "residual", "blocks": inner}})
-    assert {path: row.macs for path, row in table.items() if row.macs} == {
-        "block.blocks.conv1": 4 * 4 * 16 * 3 * 3 * 8,
-        "block.blocks.conv2": 4 * 4 * 16 * 3 * 3 * 16,
-        "block.projection.conv": 4 * 4 * 16 * 1 * 1 * 8,
-    }
-
-
-def test_nested_layers_stand_below_their_container() -> None:
-    inner = {"type": "residual", "blocks": {"conv": conv(4, 1, stride=2)}}
-    table = rows((2, 4, 4), {"stage": {"type": "sequential", "blocks": {"block": inner}}, "act": "relu"})
-    assert [(row.path, row.depth) for row in table.values()] == [
-        ("stage", 0),
-        ("stage.block", 1),
-        ("stage.block.blocks.conv", 2),
-        ("stage.block.projection.conv", 2),
-        ("stage.block.projection.norm", 2),
-        ("act", 0),
+def test_nested_layers_stand_below_their_container_with_their_own_macs() -> None:
+    inner = {"conv1": conv(16, stride=2, padding=1), "relu": "relu"}
+    stage = {"type": "sequential", "blocks": {"block": {"type": "residual", "blocks": inner}}}
+    assert [(row.path, row.depth, row.macs) for row in rows((8, 8, 8), {"stage": stage, "act": "relu"}).values()] == [
+        ("stage", 0, 0),
+        ("stage.block", 1, 0),
+        ("stage.block.blocks.conv1", 2, 4 * 4 * 16 * 3 * 3 * 8),
+        ("stage.block.blocks.relu", 2, 0),
+        ("stage.block.projection.conv", 2, 4 * 4 * 16 * 1 * 1 * 8),
+        ("stage.block.projection.norm", 2, 0),
+        ("act", 0, 0),
     ]
 
 

@@ -20,16 +20,11 @@ def test_it_splits_into_at_most_so_many_chunks(count: int, sizes: list[int]) -> 
 
 def test_images_targets_and_indices_stay_together_in_chunks() -> None:
     whole = batch(5)
+    assert whole.chunks(1)[0] is whole
     first, second = whole.chunks(2)
     assert (first.x_NCHW.flatten().tolist(), second.x_NCHW.flatten().tolist()) == ([0, 1, 2], [3, 4])
     assert (first.target.tolist(), second.target.tolist()) == ([0, 10, 20], [30, 40])
     assert (first.index_N.tolist(), second.index_N.tolist()) == ([100, 101, 102], [103, 104])
-
-
-def test_one_chunk_is_the_batch_itself() -> None:
-    whole = batch(5)
-    (only,) = whole.chunks(1)
-    assert only is whole
 
 
 def test_weights_are_fractions_of_the_whole_batch() -> None:
