@@ -79,28 +79,29 @@ def test_constant_padding_surrounds_the_image_with_the_value(
     torch.testing.assert_close(conv(x_NCHW), expected)
 
 
+ILLEGAL = {"in_channels": [0], "kernel_size": [(3, 0), "three"], "stride": [0], "dilation": [0], "groups": [0]}
+
+
+@pytest.mark.parametrize(("argument", "value"), [(name, value) for name in ILLEGAL for value in ILLEGAL[name]])
+def test_a_value_out_of_range_names_its_argument(argument: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"^{argument}: .*received {0 if value == (3, 0) else value!r}"):
+        Conv(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, argument: value})
+
+
 @pytest.mark.parametrize(
-    ("settings", "argument", "fragment"),
+    ("settings", "message"),
     [
-        ({"in_channels": 0}, "in_channels", "received 0"),
-        ({"kernel_size": (3, 0)}, "kernel_size", "received 0"),
-        ({"kernel_size": "three"}, "kernel_size", "received 'three'"),
-        ({"stride": 0}, "stride", "received 0"),
-        ({"padding": (0, -1)}, "padding", "received -1"),
-        ({"padding": "sane"}, "padding", "did you mean 'same'?"),
-        ({"padding": "same", "stride": 2}, "padding", "stride 2"),
-        ({"dilation": 0}, "dilation", "received 0"),
-        ({"groups": 0}, "groups", "received 0"),
-        ({"in_channels": 3, "groups": 2}, "groups", "in_channels 3"),
-        ({"out_channels": 3, "groups": 2}, "groups", "out_channels 3"),
-        ({"padding_mode": "reflekt"}, "padding_mode", "did you mean 'reflect'?"),
-        ({"padding_mode": "constant", "padding_value": float("nan")}, "padding_value", "in [-1e+06, 1e+06]"),
-        ({"padding_value": 1.0}, "padding_value", "padding_mode=constant"),
+        ({"padding": (0, -1)}, "padding: .*received -1"),
+        ({"padding": "sane"}, "padding: .*did you mean 'same'?"),
+        ({"padding": "same", "stride": 2}, "padding: .*stride 2"),
+        ({"in_channels": 3, "groups": 2}, "groups: in_channels 3"),
+        ({"out_channels": 3, "groups": 2}, "groups: out_channels 3"),
+        ({"padding_mode": "reflekt"}, "padding_mode: .*did you mean 'reflect'?"),
+        ({"padding_mode": "constant", "padding_value": float("nan")}, r"padding_value: .*in \[-1e\+06, 1e\+06\]"),
+        ({"padding_value": 1.0}, "padding_value: .*padding_mode=constant"),
     ],
     ids=str,
 )
-def test_a_value_out_of_range_names_its_argument(settings: dict[str, Any], argument: str, fragment: str) -> None:
-    with pytest.raises(ArgumentError) as caught:
+def test_arguments_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{message}"):
         Conv(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **settings})
-    assert caught.value.argument == argument
-    assert fragment in caught.value.message

@@ -51,20 +51,15 @@ def test_a_window_fits_what_torch_takes_and_gives_its_size(module: nn.Module) ->
         assert 0 in smaller or not runs(module, *smaller)
 
 
+WIDE = Conv(3, 4, 5, stride=2, padding=1, dilation=2)  # 5 taps span 2·(5 − 1) + 1 = 9; the width is 6 + 2·1 = 8
+MIRRORED = Conv(1, 1, 3, padding=3, padding_mode="reflect")
+
+
 @pytest.mark.parametrize(
     ("conv", "shape", "message"),
     [
-        # dilated, 5 taps span 2·(5 − 1) + 1 = 9; the width is 6 + 2·1 = 8
-        (
-            Conv(3, 4, 5, stride=2, padding=1, dilation=2),
-            (3, 20, 6),
-            "width (6 + 2 − 9) / 2 + 1 < 1; the smallest legal input is 3×7×7",
-        ),
-        (
-            Conv(1, 1, 3, padding=3, padding_mode="reflect"),
-            (1, 3, 3),
-            "its padding mirrors 3 of 3 (height); the smallest legal input is 1×4×4",
-        ),
+        (WIDE, (3, 20, 6), "width (6 + 2 − 9) / 2 + 1 < 1; the smallest legal input is 3×7×7"),
+        (MIRRORED, (1, 3, 3), "its padding mirrors 3 of 3 (height); the smallest legal input is 1×4×4"),
     ],
 )
 def test_an_error_gives_the_arithmetic_and_the_smallest_legal_input(

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -94,17 +95,11 @@ def test_a_reflecting_shift_is_a_window_of_the_reflected_image() -> None:
 )
 def test_affine_equals_torchvisions(u: tuple[float, float, float], moved: tuple[int, int]) -> None:
     x_NCHW = torch.rand(1, 3, 12, 12)
-    degrees, scale, shear = 40.0, (0.7, 1.4), 20.0
     places = [0.5 + pixels / (2 * 0.25 * 12) for pixels in moved]
-    ours = Affine(degrees, 0.25, scale, shear)(x_NCHW, numbers(*u, *places), FIRST)
-    theirs = TF.affine(  # it turns clockwise, and takes moves as (right, down)
-        x_NCHW,
-        -(2 * u[0] - 1) * degrees,
-        [moved[1], moved[0]],
-        scale[0] + u[2] * (scale[1] - scale[0]),
-        [-(2 * u[1] - 1) * shear, 0.0],
-        TF.InterpolationMode.BILINEAR,
-    )
+    ours = Affine(40.0, 0.25, (0.7, 1.4), 20.0)(x_NCHW, numbers(*u, *places), FIRST)
+    turn, shear, scale = 40 - 80 * u[0], 20 - 40 * u[1], 0.7 + u[2] * 0.7  # torchvision turns clockwise
+    right_down, bilinear = [moved[1], moved[0]], TF.InterpolationMode.BILINEAR
+    theirs = TF.affine(x_NCHW, turn, right_down, scale, [shear, 0.0], bilinear)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -161,25 +156,21 @@ def test_an_image_is_changed_out_of_place_and_the_same_way_in_whatever_batch(nam
     torch.testing.assert_close(augmentation(x_NCHW[4:5], u_ND[4:5], FIRST), whole[4:5], rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "argument"),
-    [
-        ("horizontal_flip", {"p": 1.5}, "p"),
-        ("shift", {"pixels": 0}, "pixels"),
-        ("shift", {"padding_mode": "mirror"}, "padding_mode"),
-        ("shift", {"padding_value": 256}, "padding_value"),
-        ("affine", {"degrees": 200}, "degrees"),
-        ("affine", {"scale": (1.2, 0.8)}, "scale"),
-        ("affine", {"shear": 90}, "shear"),
-        ("random_resized_crop", {"scale": (0.5, 1.5)}, "scale"),
-        ("cutout", {"size": 0}, "size"),
-        ("contrast", {"amount": math.nan}, "amount"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_by_its_name(name: str, arguments: dict[str, object], argument: str) -> None:
+ILLEGAL: dict[str, list[tuple[str, Any]]] = {
+    "horizontal_flip": [("p", 1.5)],
+    "shift": [("pixels", 0), ("padding_mode", "mirror"), ("padding_value", 256)],
+    "affine": [("degrees", 200), ("scale", (1.2, 0.8)), ("shear", 90)],
+    "random_resized_crop": [("scale", (0.5, 1.5))],
+    "cutout": [("size", 0)],
+    "contrast": [("amount", math.nan)],
+}
+
+
+@pytest.mark.parametrize(("name", "given"), [(name, given) for name in ILLEGAL for given in ILLEGAL[name]])
+def test_a_value_out_of_range_is_refused_by_its_name(name: str, given: tuple[str, Any]) -> None:
     with pytest.raises(ArgumentError) as caught:
-        AUGMENTATIONS[name](**arguments)
-    assert caught.value.argument == argument
+        AUGMENTATIONS[name](**dict([given]))
+    assert caught.value.argument == given[0]
 
 
 @pytest.mark.parametrize(("augmentation", "argument"), [(Shift(pixels=8), "pixels"), (Cutout(size=9), "size")])
@@ -214,11 +205,8 @@ def test_another_seed_or_turn_gives_other_images(changed: dict[str, int]) -> Non
 
 
 def test_mixing_makes_class_indices_into_probabilities_other_ones_in_each_batch() -> None:
-    x_NCHW, y_N, mix = (
-        torch.rand(8, 1, 6, 6),
-        torch.arange(8) % 3,
-        Augment({"mix": MixUp(), "cut": CutMix()}, 3, seed=0),
-    )
+    x_NCHW, y_N = torch.rand(8, 1, 6, 6), torch.arange(8) % 3
+    mix = Augment({"mix": MixUp(), "cut": CutMix()}, 3, seed=0)
     (one, target_NK), (same, _), (other, _) = (mix(x_NCHW, y_N, torch.arange(8), FIRST, 0, n) for n in (0, 0, 1))
     assert target_NK.shape == (8, 3)
     torch.testing.assert_close(target_NK.sum(1), torch.ones(8))

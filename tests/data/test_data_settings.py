@@ -15,26 +15,22 @@ def settings(**changes: Any) -> DataSettings:
     return DataSettings(**{**legal, **changes})
 
 
-@pytest.mark.parametrize(
-    ("changes", "argument"),
-    [
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 2.5}, "batch_size"),
-        ({"eval_batch_size": 0}, "eval_batch_size"),
-        ({"eval_batch_size": 10**21}, "eval_batch_size"),
-        ({"split_seed": -1}, "split_seed"),
-        ({"limit": 0}, "limit"),
-        ({"validation": {"count": 1.5}}, "validation.count"),
-        ({"validation": {"count": 10, "from": "start"}}, "validation.from"),
-        ({"memory_fraction": 0}, "memory_fraction"),
-        ({"memory_fraction": float("nan")}, "memory_fraction"),
-        ({"workers": -1}, "workers"),
-        ({"workers": 10_000}, "workers"),
-    ],
-)
-def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
+ILLEGAL: dict[str, list[Any]] = {
+    "batch_size": [0, 2.5],
+    "eval_batch_size": [0, 10**21],
+    "split_seed": [-1],
+    "limit": [0],
+    "validation.count": [{"count": 1.5}],
+    "validation.from": [{"count": 10, "from": "start"}],
+    "memory_fraction": [0, float("nan")],
+    "workers": [-1, 10_000, True],
+}
+
+
+@pytest.mark.parametrize(("argument", "value"), [(name, value) for name in ILLEGAL for value in ILLEGAL[name]])
+def test_an_illegal_value_is_refused_by_its_name(argument: str, value: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
-        settings(**changes)
+        settings(**{argument.split(".")[0]: value})
     assert caught.value.argument == argument
 
 

@@ -114,17 +114,11 @@ def test_what_is_not_read_is_reported_in_a_sentence_each(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "argument"),
-    [
-        ({"size": (8, 0)}, "size"),
-        ({"channels": 2}, "channels"),
-        ({"resize": "zoom"}, "resize"),
-        ({"test_fraction": 1.0}, "test_fraction"),
-    ],
+    ("argument", "value"), [("size", (8, 0)), ("channels", 2), ("resize", "zoom"), ("test_fraction", 1.0)]
 )
-def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str) -> None:
+def test_an_illegal_value_is_refused_by_its_name(argument: str, value: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
-        source("images", **changes)
+        source("images", **{argument: value})
     assert caught.value.argument == argument
 
 

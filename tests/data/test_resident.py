@@ -83,7 +83,7 @@ def test_drop_last_leaves_out_other_images_in_other_epochs() -> None:
 def test_the_epoch_after_a_resumed_one_is_whole() -> None:
     resumed = loader()
     resumed.load_state_dict({"epoch": 4, "position": 2})
-    list(resumed)
+    assert indices(list(resumed)) == epoch_of(loader(), 4)[2:]
     assert epoch_of(resumed, 5) == epoch_of(loader(), 5)
 
 
@@ -96,8 +96,6 @@ def test_ranks_share_each_batch_of_the_single_rank_order(world_size: int) -> Non
         assert sorted(flat(parts)) == sorted(whole)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
-
-# balanced sampling
 
 UNEVEN = {0: 7, 2: 3, 5: 30, 9: 1}  # class → images; 41 are no multiple of 4
 
