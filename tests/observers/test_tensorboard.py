@@ -70,6 +70,7 @@ def test_a_resumed_run_has_no_doubled_points(tmp_path: Path, reached: int, step:
 
 
 def test_points_are_out_of_the_process_before_the_run_ends(tmp_path: Path) -> None:
+    TensorBoard().close()  # closing what never started is no error
     observer = TensorBoard()
     observer.log(Started(tmp_path, 0, 10, None, {}, ""))
     observer.log(Metrics(1, 1, "train", {"loss": 0.5}))
