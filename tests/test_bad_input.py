@@ -214,10 +214,10 @@ def folders(root: Path) -> None:
     write_folders(root, {"train/cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
 
 
-def damaged(content: bytes) -> Callable[[Path], None]:
+def damaged(content: bytes, place: str = "train/cat/003.png") -> Callable[[Path], None]:
     def make(root: Path) -> None:
         folders(root)
-        (root / "train/cat/003.png").write_bytes(content)
+        (root / place).write_bytes(content)
 
     return make
 
@@ -234,10 +234,17 @@ def truncated_jpeg() -> bytes:
     return buffer.getvalue()[: len(buffer.getvalue()) * 6 // 10]
 
 
+POOLED = ["model=none", "+model.blocks.p=global_avg_pool", "+model.blocks.o={type: linear, out_features: classes}"]
 OWN_IMAGES = {
     "a truncated jpeg": (damaged(truncated_jpeg()), [], ["1 of 16", "train/cat/003.png: ", "truncated"]),
+    "a damaged test image": (damaged(b"", "test/dog/001.png"), [], ["1 of 4", "test/dog/001.png: the file is empty"]),
     "an image of 100 megapixels": (damaged(png_header(10_000, 10_000)), [], ["cat/003.png: ", "at most 64 megapixels"]),
     "a link out of the folder": (with_link, [], ["data.root: ", "train/emu: the link leads out of "]),
+    "a size beyond all bounds": (
+        folders,
+        [*POOLED, "data.size=100000"],
+        ["data.size: expected a whole number from 1 to"],
+    ),
     "no test split to monitor": (
         lambda root: write_folders(root, {"cat": 8, "dog": 8}),
         ["data.test_fraction=0", "trainer.monitor_test=true"],

@@ -106,11 +106,15 @@ def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:
     assert "evaluate.py" not in answer.out
 
 
-def test_a_changed_validation_image_is_noticed(own: Path) -> None:
-    write_image(own / "images" / "val" / "cat" / "000.png", noise(8, 8, seed=99))
-    answer = run(evaluate, "run=run", "split=val")
-    assert answer.code == 2
-    assert "data: the images or labels are not those" in answer.err
+def test_a_changed_validation_or_test_image_is_noticed(own: Path) -> None:
+    for split, message in (
+        ("val", "the images or labels are not those"),
+        ("test", "the test images or labels are not"),
+    ):
+        write_image(own / "images" / split / "cat" / "000.png", noise(8, 8, seed=99))
+        answer = run(evaluate, "run=run", f"split={split}")
+        assert answer.code == 2
+        assert f"data: {message}" in answer.err
 
 
 def test_other_classes_are_refused_with_the_first_difference(own: Path) -> None:
