@@ -35,10 +35,8 @@ COMPARED = ("loss", "accuracy", "lr", "gradient_norm")  # of a training record: 
 def settings(**changes: Any) -> TrainerSettings:
     legal: dict[str, Any] = {
         **dict.fromkeys(("max_steps", "max_time", "clip_norm", "ema", "validate_every_steps", "checkpoint_every")),
+        **dict.fromkeys(("accumulate", "log_every", "validate_every_epochs"), 1),
         "epochs": 2,
-        "accumulate": 1,
-        "log_every": 1,
-        "validate_every_epochs": 1,
         "min_delta": 0.0,
         "monitor": "accuracy/val",
         "monitor_test": False,
@@ -112,6 +110,15 @@ class Run:
     def steps(self, split: str) -> list[int]:
         return [record.step for record in self.metrics(split)]
 
+    def figures(self) -> list[tuple[Any, ...]]:
+        """What was recorded, but for measured time."""
+        records = [record for record in self.records if isinstance(record, Metrics)]
+        return [(r.step, r.epoch, r.split, r.final, *map(r.values.get, COMPARED)) for r in records]
+
+
+def assert_same_weights(mine: nn.Module, theirs: nn.Module) -> None:
+    assert all(map(torch.equal, mine.state_dict().values(), theirs.state_dict().values()))
+
 
 def script_validation(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iterable[float]) -> None:
     """Each validation measures the next value of the metric, and 0.5 for the other."""
@@ -146,21 +153,16 @@ def test_each_epoch_sees_each_image_once_in_another_order(tmp_path: Path) -> Non
     assert first != second
 
 
-class Clock:
-    """Advances by a second each time that it is read."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 1
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock))
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Advances by a second each time that it is read."""
+    clock = SimpleNamespace(now=0)
+
+    def read() -> int:
+        clock.now += 1
+        return clock.now
+
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=read))
     return clock
 
 
@@ -178,7 +180,7 @@ def test_max_time_counts_over_resumptions_and_ends_with_a_validation_and_a_check
 
 
 def test_recording_is_training_time_and_validation_is_not(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate(*arguments: Any) -> dict[str, float]:
         clock.now += 1000
@@ -242,14 +244,7 @@ def test_reading_records_while_the_next_step_computes_moves_none(tmp_path: Path,
     for run, later in zip(runs, (False, True), strict=True):
         run.trainer.reads_later = later
         run.trainer.fit()
-    at_once, later_on = (
-        [
-            (one.step, one.epoch, one.split, one.final, {k: v for k, v in one.values.items() if k in COMPARED})
-            for one in run.records
-            if isinstance(one, Metrics)
-        ]
-        for run in runs
-    )
+    at_once, later_on = (run.figures() for run in runs)
     assert at_once == later_on
     assert len(at_once) >= 3
     states = [run.trainer.state_dict() for run in runs]
@@ -270,19 +265,13 @@ def test_watching_changes_no_weight_and_no_other_record(tmp_path: Path) -> None:
     runs = [Run(tmp_path / str(every), watch_every=every, clip_norm=0.1, ema=0.5) for every in (None, 2)]
     for run in runs:
         run.trainer.fit()
-    plain, watched = (run.network.state_dict() for run in runs)
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
-    measured = [[{k: v for k, v in r.values.items() if k in COMPARED} for r in run.metrics("train")] for run in runs]
-    assert measured[0] == measured[1]
+    assert_same_weights(runs[0].network, runs[1].network)
+    assert runs[0].figures() == runs[1].figures()
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [
-        ({"snapshot_every_epochs": 2, "epochs": 3}, [8, 12]),  # and at the end
-        ({"snapshot_every_epochs": 1, "max_steps": 6}, [4, 6]),
-        ({"snapshot_every_epochs": None}, []),
-    ],
+    [({"snapshot_every_epochs": 2, "epochs": 3}, [8, 12]), ({"snapshot_every_epochs": 1, "max_steps": 6}, [4, 6])],
 )
 def test_snapshots_are_taken_at_their_cadence_and_change_no_bit(
     tmp_path: Path, changes: dict[str, Any], expected: list[int]
@@ -291,18 +280,14 @@ def test_snapshots_are_taken_at_their_cadence_and_change_no_bit(
         torch.manual_seed(1)
         return nn.Sequential(nn.ELU(inplace=True), nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
 
-    shown, plain = (
-        Run(tmp_path / str(number), network=network(), **(changes | more))
-        for number, more in enumerate(({}, {"snapshot_every_epochs": None}))
-    )
+    shown = Run(tmp_path / "shown", network=network(), **changes)
+    plain = Run(tmp_path / "plain", network=network(), **(changes | {"snapshot_every_epochs": None}))
     for run in (shown, plain):
         torch.manual_seed(2)
         run.trainer.fit()
-    assert [record.step for record in shown.records if isinstance(record, Snapshot)] == expected
-    assert all(
-        torch.equal(*pair)
-        for pair in zip(shown.network.state_dict().values(), plain.network.state_dict().values(), strict=True)
-    )
+    assert [record.step for record in shown.records if isinstance(record, Snapshot)] == expected  # the last at the end
+    assert not any(isinstance(record, Snapshot) for record in plain.records)
+    assert_same_weights(shown.network, plain.network)
     assert shown.checkpoints.steps() == plain.checkpoints.steps()
 
 
@@ -385,15 +370,13 @@ def test_best_is_the_step_with_the_best_monitor(
 def test_the_best_checkpoint_has_the_weights_that_were_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script_validation(monkeypatch, "accuracy", [0.1, 0.9, 0.2, 0.3, 0.4])
-    seen: list[Tensor] = []
-    measure: Callable[..., dict[str, float]] = trainer_module.evaluate
+    accuracies, seen = iter([0.1, 0.9, 0.2, 0.3, 0.4]), []
 
-    def spy(network: nn.Module, *arguments: Any) -> dict[str, float]:
+    def measure(network: nn.Module, *arguments: Any) -> dict[str, float]:
         seen.append(network.state_dict()["1.weight"].clone())
-        return measure(network, *arguments)
+        return {"loss": 0.5, "accuracy": next(accuracies)}
 
-    monkeypatch.setattr(trainer_module, "evaluate", spy)
+    monkeypatch.setattr(trainer_module, "evaluate", measure)
     run = Run(tmp_path, max_steps=5, validate_every_steps=1)
     run.trainer.fit()
     assert torch.equal(run.checkpoints.resolve("best").weights["1.weight"], seen[1])
@@ -419,23 +402,17 @@ def test_patience_ends_a_run_that_no_longer_improves(
     assert reported is (last < 8)
 
 
-def test_validation_sees_the_averaged_weights_where_there_are_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[nn.Module] = []
-
-    def spy(network: nn.Module, *arguments: Any) -> dict[str, float]:
-        seen.append(network)
-        return evaluate(network, *arguments)
-
-    monkeypatch.setattr(trainer_module, "evaluate", spy)
+def test_validation_sees_the_averaged_weights_where_there_are_any(tmp_path: Path) -> None:
     run = Run(tmp_path, ema=0.9, epochs=1)
     run.trainer.fit()
-    ema = run.train_state.ema
+    ema, checkpoint = run.train_state.ema, run.checkpoints.resolve("best")
     assert ema is not None
-    assert seen == [ema.network]
+    expected, raw = (
+        evaluate(network, F.cross_entropy, loader(6, 4, shuffle=False), Execution())
+        for network in (ema.network, run.network)
+    )
+    assert run.metrics("val")[0].values == expected != raw
     assert ema.updates == 4
-    checkpoint = run.checkpoints.resolve("best")
     assert torch.equal(checkpoint.inference_weights["1.weight"], ema.network.state_dict()["1.weight"])
     assert torch.equal(checkpoint.weights["1.weight"], run.network.state_dict()["1.weight"])
 
@@ -487,14 +464,9 @@ def test_a_resumed_run_ends_with_the_same_weights_and_records(tmp_path: Path, in
     second.resume()
     assert second.trainer.fit() == "completed"
 
-    def shown(*runs: Run) -> list[tuple[Any, ...]]:
-        records = [record for each in runs for record in each.records if isinstance(record, Metrics)]
-        return [(r.step, r.epoch, r.split, *(r.values.get(name) for name in COMPARED)) for r in records]
-
-    assert shown(first, second) == shown(whole)
-    for mine, theirs in ((second.network, whole.network), (second.train_state.evaluated, whole.train_state.evaluated)):
-        weights = theirs.state_dict()
-        assert all(torch.equal(value, weights[name]) for name, value in mine.state_dict().items())
+    assert first.figures() + second.figures() == whole.figures()
+    assert_same_weights(second.network, whole.network)
+    assert_same_weights(second.train_state.evaluated, whole.train_state.evaluated)
     assert (second.progress.best, second.progress.best_step) == (whole.progress.best, whole.progress.best_step)
 
 
@@ -530,8 +502,7 @@ def test_the_state_of_a_loss_is_in_the_checkpoint(tmp_path: Path) -> None:
     first.trainer.fit()
     second.resume()
     second.trainer.fit()
-    for name, value in whole.network.state_dict().items():
-        assert torch.equal(second.network.state_dict()[name], value)
+    assert_same_weights(second.network, whole.network)
 
 
 def test_resuming_a_finished_run_records_its_last_steps_as_before(tmp_path: Path) -> None:
