@@ -42,12 +42,8 @@ def train_losses(run_dir: str) -> list[float]:
 @pytest.mark.parametrize("captured", ["true", "false"])
 def test_a_deterministic_run_repeats_its_bits(in_tmp_path: Path, captured: str) -> None:
     for name in "ab":
-        train_on_cuda(
-            f"run_dir={name}",
-            "trainer.deterministic=true",
-            f"trainer.execution.cuda_graph={captured}",
-            "trainer.ema=0.9",
-        )
+        options = ("trainer.deterministic=true", f"trainer.execution.cuda_graph={captured}", "trainer.ema=0.9")
+        train_on_cuda(f"run_dir={name}", *options)
     assert train_losses("a") == train_losses("b")
 
 
@@ -60,15 +56,10 @@ def test_whether_a_step_is_captured_is_timed_and_noted(in_tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("captured", ["true", "false"])
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(in_tmp_path: Path, captured: str) -> None:
-    options = (
-        "trainer.deterministic=true",
-        f"trainer.execution.cuda_graph={captured}",
-        "trainer.execution.layout=channels_last",
-        "trainer.checkpoint_every=2",
-        "optimizer.momentum=0.9",
-    )
-    train_on_cuda("run_dir=whole", "trainer.max_steps=6", *options)
-    train_on_cuda("run_dir=broken", "trainer.max_steps=6", *options)
+    options = ("trainer.deterministic=true", "trainer.execution.layout=channels_last", "trainer.checkpoint_every=2")
+    options += (f"trainer.execution.cuda_graph={captured}", "optimizer.momentum=0.9", "trainer.max_steps=6")
+    for name in ("whole", "broken"):
+        train_on_cuda(f"run_dir={name}", *options)
     checkpoints = sorted(Path("broken", "checkpoints").glob("step-*"))
     for folder in checkpoints[1:]:
         folder.rename(in_tmp_path / folder.name)
@@ -81,12 +72,8 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(in_tmp_path: Path, 
 @pytest.mark.parametrize("captured", ["auto", "false"])
 def test_every_precision_trains(in_tmp_path: Path, precision: str, captured: str) -> None:
     for name in ("fp32", precision):
-        train_on_cuda(
-            f"run_dir={name}",
-            f"trainer.execution.precision={name}",
-            f"trainer.execution.cuda_graph={captured}",
-            "trainer.execution.layout=channels_last",
-        )
+        options = (f"trainer.execution.precision={name}", f"trainer.execution.cuda_graph={captured}")
+        train_on_cuda(f"run_dir={name}", *options, "trainer.execution.layout=channels_last")
     assert train_losses(precision) == pytest.approx(train_losses("fp32"), rel=0.02)
 
 
@@ -94,12 +81,8 @@ def test_every_precision_trains(in_tmp_path: Path, precision: str, captured: str
 @pytest.mark.parametrize("captured", ["auto", "false"])
 def test_compiled_steps_train(in_tmp_path: Path, captured: str) -> None:
     for name in ("false", "true"):
-        train_on_cuda(
-            f"run_dir={name}",
-            f"trainer.execution.compile={name}",
-            f"trainer.execution.cuda_graph={captured}",
-            "trainer.execution.layout=channels_last",
-        )
+        options = (f"trainer.execution.compile={name}", f"trainer.execution.cuda_graph={captured}")
+        train_on_cuda(f"run_dir={name}", *options, "trainer.execution.layout=channels_last")
     assert train_losses("true") == pytest.approx(train_losses("false"), rel=1e-3)
 
 
@@ -118,8 +101,7 @@ def test_batches_are_those_of_the_cpu(fraction: str, workers: str) -> None:
     assert len(images["cpu"]) == len(images["cuda"]) > 10
     for ours, theirs in zip(images["cuda"], images["cpu"], strict=True):
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-3)
-        assert torch.equal(ours[1], theirs[1])
-        assert torch.equal(ours[2], theirs[2])
+        assert all(map(torch.equal, ours[1:], theirs[1:]))
 
 
 def test_mixed_images_train(in_tmp_path: Path) -> None:

@@ -14,12 +14,8 @@ from cnnlab.engine.execution import Execution
 from cnnlab.runtime.errors import TrainingError
 
 LAYOUTS = ["channels_last", "contiguous"]
-CANDIDATES: dict[str, list[Any]] = {
-    "precision": ["fp32", "bf16"],
-    "layout": LAYOUTS,
-    "compile": [False, True],
-    "cuda_graph": [False, True],
-}
+EITHER = [False, True]
+CANDIDATES = {"precision": ["fp32", "bf16"], "layout": LAYOUTS, "compile": EITHER, "cuda_graph": EITHER}
 Measure = Callable[[Execution], float]
 
 
@@ -104,15 +100,12 @@ def test_a_given_compilation_waits_until_the_layout_is_chosen(monkeypatch: pytes
     assert not any(trial.execution.compile for trial in trials)
 
 
-def test_where_one_step_is_slow_the_default_is_taken_after_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_slow_is_left_after_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda execution: LIMIT)
-    best, trials = machine.autotune(Execution("auto", "auto"))
+    best, trials = machine.autotune(Execution("auto", "auto"))  # nothing else is tried, either
     assert best == Execution()
     assert machine.steps == {("fp32", "channels_last", False): 1}
     assert "slow" in trials[0].verdict
-
-
-def test_one_that_is_slow_is_left_after_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda execution: 0.01 if execution.precision == "fp32" else LIMIT)
     best, trials = machine.autotune(Execution("auto"))
     assert best.precision == "fp32"
@@ -143,18 +136,6 @@ def test_a_step_is_captured_where_that_is_clearly_faster(
     assert "  cuda_graph   ms/step" in table(trials)
 
 
-def test_what_cannot_be_captured_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(execution: Execution) -> float:
-        if captured(execution):
-            raise TrainingError("it asks for a value")
-        return 0.01
-
-    machine = Machine(monkeypatch, fails)
-    best, trials = machine.autotune(Execution(cuda_graph="auto"))
-    assert best == Execution()
-    assert [trial.verdict for trial in trials] == ["chosen", "not capturable"]
-
-
 def test_a_precision_that_cannot_be_captured_is_tried_without(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda execution: 0.001 if captured(execution) else 0.01)
     wanted = Execution("auto", compile="auto", cuda_graph="auto")
@@ -170,18 +151,21 @@ def test_a_precision_that_cannot_be_captured_is_tried_without(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("error", "verdict"),
-    [(TrainingError("torch cannot"), "not compilable"), (torch.OutOfMemoryError("full"), "out of memory")],
+    ("tried", "error", "verdict"),
+    [
+        ("compile", TrainingError("torch cannot"), "not compilable"),
+        ("compile", torch.OutOfMemoryError("full"), "out of memory"),
+        ("cuda_graph", TrainingError("it asks for a value"), "not capturable"),
+    ],
 )
-def test_what_cannot_be_compiled_or_has_no_memory_is_left(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, verdict: str
-) -> None:
+def test_what_fails_is_left(monkeypatch: pytest.MonkeyPatch, tried: str, error: Exception, verdict: str) -> None:
     def fails(execution: Execution) -> float:
-        if execution.compile:
+        if getattr(execution, tried):
             raise error
         return 0.01
 
-    best, trials = Machine(monkeypatch, fails).autotune(Execution(compile="auto"))
+    wanted = Execution(compile="auto") if tried == "compile" else Execution(cuda_graph="auto")
+    best, trials = Machine(monkeypatch, fails).autotune(wanted)
     assert best == Execution()
     assert [trial.verdict for trial in trials] == ["chosen", verdict]
 
@@ -189,16 +173,16 @@ def test_what_cannot_be_compiled_or_has_no_memory_is_left(
 def test_each_begins_with_the_same_draws_and_the_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, float, float]] = []
 
-    def draws(execution: Execution) -> float:
+    def draw(execution: Execution) -> float:
         drawn.append((float(torch.rand(())), random.random(), float(np.random.rand())))
         return 0.01
 
-    torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    expected = (float(torch.rand(())), random.random(), float(np.random.rand()))
-    torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    Machine(monkeypatch, draws).autotune(Execution(layout="auto"))
-    assert drawn[0] == drawn[WARM_UP] == expected
-    assert (float(torch.rand(())), random.random(), float(np.random.rand())) == expected
+    for autotuned in (False, True):
+        torch.manual_seed(1), random.seed(1), np.random.seed(1)
+        if autotuned:
+            Machine(monkeypatch, draw).autotune(Execution(layout="auto"))
+        draw(Execution())
+    assert drawn[0] == drawn[1] == drawn[1 + WARM_UP] == drawn[-1]
 
 
 def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

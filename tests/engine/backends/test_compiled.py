@@ -174,10 +174,6 @@ def test_another_batch_size_is_computed_eagerly() -> None:
     assert all(mine is not None and torch.equal(mine, other) for mine, other in zip(*gradients, strict=True))
 
 
-def test_what_is_not_compiled_is_the_plain_step() -> None:
-    assert build_step(Execution(), IMAGES) is train_step
-
-
 def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert missing_compiler(CPU) == "a C++ compiler (no-such-compiler, or another that CXX names)"
@@ -195,6 +191,7 @@ def test_the_default_step_is_a_loop_written_by_hand(first: nn.Module) -> None:
     options: dict[str, Any] = {"execution": execution, "scaler": execution.scaler(CPU)}
     optimizer, by_hand = sgd(ours), torch.optim.SGD(theirs.parameters(), 0.1, 0.9, nesterov=True, fused=True)
     step = build_step(execution, IMAGES)
+    assert step is train_step
     torch.manual_seed(2)
     for seed in range(20):
         step(ours, CrossEntropy(), optimizer, batch(seed=seed), **options)

@@ -159,8 +159,7 @@ def test_a_step_that_is_captured_without_a_norm_can_be_replayed_with_one(monkeyp
     monkeypatch.setattr(cuda_graph, "capture", lambda step, *arguments: step)
     monkeypatch.setitem(globals(), "CUDA", torch.device("cpu"))
     trained = Trained(Execution(cuda_graph=True), SGD, [8])
-    (batch,) = batches(8)
-    for _ in range(2):
+    for batch in batches(8, 8):
         assert trained.take(batch, Execution(cuda_graph=True), measure_norm=False).gradient_norm is not None
 
 
