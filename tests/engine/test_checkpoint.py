@@ -238,7 +238,6 @@ def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(checkpoint
     assert checkpoints.steps() == [1]
     assert {"damaged-0-step-00000002", "damaged-0-step-00000003"} <= set(entries(checkpoints))
     assert len(messages) == 2
-    assert "step-00000003" in messages[0]
     assert "set aside as damaged-0-step-00000003" in messages[0]
 
 

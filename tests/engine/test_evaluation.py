@@ -39,14 +39,6 @@ def test_unequal_batches_give_the_mean_over_all_images(sizes: tuple[int, ...]) -
     assert measured["accuracy"] == sum(int(k) == int(y) for k, y in zip(logits_NK.argmax(1), y_N, strict=True)) / 11
 
 
-def test_class_probabilities_do_for_targets() -> None:
-    model = network()
-    hard = batches(4, 3)
-    soft = [Batch(b.x_NCHW, F.one_hot(b.target, 4).float(), b.index_N) for b in hard]
-    expected = evaluate(model, F.cross_entropy, hard, Execution())
-    assert evaluate(model, F.cross_entropy, soft, Execution()) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("collected", [True, False])
 def test_the_network_is_in_evaluation_mode_and_left_as_it_was(training: bool, collected: bool) -> None:
@@ -143,10 +135,9 @@ def test_what_is_shifted_in_repeats_the_edge() -> None:
     assert bright(up(planted(0, 1))) == []  # and what is shifted out is gone
 
 
-@pytest.mark.parametrize("name", list(VIEWS))
-def test_a_view_takes_images_of_one_pixel_and_several_channels(name: str) -> None:
+def test_a_view_takes_images_of_one_pixel_and_several_channels() -> None:
     x_NCHW = torch.randn(2, 3, 1, 1)
-    assert all(torch.equal(view(x_NCHW), x_NCHW) for view in VIEWS[name])
+    assert all(torch.equal(view(x_NCHW), x_NCHW) for view in VIEWS["flip_shift"])
 
 
 @pytest.mark.parametrize("name", ["flip", "shift", "flip_shift"])

@@ -43,17 +43,8 @@ class DrawingLoss(nn.Module):
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    layers: list[nn.Module] = [
-        nn.LeakyReLU(0.5, inplace=True),
-        Counting(),
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(27, 4),
-    ]
-    return nn.Sequential(*layers)
+    first = [nn.LeakyReLU(0.5, inplace=True), Counting(), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)]
+    return nn.Sequential(*first, nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Flatten(), nn.Linear(27, 4))
 
 
 def batch(count: int = 6) -> Batch:
