@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import nn
 
 from cnnlab.blocks import PermutePixels
 from cnnlab.network import plan_network
@@ -36,16 +35,6 @@ def test_the_layout_changes_nothing() -> None:
     block = PermutePixels((2, 4, 5))
     channels_last = numbered().contiguous(memory_format=torch.channels_last)
     assert torch.equal(block(channels_last), block(numbered()))
-
-
-def test_an_mlp_with_permuted_weights_is_the_same_function() -> None:
-    """Why permuting costs a fully connected network nothing."""
-    block, plain, moved = PermutePixels((1, 4, 5)), nn.Linear(20, 3), nn.Linear(20, 3)
-    with torch.no_grad():
-        moved.weight.copy_(plain.weight[:, block.order_P])
-        moved.bias.copy_(plain.bias)
-    x_NCHW = torch.rand(6, 1, 4, 5)
-    torch.testing.assert_close(moved(block(x_NCHW).flatten(1)), plain(x_NCHW.flatten(1)))
 
 
 def test_how_far_a_convolution_after_it_sees_is_not_guessed() -> None:

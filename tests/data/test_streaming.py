@@ -128,22 +128,18 @@ def test_stored_features_are_served_as_they_are(workers: int | None) -> None:
         assert torch.equal(batch.x_NCHW, features.stored_NCHW[batch.index_N])
 
 
-def test_streaming_draws_nothing_from_the_global_generators(streaming: Callable[..., ImageLoader]) -> None:
-    before = torch.get_rng_state()
-    epochs(streaming(2))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_the_workers_live_from_epoch_to_epoch_end_with_close_and_start_again(
     streaming: Callable[..., ImageLoader],
 ) -> None:
     before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    generator = torch.get_rng_state()
     loader = streaming(2)
     first = epochs(loader, 1)
     workers = {process.pid for process in set(multiprocessing.active_children()) - before}
     epochs(loader, 3)
     assert {process.pid for process in set(multiprocessing.active_children()) - before} == workers
     assert len(workers) == 2
+    assert torch.equal(torch.get_rng_state(), generator)
     assert signal.getsignal(signal.SIGCHLD) is handler
     loader.close()
     assert set(multiprocessing.active_children()) <= before

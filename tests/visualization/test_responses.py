@@ -153,6 +153,13 @@ def test_a_layer_without_a_gradient_leaves_the_start() -> None:
     assert torch.equal(found.x_UCHW, START_CHW.expand(2, 1, 6, 6))
 
 
+def test_the_best_image_of_all_steps_is_kept() -> None:
+    hill = nn.Flatten()
+    hill.register_forward_hook(lambda module, arguments, output: -(output - 100).abs())
+    found = maximise(hill, hill, torch.full((1, 1, 1), 101.0), 1, steps=1, rate=50.0)  # the step leads past the top
+    assert (found.x_UCHW.item(), found.value_U.item()) == (101, -1)
+
+
 def test_the_same_is_found_again_whatever_was_drawn_between() -> None:
     network = deep()
     first = maximise(network, network.layers[0], grey_noise((1, 6, 6)), 5)
