@@ -49,7 +49,6 @@ trainer.clip_norm=[1,2 → trainer.clip_norm
 +model.blocks.1x=relu → model.blocks.1x
 data=mnsit → data: | 'mnsit' | did you mean 'mnist'? | digits, expanded_mnist, fashion_mnist, image_folder, kmnist
 model=resnet81 → model: | 'resnet81' | did you mean 'resnet18'? | cnn, lenet | torchvision's 80
-model=null → model:
 sede=3 → sede: | did you mean 'seed'?
 model.blocks.conv9.out_channels=3 → model.blocks.conv9: | did you mean 'conv3'? | norm1
 model.blocks.relu1=reluu → model.blocks.relu1: | no block 'reluu' | did you mean 'relu'? | max_pool
@@ -88,18 +87,14 @@ data.validation.cuont=3 → data.validation.cuont: | did you mean 'count'? | cou
 model.blocks.relu1=5 → model.blocks.relu1: | expected a name or a mapping with a 'type' | received 5
 model.blocks.relu1=os.system → model.blocks.relu1: | os.system is no block | Module
 model.blocks.conv1.out_chanels=3 → model.blocks.conv1.out_chanels: | did you mean 'out_channels'?
-model.blocks.conv1=conv → model.blocks.conv1.out_channels: | model.blocks.conv1.kernel_size:
 optimizer.params=3 → params
-optimizer={type: torch.optim.LBFGS, lr: 1} → optimizer.type: | LBFGS evaluates the loss several times | sgd, adam or
 schedule={type: torch.optim.lr_scheduler.ReduceLROnPlateau} → schedule.type: | waits for a metric | cosine or step
 model.init=hee → model.init: | did you mean 'he'? | xavier
 data.type=cifar → data: | no data source 'cifar' | digits
 data.root=elsewhere → data.root: | digits has no argument 'root'
-observers.console.intervall=3 → observers.console.intervall: | did you mean 'interval'?
 +data.augment.s=shfit → data.augment.s: | no augmentation 'shfit' | did you mean 'shift'? | cutmix
 +data.augment.s={type: shift, pixels: 8} → data.augment.s.pixels: | fewer than the 8 pixels | received 8
 +data.augment.c={type: cutout, size: 9} → data.augment.c.size: | a side of the image, 8 | received 9
-data.augment=shift → data.augment: | expected a mapping | 'shift'
 data.augment.flip=horizontal_flip → data.augment.flip: | '+data.augment.flip=…' adds one
 optimizer.lr=null → optimizer.lr: | expected a number | received None
 optimizer.momentum=0 → optimizer.nesterov: | expected momentum > 0
@@ -120,7 +115,6 @@ model=alexnet → model.blocks.network: | AlexNet does not fit its input 1×8×8
 model.init_from.strict=false → model.init_from.path: | it is missing
 model.init_from=x | model.init_from.sha256=abc → model.init_from.sha256: | 64 hexadecimal digits
 model.init_from={path: x, map: {a: 3}} → model.init_from.map: | names or null | 'a': 3
-model.freeze=conv1 → model.freeze: | expected a list of name patterns | received 'conv1'
 model.freeze=[conv1] | +optimizer.groups={conv1*: {lr: 0.1}} → optimizer.groups.conv1*: | no trained parameter's name
 +model.blocks.p={type: max_pool, kernel_size: 8, after: pool2} → model.blocks.p: | 32×2×2 | 32×8×8
 model.blocks.flatten=null → model.blocks.output: | 64×2×2 | 'flatten' (256 features)
@@ -132,11 +126,8 @@ model.blocks.conv1.groups=3 → model.blocks.conv1.groups: | 16 cannot be divide
 model=none → model.blocks: | expected at least one block
 +model.blocks.n={type: batch_norm, after: conv7} → model.blocks.n.after: | did you mean 'conv3'? | conv1
 +model.blocks.r={type: residual, after: conv2} → model.blocks.r.blocks: | residual needs
-model.blocks.conv1.init={type: given, weight: [[1, 2], [3, 4]]} → conv1.init.weight: | shape [16, 1, 3, 3] | [2, 2]
 +model.blocks.s=softmax → loss: | cross_entropy takes logits | 's' is softmax | ~model.blocks.s
 loss=quadratic → loss: | quadratic takes activations | 'output' is linear | sigmoid or softmax
-experiment=perceptron | data.gate=nandd → data.gate: | '0110' | 'nandd' | did you mean 'nand'?
-data=shapes | data.thickness=[3,1] → data.thickness[1]: | [3, 1024] | received 1
 trainer.epochs=null → trainer.epochs: | expected epochs, max_steps or max_time
 trainer.epochs=null | trainer.max_time=10 → schedule.total_steps: | one_cycle needs the run's length | trainer.max_steps
 trainer.monitor=accuracy/test → trainer.monitor: | accuracy/val, loss/val | 'accuracy/test'
@@ -145,12 +136,9 @@ schedule.total_steps=0 → schedule.total_steps: | ≥ 1 | received 0
 loss.weight=[1,2,3] → loss.weight: | expected 10 numbers, one for each class of the data | received 3
 loss.weight=[1,1,1,1,1,1,1,1,1,-1] → loss.weight[9]: | expected a number ≥ 0 | received -1
 loss={type: bce, weight: balanced} → loss.weight: | bce has no argument 'weight' | sum_classes
-+metrics.f1={type: f1_score, averge: macro} → metrics.f1.averge: | did you mean 'average'? | top_k
-metrics=f1_score → metrics: | expected a mapping | 'f1_score'
 +metrics.f1=f1_score | trainer.monitor=f2/val → trainer.monitor: | did you mean 'f1/val'? | loss/val
 trainer.watch_every=5 | trainer.execution.compile=true → trainer.watch_every: | execution.compile=true | compile=false
 trainer.watch_every=5 | trainer.execution.cuda_graph=true → trainer.watch_every: | cuda_graph=true | cuda_graph=false
-trainer.execution.layout=chanels_last → trainer.execution.layout: | did you mean 'channels_last'?
 trainer.execution.compile=step → trainer.execution.compile: | true, false or auto | 'step'
 trainer.execution.cuda_graph=1 → trainer.execution.cuda_graph: | true or false | received 1
 model=row_lstm | trainer.execution.precision=fp16 | device=cpu → trainer.execution.precision: | layers.0 | bf16

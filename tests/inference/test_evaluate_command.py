@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import Answer, composed, run
 from fast_run import FAST, read_json, train_fast
 from sklearn import metrics as sklearn_metrics
@@ -19,6 +20,7 @@ from cnnlab.config.check import check_config
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import Images
 from cnnlab.inference.evaluate_command import _top_k
+from cnnlab.metrics import report
 from cnnlab.run.loaders import read_training_data
 from cnnlab.runtime.errors import ConfigError
 
@@ -160,41 +162,12 @@ class Predicted:
         self.rank_N = np.array([int(row["rank"]) for row in rows])
         self.p_NK = np.array([[float(row[f"p({name})"]) for name in self.names] for row in rows])
 
-    def calibration_error(self) -> float:
-        """Σ_b n_b/N · |accuracy_b − confidence_b| over 15 bins."""
-        correct_N = self.prediction_N == self.label_N
-        bin_N = np.minimum((self.confidence_N * 15).astype(int), 14)
-        parts = [bin_N == b for b in np.unique(bin_N)]
-        return float(sum(p.mean() * abs(correct_N[p].mean() - self.confidence_N[p].mean()) for p in parts))
-
-    def most_confused(self) -> list[tuple[str, str, int]]:
-        wrong = self.prediction_N != self.label_N
-        both = np.stack([self.label_N[wrong], self.prediction_N[wrong]], 1)
-        pairs, counts = np.unique(both, axis=0, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:10]
-        return [(self.names[a], self.names[b], int(n)) for (a, b), n in zip(pairs[order], counts[order], strict=True)]
-
     def figures(self, top_k: int) -> dict[str, Any]:
-        """What the evaluation should say, from the file alone."""
-        columns = sklearn_metrics.precision_recall_fscore_support(self.label_N, self.prediction_N, zero_division=0.0)
-        per_class = [
-            {"class": name, "precision": p, "recall": r, "f1": f, "images": n}
-            for name, p, r, f, n in zip(self.names, *columns, strict=True)
-        ]
-        label_of = {name: int((self.label_N == k).sum()) for k, name in enumerate(self.names)}
-        return {
-            "images": len(self.label_N),
-            "loss": self.loss_N.mean(),
-            "accuracy": sklearn_metrics.accuracy_score(self.label_N, self.prediction_N),
-            "top_k": {str(top_k): sklearn_metrics.top_k_accuracy_score(self.label_N, self.p_NK, k=top_k)},
-            "calibration_error": self.calibration_error(),
-            "macro": {name: np.mean([row[name] for row in per_class]) for name in ("precision", "recall", "f1")},
-            "per_class": per_class,
-            "most_confused": [
-                {"label": a, "prediction": b, "images": n, "fraction": n / label_of[a]}
-                for a, b, n in self.most_confused()
-            ],
-        }
+        """What the evaluation should measure, from the file alone."""
+        p_NK, label_N = torch.tensor(self.p_NK), torch.tensor(self.label_N)
+        accuracy = np.mean(self.label_N == self.prediction_N)
+        whole = {"images": len(self.label_N), "loss": self.loss_N.mean(), "accuracy": accuracy}
+        return whole | report(p_NK, p_NK, label_N, self.names, top_k)
 
 
 def near(value: Any) -> Any:

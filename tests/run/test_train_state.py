@@ -110,7 +110,6 @@ class Own(nn.Module):
 @pytest.mark.parametrize(
     ("overrides", "own_loss", "expected"),
     [
-        ([], False, [False, True]),
         (["model=resnet18"], False, [False, True]),  # torchvision's
         (["trainer.watch_every=2"], False, [False]),
         ([], True, [False]),
@@ -139,19 +138,14 @@ def test_a_network_without_4d_weights_has_no_layout_to_choose() -> None:
     assert trials == []
 
 
-def test_what_the_machine_lacks_is_reported_before_a_directory_is_made(
+def test_without_a_compiler_nothing_is_compiled_and_asking_for_it_makes_no_directory(
     in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
+    plan = make_plan("trainer.execution.compile=auto")
+    resolved_plan, trials = resolve_execution(plan, read_training_data(plan).normalization, {})
+    assert (resolved_plan.execution.compile, trials) == (False, [])
     answer = train_fast("trainer.execution.compile=true")
     assert answer.code == 2
     assert "trainer.execution.compile: true needs a C++ compiler (no-such-compiler" in answer.err
     assert list(in_tmp_path.iterdir()) == []
-
-
-def test_without_a_compiler_nothing_compiled_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    plan = make_plan("trainer.execution.compile=auto")
-    resolved_plan, trials = resolve_execution(plan, read_training_data(plan).normalization, {})
-    assert resolved_plan.execution.compile is False
-    assert trials == []
