@@ -39,7 +39,6 @@ def test_buffers_are_copied_not_averaged() -> None:
     ema = EMA(model, decay=0.9)
     model(torch.randn(4, 1, 5, 5, dtype=torch.float64))
     ema.update(model)
-    assert int(ema.network[1].num_batches_tracked) == 1
     for mine, theirs in zip(ema.network.buffers(), model.buffers(), strict=True):
         assert torch.equal(mine, theirs)
         assert mine.data_ptr() != theirs.data_ptr()

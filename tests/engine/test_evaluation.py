@@ -67,16 +67,14 @@ def test_the_precision_is_that_of_the_execution() -> None:
     assert collect(model, batches(3), Execution("bf16")).output_NK.dtype == torch.float32
 
 
-class CountedLoss(nn.Module):
-    """Counts the batches it has trained on, in a buffer."""
+class CountedLoss(nn.CrossEntropyLoss):
+    """Counts the batches it has trained on."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("batches", torch.tensor(0))
+    batches = 0
 
     def forward(self, output_NK: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         self.batches += self.training
-        return F.cross_entropy(output_NK, target)
+        return super().forward(output_NK, target)
 
 
 def test_a_loss_with_a_mode_is_evaluated_in_evaluation_mode_and_left_in_its_own() -> None:
@@ -86,11 +84,10 @@ def test_a_loss_with_a_mode_is_evaluated_in_evaluation_mode_and_left_in_its_own(
     assert loss.training
 
 
-@pytest.mark.parametrize("sizes", [(11,), (5, 5, 1)])
-def test_collect_returns_the_output_of_each_image_in_order(sizes: tuple[int, ...]) -> None:
+def test_collect_returns_the_output_of_each_image_in_order() -> None:
     model = network(nn.Dropout(0.5), nn.BatchNorm2d(5))
     x_NCHW, y_N = images()
-    outputs = collect(model, batches(*sizes), Execution())
+    outputs = collect(model, batches(5, 5, 1), Execution())
     torch.testing.assert_close(outputs.output_NK, model.eval()(x_NCHW).detach())
     assert torch.equal(outputs.target_N, y_N)
     assert outputs.index_N.tolist() == list(range(11))
