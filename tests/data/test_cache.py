@@ -176,18 +176,17 @@ def test_too_small_a_disk_is_reported_before_anything_is_written(
     assert not files()
 
 
-def test_a_cache_that_cannot_be_written_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root.parent / "file").touch()
-    monkeypatch.setenv("CNNLAB_CACHE", str(root.parent / "file" / "cache"))
-    with pytest.raises(ConfigError, match=r"CNNLAB_CACHE: decoded images cannot be kept in .*Not a directory"):
-        read(root)
-
-
-def test_a_cache_under_the_data_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_under_the_data_or_that_cannot_be_written_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CNNLAB_CACHE", str(root / "cache"))
     with pytest.raises(ConfigError, match=r"is inside the folder of the data, .*: expected a folder elsewhere"):
         read(root)
     assert not (root / "cache").exists()
+    (root.parent / "file").touch()
+    monkeypatch.setenv("CNNLAB_CACHE", str(root.parent / "file" / "cache"))
+    with pytest.raises(ConfigError, match=r"CNNLAB_CACHE: decoded images cannot be kept in .*Not a directory"):
+        read(root)
 
 
 def read_beside_others(root: Path, begin: Any, answers: Any) -> None:

@@ -206,16 +206,13 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path, si
     assert f"at most 64 megapixels, received {received}" in refusal(tmp_path / "x.png")
 
 
-def test_a_file_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
-    with (tmp_path / "x.png").open("wb") as file:
+def test_a_huge_file_and_what_is_no_file_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(1 << 30)
-    assert "expected at most 268 MB, received 1,074" in refusal(tmp_path / "x.png")
-
-
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "x.png")
-    assert "expected a regular file" in refusal(tmp_path / "x.png")
-    assert "No such file" in refusal(tmp_path / "y.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "expected at most 268 MB, received 1,074" in refusal(tmp_path / "huge.png")
+    assert "expected a regular file" in refusal(tmp_path / "pipe.png")
+    assert "No such file" in refusal(tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize("value", [np.int32(70_000), np.float32(0.5)])

@@ -122,19 +122,13 @@ def test_an_illegal_value_is_refused_by_its_name(argument: str, value: Any) -> N
     assert caught.value.argument == argument
 
 
-@pytest.mark.parametrize("root", [None, ""])
-def test_a_missing_root_is_asked_for(root: str | None) -> None:
-    with pytest.raises(ArgumentError, match=r"expected the folder of your images, as in data\.root=my_images"):
-        source(root)
-
-
-def test_a_root_that_is_no_folder_is_reported_with_its_absolute_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    assert refusal(Path("nowhere")).endswith(f"{tmp_path / 'nowhere'} does not exist")
-    assert refusal(Path("file")).endswith(f"{tmp_path / 'file'} is no folder")
+def test_a_root_that_is_missing_or_no_folder_is_reported_with_its_absolute_path(in_tmp_path: Path) -> None:
+    for root in (None, ""):
+        with pytest.raises(ArgumentError, match=r"expected the folder of your images, as in data\.root=my_images"):
+            source(root)
+    (in_tmp_path / "file").touch()
+    assert refusal(Path("nowhere")).endswith(f"{in_tmp_path / 'nowhere'} does not exist")
+    assert refusal(Path("file")).endswith(f"{in_tmp_path / 'file'} is no folder")
 
 
 @pytest.mark.parametrize(

@@ -269,19 +269,14 @@ def test_complaints_of_others_do_not_stop_a_plan() -> None:
     assert plan_network((1, 8, 8), {"act": "relu"}, complaints) is not None
 
 
-def test_a_layer_s_own_init_wins() -> None:
-    blocks = {"flatten": "flatten", "one": LINEAR, "two": {**LINEAR, "init": {"type": "normal", "mean": 3, "std": 0}}}
-    network = build_network((1, 4, 4), blocks, init="zeros")
-    assert network.one.weight.eq(0).all()
-    assert network.two.weight.eq(3).all()
-
-
-def test_a_container_s_init_reaches_its_blocks_but_a_norm_keeps_its_ones() -> None:
-    stage = {"type": "sequential", "init": "zeros", "blocks": {"conv": CONV, "norm": "layer_norm"}}
-    network = build_network((1, 8, 8), {"before": CONV, "stage": stage})
+def test_the_nearest_init_wins_but_a_norm_keeps_its_ones() -> None:
+    own = {**CONV, "init": {"type": "normal", "mean": 3, "std": 0}}
+    stage = {"type": "sequential", "init": "zeros", "blocks": {"conv": CONV, "norm": "layer_norm", "own": own}}
+    network = build_network((1, 8, 8), {"before": CONV, "stage": stage}, init={"type": "normal", "mean": 2, "std": 0})
+    assert network.before.weight.eq(2).all()
     assert network.stage.conv.weight.eq(0).all()
     assert network.stage.norm.weight.eq(1).all()
-    assert network.before.weight.ne(0).any()
+    assert network.stage.own.weight.eq(3).all()
 
 
 WEIGHTED = {"conv": CONV, "norm": "batch_norm", "flatten": "flatten", "output": LINEAR}

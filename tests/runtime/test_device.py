@@ -80,8 +80,10 @@ def test_without_git_or_outside_of_a_checkout_there_is_no_commit(
 CPU = torch.device("cpu")
 
 
-def test_the_free_memory_is_a_part_of_the_machines() -> None:
+def test_the_free_memory_is_a_part_of_the_machines_and_of_a_gpu_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < free_memory(CPU) <= machine_memory()
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (7, 100))
+    assert free_memory(torch.device("cuda")) == 7
 
 
 @pytest.mark.parametrize(
@@ -100,11 +102,6 @@ def test_a_container_has_what_its_limit_leaves(
         assert free_memory(CPU) == pytest.approx(unlimited, rel=0.5)
     else:
         assert free_memory(CPU) == expected
-
-
-def test_of_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (7, 100))
-    assert free_memory(torch.device("cuda")) == 7
 
 
 @pytest.mark.parametrize(("size", "text"), [(999, "999 bytes"), (1_000, "1.0 kB"), (10**15, "1,000,000 GB")])

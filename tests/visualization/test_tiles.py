@@ -31,7 +31,7 @@ def test_zero_is_the_middle_of_a_signed_scale_even_of_nothing_but_zeros() -> Non
     assert low == -high < 0
 
 
-def test_more_tiles_than_fit_a_row_go_on_in_the_next() -> None:
+def test_more_tiles_than_fit_a_row_continue_in_the_next() -> None:
     figure = tiles_figure(torch.zeros(MOST_COLUMNS + 1, 2, 2), "maps")
     rows = {round(axis.get_subplotspec().rowspan.start) for axis in figure.axes if axis.images}
     assert rows == {0, 1}
@@ -65,15 +65,11 @@ def test_maps_with_values_below_zero_are_blue_white_and_red() -> None:
     assert image.get_cmap().name == "RdBu_r"
 
 
-def test_images_of_three_channels_are_shown_in_colour() -> None:
+def test_three_channels_are_shown_in_colour_and_a_weight_of_zero_in_grey() -> None:
     x_NCHW = torch.tensor([255.0, 51.0, 0.0])[None, :, None, None].expand(1, 3, 2, 2)
     shown_HWC = images_figure(x_NCHW, "images").axes[0].images[0].get_array()
     np.testing.assert_allclose(shown_HWC, np.broadcast_to([1, 0.2, 0], (2, 2, 3)))
-
-
-def test_filters_in_colour_are_grey_where_a_weight_is_zero() -> None:
-    weight_OIHW = torch.zeros(2, 3, 1, 1)
-    weight_OIHW[1] = torch.tensor([-2.0, 1.0, 0.0])[:, None, None]
+    weight_OIHW = torch.tensor([[0.0, 0.0, 0.0], [-2.0, 1.0, 0.0]])[:, :, None, None]
     axes = filters_figure(weight_OIHW, "conv1", colour=True).axes
     np.testing.assert_allclose(axes[0].images[0].get_array(), np.full((1, 1, 3), 0.5))
     np.testing.assert_allclose(axes[1].images[0].get_array(), [[[0, 0.75, 0.5]]])
