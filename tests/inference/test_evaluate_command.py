@@ -242,16 +242,6 @@ def test_saturated_outputs_are_correct_as_often_as_in_training(in_tmp_path: Path
     assert figures(measured(path, "test", step)) == same(read_json(path / "summary.json")["test"])
 
 
-METRICS = (
-    "trainer.validate_every_steps=1",
-    "optimizer.lr=0.2",
-    "+metrics.right={type: accuracy, average: micro}",
-    "+metrics.wrong={type: hamming_distance, average: micro}",
-    "+metrics.true_negatives=specificity",
-    "+metrics.recall={type: recall, average: none}",
-)
-
-
 def validations(path: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [entry for entry in entries if entry["split"] == "val"]
@@ -260,7 +250,11 @@ def validations(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def with_metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("metrics") / "run"
-    answer = train_fast(f"run_dir={path}", *METRICS)
+    right, wrong = ("{type: accuracy, average: micro}", "{type: hamming_distance, average: micro}")
+    recall = "{type: recall, average: none}"
+    metrics = f"{{right: {right}, wrong: {wrong}, true_negatives: specificity, recall: {recall}}}"
+    options = ("trainer.validate_every_steps=1", "optimizer.lr=0.2", "trainer.monitor=wrong/val")
+    answer = train_fast(f"run_dir={path}", f"+metrics={metrics}", *options)
     assert answer.code == 0, answer.err
     assert "right " in answer.out
     assert "recall." not in answer.out
@@ -298,11 +292,9 @@ def test_an_evaluation_gives_the_named_metrics_of_the_run(with_metrics: Path, in
     assert f"right {result['right']:.4f}, wrong {result['wrong']:.4f}, true_negatives" in answer.out
 
 
-def test_a_named_metric_decides_which_checkpoint_is_best(in_tmp_path: Path) -> None:
-    answer = train_fast("run_dir=run", *METRICS, "trainer.monitor=wrong/val")
-    assert answer.code == 0, answer.err
-    values = {entry["step"]: entry["wrong"] for entry in validations(in_tmp_path / "run")}
-    assert values[best_step(in_tmp_path / "run")] == min(values.values()) < max(values.values())
+def test_a_named_metric_decides_which_checkpoint_is_best(with_metrics: Path) -> None:
+    values = {entry["step"]: entry["wrong"] for entry in validations(with_metrics)}
+    assert values[best_step(with_metrics)] == min(values.values()) < max(values.values())
 
 
 def test_a_balanced_loss_is_evaluated_with_the_counts_of_training(in_tmp_path: Path) -> None:

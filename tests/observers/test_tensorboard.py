@@ -105,22 +105,12 @@ def test_hyperparameters_and_outcomes_stand_in_the_same_file(whole: Path) -> Non
     assert plugin_data(whole, "session_end_info").session_end_info.status == 1  # STATUS_SUCCESS
 
 
-def test_each_start_makes_one_file_and_no_folder(tmp_path: Path) -> None:
+def test_each_start_makes_one_file_and_their_names_are_in_the_order_of_their_writing(tmp_path: Path) -> None:
     log(tmp_path, 0, 5)
     log(tmp_path, 5, 10, finish=True)
-    entries = list(tmp_path.iterdir())
-    assert len(entries) == 2
-    assert all(entry.is_file() and entry.name.startswith("events.out.tfevents.") for entry in entries)
-
-
-def test_event_files_of_a_run_are_named_in_the_order_of_their_writing(tmp_path: Path) -> None:
-    for step in (0, 2, 4):
-        observer = TensorBoard()
-        observer.log(Started(tmp_path, step, 10, None, {}, ""))
-        observer.close()
-    files = sorted(tmp_path.glob("events.out.tfevents.*"))
-    seconds = [int(file.name.split(".")[3]) for file in files]
-    assert len(set(seconds)) == 3
+    first, second = sorted(tmp_path.iterdir())
+    assert first.name.startswith("events.out.tfevents.")
+    assert int(first.name.split(".")[3]) < int(second.name.split(".")[3])  # seconds
 
 
 def test_a_watched_update_is_grouped_by_quantity(tmp_path: Path) -> None:
