@@ -26,9 +26,8 @@ def test_each_tile_shows_its_own_values_under_its_caption_on_one_scale() -> None
 
 
 def test_zero_is_the_middle_of_a_signed_scale_even_of_nothing_but_zeros() -> None:
-    assert tiles_figure(TILES_THW, "maps", signed=True).axes[0].images[0].get_clim() == (-8.0, 8.0)
-    low, high = tiles_figure(torch.zeros(1, 2, 2), "maps", signed=True).axes[0].images[0].get_clim()
-    assert low == -high < 0
+    for tiles_THW, limits in ((TILES_THW, (-8.0, 8.0)), (torch.zeros(1, 2, 2), (-1.0, 1.0))):
+        assert tiles_figure(tiles_THW, "maps", signed=True).axes[0].images[0].get_clim() == limits
 
 
 def test_more_tiles_than_fit_a_row_continue_in_the_next() -> None:
