@@ -41,6 +41,12 @@ def run(command: Callable[[], None], *arguments: str) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
+def ok(answer: Answer) -> Answer:
+    """The answer of a command that succeeded."""
+    assert answer.code == 0, answer.err
+    return answer
+
+
 def composed(*overrides: str) -> dict[str, Any]:
     """The resolved config of `python train.py OVERRIDES`, by Hydra's rules alone."""
     return copy.deepcopy(_composed(overrides))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Answer, composed, run
+from commands import Answer, composed, ok, run
 from fast_run import FAST, read_json, train_fast
 from sklearn import metrics as sklearn_metrics
 from sklearn.utils.class_weight import compute_class_weight
@@ -254,8 +254,7 @@ def with_metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recall = "{type: recall, average: none}"
     metrics = f"{{right: {right}, wrong: {wrong}, true_negatives: specificity, recall: {recall}}}"
     options = ("trainer.validate_every_steps=1", "optimizer.lr=0.2", "trainer.monitor=wrong/val")
-    answer = train_fast(f"run_dir={path}", f"+metrics={metrics}", *options)
-    assert answer.code == 0, answer.err
+    answer = ok(train_fast(f"run_dir={path}", f"+metrics={metrics}", *options))
     assert "right " in answer.out
     assert "recall." not in answer.out
     return path
@@ -321,8 +320,7 @@ def test_a_balanced_loss_needs_every_class_among_the_training_images(in_tmp_path
 
 
 def test_torchs_own_loss_is_evaluated(in_tmp_path: Path) -> None:
-    answer = train_fast("run_dir=run", "loss={type: torch.nn.MultiMarginLoss, margin: 0.5}")
-    assert answer.code == 0, answer.err
+    ok(train_fast("run_dir=run", "loss={type: torch.nn.MultiMarginLoss, margin: 0.5}"))
     path = in_tmp_path / "run"
     ask(path)
     assert figures(measured(path, "test", best_step(path))) == same(read_json(path / "summary.json")["test"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import Answer, composed, run
+from commands import Answer, composed, ok, run
 from fast_run import read_json, train_fast
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -51,8 +51,7 @@ def normalized(predictor: Predictor, image: int) -> Tensor:
 
 
 def test_each_layer_has_its_figures_in_the_folder_and_in_tensorboard(finished: Path) -> None:
-    answer = ask(finished, "layers=[conv1,relu1,output]", "index=3")
-    assert answer.code == 0, answer.err
+    answer = ok(ask(finished, "layers=[conv1,relu1,output]", "index=3"))
     best = read_json(finished / "summary.json")["best"]["step"]
     layers = ("filters/conv1", "maps/conv1/test-3", "maximised/conv1", "maps/relu1/test-3", "maximised/relu1")
     tags = {"confusion/test", "maximised/output", *layers}
@@ -119,8 +118,7 @@ def test_of_many_channels_64_are_drawn_as_the_title_notes(in_tmp_path: Path) -> 
 )
 def test_every_kind_of_run_can_be_looked_at(in_tmp_path: Path, overrides: tuple[str, ...], layers: list[str]) -> None:
     assert train_fast("run_dir=run", *overrides).code == 0
-    answer = ask(in_tmp_path / "run", f"layers=[{','.join(layers)}]")
-    assert answer.code == 0, answer.err
+    ok(ask(in_tmp_path / "run", f"layers=[{','.join(layers)}]"))
     assert all(list(Path("run/figures").glob(f"maximised-{layer}-step-*")) for layer in layers)
 
 

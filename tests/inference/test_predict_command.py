@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Answer, run
+from commands import Answer, ok, run
 from fast_run import train_fast
 from image_folders import write_folders
 
@@ -55,8 +55,7 @@ def predictions(root: Path, pattern: str = "predictions-images-*.csv") -> list[d
 def test_unlabelled_images_are_predicted_as_in_their_split(own: Path) -> None:
     assert ask(own).code == 0
     split = {row["path"]: row for row in predictions(own, "predictions-test-*.csv")}
-    answer = ask(own, f"images={own / 'images' / 'test'}")
-    assert answer.code == 0, answer.err
+    ok(ask(own, f"images={own / 'images' / 'test'}"))
     found = predictions(own)
     assert len(found) == 36
     for row in found:
@@ -69,8 +68,7 @@ def test_unlabelled_images_are_predicted_as_in_their_split(own: Path) -> None:
 def test_the_data_of_the_run_need_not_be_there(own: Path) -> None:
     shutil.move(own / "images" / "test" / "cat", own / "unlabelled")
     shutil.rmtree(own / "images")
-    answer = ask(own, f"images={own / 'unlabelled'}")
-    assert answer.code == 0, answer.err
+    answer = ok(ask(own, f"images={own / 'unlabelled'}"))
     assert f"12 images of {own / 'unlabelled'}" in answer.out
     assert "and 2 more" in answer.out
     (found,) = cnnlab.load(own / "run").predict(own / "unlabelled" / "000.png")

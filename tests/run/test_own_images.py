@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Answer, composed, run
+from commands import Answer, composed, ok, run
 from fast_run import read_json, train_fast
 from image_folders import noise, write_folders, write_image
 
@@ -35,8 +35,7 @@ def ready_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("own")
     write_folders(path / "images", WHOLE)
     (path / "images" / "readme.txt").touch()
-    answer = train_on(path / "images", path=str(path / "run"))
-    assert answer.code == 0, answer.err
+    answer = ok(train_on(path / "images", path=str(path / "run")))
     (path / "printed").write_text(answer.out)
     return path
 
@@ -77,8 +76,7 @@ def test_validation_images_are_those_of_their_folder_or_a_fraction_of_each_class
 
 
 def test_a_run_without_a_test_split_completes_and_reports_it(in_tmp_path: Path) -> None:
-    answer = train_on(write_folders(in_tmp_path / "images", CARVED), "data.test_fraction=0")
-    assert answer.code == 0, answer.err
+    answer = ok(train_on(write_folders(in_tmp_path / "images", CARVED), "data.test_fraction=0"))
     assert "the data have no test split" in answer.out
     assert "evaluate.py run=run split=val" in answer.out
     summary = read_json(in_tmp_path / "run" / "summary.json")
@@ -92,8 +90,7 @@ def test_a_run_without_a_test_split_completes_and_reports_it(in_tmp_path: Path) 
 
 def test_a_run_with_neither_names_no_evaluation(in_tmp_path: Path) -> None:
     neither = ("data.test_fraction=0", "data.validation.count=0", "trainer.monitor=null")
-    answer = train_on(write_folders(in_tmp_path / "images", CARVED), *neither)
-    assert answer.code == 0, answer.err
+    answer = ok(train_on(write_folders(in_tmp_path / "images", CARVED), *neither))
     assert "evaluate.py" not in answer.out
 
 
@@ -132,8 +129,7 @@ def test_images_that_have_moved_are_found_at_data_root(own: Path) -> None:
     lost = run(evaluate, "run=run")
     assert lost.code == 2
     assert "data.root: expected the folder of your images" in lost.err
-    answer = run(evaluate, "run=run", "data.root=elsewhere")
-    assert answer.code == 0, answer.err
+    ok(run(evaluate, "run=run", "data.root=elsewhere"))
     assert json.loads(next((own / "run").glob("evaluation-test-*.json")).read_text()) == before
 
 

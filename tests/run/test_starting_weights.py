@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from commands import Answer, composed, run
+from commands import Answer, composed, ok, run
 from fast_run import FAST, train_fast
 from torch import Tensor
 from torchvision import models
@@ -168,9 +168,7 @@ def test_a_damaged_run_is_refused(finished: Path) -> None:
 
 
 def fine_tuned(source: Path, *overrides: str) -> Answer:
-    answer = train_fast(f"model.init_from={source}", TRUNK, NEW_HEAD, *overrides)
-    assert answer.code == 0, answer.err
-    return answer
+    return ok(train_fast(f"model.init_from={source}", TRUNK, NEW_HEAD, *overrides))
 
 
 def test_a_frozen_trunk_from_another_run_stays_to_the_bit_while_the_head_learns(finished: Path) -> None:
@@ -205,8 +203,7 @@ def test_a_run_that_has_no_checkpoint_yet_begins_from_its_source_again(finished:
     fine_tuned(finished, "run_dir=new")
     reference = last(Path("new")).weights
     shutil.rmtree("new/checkpoints")
-    answer = run(train, "resume=new")
-    assert answer.code == 0, answer.err
+    answer = ok(run(train, "resume=new"))
     assert "starting weights from" in answer.out
     assert all(torch.equal(reference[name], tensor) for name, tensor in last(Path("new")).weights.items())
 
@@ -387,8 +384,7 @@ def test_a_run_from_pretrained_weights_freezes_evaluates_and_resumes(
 
 @pytest.mark.slow
 def test_a_network_that_asks_for_its_version_is_trained_and_evaluated(in_tmp_path: Path) -> None:
-    answer = train_fast("model=mnasnet0_5", "trainer.max_steps=2", "trainer.ema=0.9", "run_dir=run")
-    assert answer.code == 0, answer.err
+    ok(train_fast("model=mnasnet0_5", "trainer.max_steps=2", "trainer.ema=0.9", "run_dir=run"))
     assert train_fast("model=mnasnet0_5", "model.init_from=run", "trainer.max_steps=1", "run_dir=new").code == 0
     assert run(train, "resume=run", "trainer.max_steps=2").code == 0
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import composed, run
+from commands import composed, ok, run
 from fast_run import read_json, train_fast
 from torch import nn
 
@@ -85,8 +85,7 @@ def test_a_resumed_run_keeps_its_choice_without_timing(in_tmp_path: Path, monkey
     checkpoints = in_tmp_path / "run" / "checkpoints"
     (checkpoints / "step-00000006").rename(in_tmp_path / "later")  # killed after step 3
     monkeypatch.setattr(autotune, "_time", lambda *arguments: pytest.fail("it was timed again"))
-    answer = run(train, "resume=run")
-    assert answer.code == 0, answer.err
+    ok(run(train, "resume=run"))
     assert read_json(in_tmp_path / "run" / "environment.json")["layout"] == "contiguous"
     saved = SavedRun.open(Path("run"), "last", "cpu", Trust(), {})
     assert saved.plan.execution == Execution("fp32", "contiguous")

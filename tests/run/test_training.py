@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import Answer, run
+from commands import Answer, ok, run
 from fast_run import read_json, train_fast
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -75,8 +75,7 @@ def test_the_config_keeps_interpolations_and_nothing_of_one_command(
     in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
-    answer = train_fast("run_dir=run", "name=${oc.env:SECRET}", "trust=[some.Class]")
-    assert answer.code == 0, answer.err
+    ok(train_fast("run_dir=run", "name=${oc.env:SECRET}", "trust=[some.Class]"))
     config = saved(in_tmp_path / "run")
     assert config["name"] == "${oc.env:SECRET}"
     assert "hydra" not in config
@@ -141,8 +140,7 @@ LONGER = ("trainer.max_steps=9", "schedule.total_steps=6")
 def test_a_lengthened_run_is_one_that_was_that_long(in_tmp_path: Path) -> None:
     path = in_tmp_path / "run"
     train_fast("run_dir=run", "schedule=constant")
-    answer = resume(path, "trainer.max_steps=9")
-    assert answer.code == 0, answer.err
+    ok(resume(path, "trainer.max_steps=9"))
     assert [steps(path, split) for split in ("train", "val", "test")] == [[2, 4, 6, 8, 9], [3, 6, 9], [9]]
     assert saved(path)["trainer"]["max_steps"] == 9
     assert "trainer.max_steps=9" in yaml.safe_load((path / "overrides.yaml").read_text())
@@ -157,8 +155,7 @@ def test_another_length_is_refused_where_the_schedule_depends_on_it(finished: Pa
 
 
 def test_a_restarted_schedule_begins_a_new_cycle_at_the_checkpoint(finished: Path) -> None:
-    answer = resume(finished, "trainer.max_steps=12", "schedule.restart=true")
-    assert answer.code == 0, answer.err
+    answer = ok(resume(finished, "trainer.max_steps=12", "schedule.restart=true"))
     assert "one_cycle starts anew after step 6 and ends at step 12" in answer.out
     assert saved(finished)["schedule"]["restarts"] == [6]
     assert "restart" not in saved(finished)["schedule"]
@@ -178,8 +175,7 @@ def test_a_completed_run_that_is_resumed_is_left_as_it_is(finished: Path) -> Non
         return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
 
     before = contents()
-    answer = resume(finished, "trainer.log_every=1")
-    assert answer.code == 0, answer.err
+    answer = ok(resume(finished, "trainer.log_every=1"))
     assert contents() == before
     assert "is complete: there is nothing left to train" in answer.out
 
@@ -235,8 +231,7 @@ def test_another_environment_is_reported_and_the_run_continues(finished: Path, m
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(finished: Path, completed_run: Path) -> None:
     shutil.rmtree(finished / "checkpoints")
-    answer = resume(finished)
-    assert answer.code == 0, answer.err
+    answer = ok(resume(finished))
     assert "has no checkpoint yet: starting this run again in its directory" in answer.out
     assert steps(finished, "train") == [2, 4, 6]
     assert (finished / WEIGHTS).read_bytes() == (completed_run / WEIGHTS).read_bytes()
@@ -251,15 +246,13 @@ def test_a_saved_class_of_the_users_own_is_imported_only_where_the_command_repea
     source = "import torch\nclass Twice(torch.nn.Module):\n    def forward(self, x):\n        return 2 * x\n"
     (in_tmp_path / "own_blocks.py").write_text(source)
     monkeypatch.syspath_prepend(in_tmp_path)
-    answer = train_fast("run_dir=run", "+model.blocks.twice={type: own_blocks.Twice, after: relu1}")
-    assert answer.code == 0, answer.err
+    ok(train_fast("run_dir=run", "+model.blocks.twice={type: own_blocks.Twice, after: relu1}"))
     for command, key, script in ((train, "resume", "train"), (evaluate, "run", "evaluate")):
         del sys.modules["own_blocks"]
         repeated = f"python {script}.py {key}=run 'trust=[own_blocks.Twice]'"
         assert refused(run(command, f"{key}=run"), "model.blocks.twice: ", repeated)
         assert "own_blocks" not in sys.modules
-        answer = run(command, f"{key}=run", "trust=[own_blocks.Twice]")
-        assert answer.code == 0, answer.err
+        ok(run(command, f"{key}=run", "trust=[own_blocks.Twice]"))
         assert "own_blocks" in sys.modules
         assert saved(in_tmp_path / "run")["trust"] == []
 
