@@ -15,7 +15,7 @@ INCHES = 1.1  # a tile's side
 GAP = 0.1  # between tiles
 LINE = 0.16  # of a caption
 SCALE = 0.9  # the colour bar and its numbers
-GAP = 8  # white pixels between the tiles of an image
+FRAME = 8  # white pixels between the filters of an image
 MOST_COLUMNS = 10
 
 
@@ -55,7 +55,7 @@ def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: i
     large = shown_OHW3.repeat(pixels, 1).repeat(pixels, 2)
     columns = min(columns, len(large))
     blanks = np.full((-len(large) % columns, *large.shape[1:]), 255.0)
-    framed = np.pad(np.concatenate([large, blanks]), ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255.0)
+    framed = np.pad(np.concatenate([large, blanks]), ((0, 0), (0, FRAME), (0, FRAME), (0, 0)), constant_values=255.0)
     rows = framed.reshape(-1, columns, *framed.shape[1:]).swapaxes(1, 2)
     return rows.reshape(-1, columns * framed.shape[2], 3).round().astype(np.uint8)
 

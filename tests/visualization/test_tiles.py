@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cnnlab.visualization.tiles import (
-    GAP,
+    FRAME,
     MOST_COLUMNS,
     filters_figure,
     filters_image,
@@ -87,8 +87,8 @@ def test_captions_of_64_maps_do_not_overlap() -> None:
 def test_an_image_of_filters_has_a_frame_between_tiles(kernels: int, columns: int, tiles: tuple[int, int]) -> None:
     image_HW3 = filters_image(torch.full((kernels, 2, 4, 4), -1.0), columns=columns, pixels=2)
     assert image_HW3.dtype == np.uint8
-    assert image_HW3.shape == (tiles[0] * (8 + GAP), tiles[1] * (8 + GAP), 3)
-    assert (image_HW3.reshape(tiles[0], 8 + GAP, -1)[:, 8:] == 255).all()
+    assert image_HW3.shape == (tiles[0] * (8 + FRAME), tiles[1] * (8 + FRAME), 3)
+    assert (image_HW3.reshape(tiles[0], 8 + FRAME, -1)[:, 8:] == 255).all()
     assert int((image_HW3[..., 0] == 0).sum()) == kernels * 8 * 8
 
 
