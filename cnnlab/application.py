@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import hydra
@@ -43,6 +42,8 @@ def run_command(name: str) -> None:
     """Runs `train` or `evaluate`; exits 2 for a user's mistake, 1 for a failure, 128 + n after signal n."""
     line = CommandLine.read(sys.argv[1:])
     if line.has("--version"):
+        from importlib.metadata import version  # what no other command waits for
+
         print(f"cnnlab {__version__}, torch {version('torch')}")
         return
     job = JOBS[name]

@@ -17,14 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from cnnlab.config.saved_config import find_config
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
 from cnnlab.runtime.files import read_regular, replace_file
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cnnlab.engine.checkpoint import Checkpoints
 
 RUNS = Path("runs")
@@ -131,7 +130,7 @@ class RunDirectory:
             raise ConfigError(f"{path}: expected a JSON object, received {type(content).__name__}")
         return content
 
-    def write_figure(self, name: str, image_HWC: np.ndarray) -> Path:
+    def write_figure(self, name: str, image_HWC: "np.ndarray") -> Path:
         """A PNG under `figures/`. Raises `TrainingError` where the disk refuses."""
         folder = self.path / FIGURES
         try:
@@ -143,7 +142,9 @@ class RunDirectory:
             raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
 
 
-def _png(image_HWC: np.ndarray) -> bytes:
+def _png(image_HWC: "np.ndarray") -> bytes:
+    from PIL import Image  # with NumPy, longer to import than a refused command takes
+
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG")
     return buffer.getvalue()
