@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Descent
-from cnnlab.engine.step import train_step
+from cnnlab.engine.step import LossFunction, train_step
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.randomness import capture_generators, seed_generators
 
@@ -63,12 +63,13 @@ def take_step(
     scaler: torch.amp.GradScaler,
     top: int = 10,
     watch: bool = True,
+    loss: LossFunction = F.cross_entropy,
     **options: Any,
 ) -> Descent | None:
     """One step, under the probe if it is to be watched."""
-    probe = Probe(model, F.cross_entropy, optimizer, execution, images, **options)
+    probe = Probe(model, loss, optimizer, execution, images, **options)
     with probe if watch else nullcontext():
-        result = train_step(model, F.cross_entropy, optimizer, images, execution=execution, scaler=scaler, **options)
+        result = train_step(model, loss, optimizer, images, execution=execution, scaler=scaler, **options)
     assert result.loss.isfinite()
     return probe.read(result, 20, 1, top) if watch else None
 
@@ -303,6 +304,17 @@ class Counting(nn.Module):
         return x * self.calls
 
 
+class CountingLoss(nn.CrossEntropyLoss):
+    """Grows with the number of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = Counting()
+
+    def forward(self, output_NK: Tensor, target: Tensor) -> Tensor:
+        return self.count(super().forward(output_NK, target))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_first_layer_that_works_in_place_changes_no_measured_loss(accumulate: int) -> None:
     first = named({"leaky": nn.LeakyReLU(0.5, inplace=True), "flatten": nn.Flatten(), "output": nn.Linear(50, 3)})
@@ -316,8 +328,9 @@ def test_a_first_layer_that_works_in_place_changes_no_measured_loss(accumulate: 
 
 def test_what_a_module_and_a_loss_keep_in_python_is_as_the_step_left_it() -> None:
     model = named({"count": Counting(), "flatten": nn.Flatten(), "output": nn.Linear(50, 3)}).double()
-    assert watched(model, lr=0.0).loss_change == 0
-    assert model.count.calls == 1
+    loss = CountingLoss()
+    assert watched(model, lr=0.0, loss=loss).loss_change == 0
+    assert model.count.calls == loss.count.calls == 1
 
 
 @pytest.mark.parametrize("fused", [False, True])
