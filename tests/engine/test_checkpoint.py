@@ -201,7 +201,8 @@ def test_resolving_a_damaged_checkpoint_is_an_error_and_leaves_it_there(checkpoi
 def test_any_flipped_byte_and_any_truncation_is_noticed(folder: Path, name: str) -> None:
     draw, path = random.Random(0), folder / name
     whole, most = path.read_bytes(), times(30, 300)
-    damaged = [whole[:length] for length in {0, 1, len(whole) - 1, *draw.sample(range(len(whole)), most)}]
+    lengths = draw.sample(range(len(whole)), min(most, len(whole)))
+    damaged = [whole[:length] for length in {0, 1, len(whole) - 1, *lengths}]
     for place in (draw.randrange(len(whole)) for _ in range(most)):
         damaged.append(whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :])
     for content in (*damaged, whole + b"\n"):
