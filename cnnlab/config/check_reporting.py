@@ -7,7 +7,7 @@ from cnnlab.components import Registry, Trust, build_component, build_settings
 from cnnlab.config.published import Published
 from cnnlab.config.sections import as_mapping
 from cnnlab.data.source import DataSpec
-from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.metrics import Measure, build_metrics
 from cnnlab.observers import OBSERVERS, Observer
 from cnnlab.runtime.errors import ArgumentError, Complaints

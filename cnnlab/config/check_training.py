@@ -18,7 +18,7 @@ from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer
 from cnnlab.engine.schedule import SCHEDULES, Cycle, cycles
-from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.network import NetworkPlan
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import Complaints, listing, no_such_key

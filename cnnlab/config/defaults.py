@@ -14,7 +14,7 @@ from cnnlab.config.check_reporting import OBSERVER
 from cnnlab.config.check_training import OPTIMIZER, PROVIDED_TO_SCHEDULES, SCHEDULE
 from cnnlab.data.settings import DataSettings
 from cnnlab.engine.execution import Execution
-from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.network.read import BLOCK, INFERRED
 from cnnlab.runtime.errors import ConfigError
 

@@ -20,7 +20,7 @@ from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.schedule import Cycle, LRScheduler, Schedule, in_cycles
-from cnnlab.engine.trainer import TrainerSettings
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.losses import probabilities
 from cnnlab.metrics import Measure, Meter
 from cnnlab.network import NetworkPlan

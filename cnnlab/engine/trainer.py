@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -18,12 +18,12 @@ from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Metrics, Notice, Record
 from cnnlab.engine.schedule import LRScheduler
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.engine.snapshot import sample, take_snapshot
 from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
-from cnnlab.runtime.checks import integer, number
-from cnnlab.runtime.errors import ArgumentError, TrainingError, did_you_mean, first_line, listing
+from cnnlab.runtime.errors import TrainingError, first_line, listing
 from cnnlab.runtime.randomness import capture_generators, restore_generators
 
 
@@ -39,83 +39,6 @@ class Loader(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """The keys under `trainer`: length, cadences and stopping. Raises `ArgumentError`.
-
-    A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
-    that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
-    better `monitor`. `profile` reports where the time of the first steps goes. A `Snapshot` is logged at the end of
-    every `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the
-    `watch_top` weights that contribute most.
-    """
-
-    epochs: int | None
-    max_steps: int | None
-    max_time: float | None
-    accumulate: int
-    clip_norm: float | None
-    ema: float | None
-    log_every: int
-    validate_every_epochs: int | None
-    validate_every_steps: int | None
-    checkpoint_every: int | None
-    monitor: str | None
-    monitor_test: bool
-    patience: int | None
-    min_delta: float
-    profile: bool = False
-    snapshot_every_epochs: int | None = None
-    watch_every: int | None = None
-    watch_top: int = 10
-
-    def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "validate_every_epochs",
-            "validate_every_steps",
-            "checkpoint_every",
-            "patience",
-            "snapshot_every_epochs",
-            "watch_every",
-        ):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name), 1)
-        if self.max_steps is not None:
-            integer("max_steps", self.max_steps, 0)
-        if self.max_time is not None:
-            number("max_time", self.max_time, 0, open_minimum=True)
-        if self.epochs is None and self.max_steps is None and self.max_time is None:
-            raise ArgumentError("epochs", "expected epochs, max_steps or max_time, received none of them")
-        integer("accumulate", self.accumulate, 1)
-        integer("log_every", self.log_every, 1)
-        integer("watch_top", self.watch_top, 1)
-        number("min_delta", self.min_delta, 0)
-        if self.clip_norm is not None:
-            number("clip_norm", self.clip_norm, 0, open_minimum=True)
-        if self.ema is not None:
-            number("ema", self.ema, 0, 1, open_maximum=True)
-        if self.patience is not None and self.monitor is None:
-            raise ArgumentError("patience", "expected a monitor beside it, received monitor=null")
-
-    def check_monitor(self, metrics: Sequence[str]) -> None:
-        """Raises `ArgumentError` for a monitor that is none of loss, accuracy and `metrics` on a measured split."""
-        splits = ("val", "test") if self.monitor_test else ("val",)
-        legal = [f"{metric}/{split}" for split in splits for metric in ("accuracy", "loss", *metrics)]
-        if self.monitor is not None and self.monitor not in legal:
-            raise ArgumentError(
-                "monitor",
-                f"expected one of {listing(legal)} or null, received {self.monitor!r};"
-                f"{did_you_mean(self.monitor, legal)}".rstrip(";"),
-            )
-
-    def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Updates in the whole run, by epochs or max_steps, whichever is less; None where only time limits it."""
-        limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
-        limits += [] if self.max_steps is None else [self.max_steps]
-        return min(limits) if limits else None
 
 
 @dataclass

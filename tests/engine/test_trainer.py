@@ -23,8 +23,9 @@ from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Descent, Metrics, Notice, Record, Snapshot
 from cnnlab.engine.schedule import Factor, Schedule, constant
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.engine.step import train_step
-from cnnlab.engine.trainer import Trainer, TrainerSettings, TrainState
+from cnnlab.engine.trainer import Trainer, TrainState
 from cnnlab.runtime.errors import ArgumentError, TrainingError
 
 CPU = torch.device("cpu")
