@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all torture verify check format wheel notes book bench tensorboard clean
+.PHONY: help setup train test test-all torture verify check format wheel docs notes book bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,15 +52,20 @@ format: $(READY) ## let ruff format and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(READY) ## build the package into dist/, and try its commands outside this folder
+wheel: $(READY) ## build sdist and wheel into dist/, check them, and try the commands outside this folder
 	rm -rf dist
-	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps -w dist .
+	$(BIN)/python -m build --outdir dist . > dist.log || { cat dist.log; exit 1; }
+	@rm dist.log
+	$(BIN)/twine check --strict dist/*
 	@place=$$(mktemp -d) && wheel=$$(ls $(CURDIR)/dist/*.whl) && \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $$place/installed $$wheel && \
 		cd $$place && export PYTHONPATH=$$place/installed PATH=$$place/installed/bin:$$PATH && \
 		cnnlab-train experiment=debug/fast run_dir=run && cnnlab-evaluate run=run && \
 		$(CURDIR)/$(BIN)/python -c "import cnnlab, sys; sys.exit(not cnnlab.__file__.startswith('$$place'))" && \
 		rm -rf $$place && echo "$$wheel works"
+
+docs: $(READY) ## build the site of the docs into site/, every link checked (ARGS='-d FOLDER' puts it elsewhere)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 notes: $(READY) ## walk through the notes: docs/notes.md with its images and checks (ARGS='stride padding' for some)
 	$(BIN)/python docs/make_notes.py $(ARGS)
@@ -75,4 +80,4 @@ tensorboard: $(READY) ## show the curves of all runs on this machine only (http:
 	$(BIN)/tensorboard --logdir runs --host 127.0.0.1
 
 clean: ## remove the environments and caches, not the runs
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build dist site

@@ -1,7 +1,7 @@
 """Makes of `results/*.json` the tables in `results/README.md`, the plots and the table in README.md."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -30,20 +30,14 @@ COLUMNS = {
     "next_run_seconds": ("first epoch of another run", "{:.1f} s"),
     "images_per_second": ("images/s", "{:,.0f}"),
 }
-# README's rows: what is measured, by which benchmark, which figure
+# README's rows: what is measured, by which benchmark, which figure; and its columns, by the contestants' names
 HEADLINES = [
-    ("CNN 16-32-64, an epoch of MNIST in batches of 128", "cnn", "train_seconds"),
+    ("CNN 16-32-64, an epoch of MNIST", "cnn", "train_seconds"),
     ("… the whole command", "cnn", "command_seconds"),
-    ("… peak memory", "cnn", "peak_mb"),
-    ("MLP 64-128-64, the same", "mlp", "train_seconds"),
-    ("… the whole command", "mlp", "command_seconds"),
-    ("… peak memory", "mlp", "peak_mb"),
+    ("MLP 64-128-64, an epoch of MNIST", "mlp", "train_seconds"),
     ("784-30-10 sigmoid, a step of 10 images", "tiny", "step_us"),
-    ("MNIST from scratch, training, for test accuracy", "accuracy", "train_seconds"),
-    ("50,000 JPEGs, their first epoch, no network", "images", "first_epoch_seconds"),
-    ("… a later epoch", "images", "later_epoch_seconds"),
-    ("Start", "start", "command_seconds"),
 ]
+OTHERS = ("by hand, channels_last", "Lightning", "Keras 3", "cnnlab")
 
 Result = dict[str, Any]
 
@@ -65,9 +59,17 @@ def folder_of(machine: Mapping[str, Any]) -> Path:
 
 
 def speed_tables() -> str:
-    """The tables of README.md: one for CPU, and one for CUDA where it was measured."""
-    on_cuda = read_results(RESULTS_ON_CUDA)
-    return speed_table(read_results(RESULTS)) + (f"\n{speed_table(on_cuda)}" if on_cuda else "")
+    """README's table, and a line on where and how often each of its halves was measured."""
+    halves = {"CPU": read_results(RESULTS), "GPU": read_results(RESULTS_ON_CUDA)}
+    measured = {
+        device: results for device, results in halves.items() if any(name in results for _, name, _ in HEADLINES)
+    }
+    rows = [
+        ["", "by hand", *OTHERS],
+        *(row for device, results in measured.items() for row in speed_rows(device, results)),
+    ]
+    origins = [f"{device}: {origin(results)}" for device, results in measured.items()]
+    return markdown(rows) + "\n" + "\n".join(origins) + "\n"
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -127,32 +129,32 @@ def cell(entry: Mapping[str, Any], figure: str, *, first: bool) -> str:
     return shown if first or figure not in entry["ratio"] else f"{shown} ({entry['ratio'][figure]:.2f} ×)"
 
 
-def speed_table(results: Mapping[str, Result]) -> str:
-    """README's table: how many times the first contestant's figure each of the others needs."""
-    rows = [["", "compared with", "cnnlab", "others"]]
+def speed_rows(device: str, results: Mapping[str, Result]) -> list[list[str]]:
+    """README's rows: how many times the first contestant's figure each of the others needs, at its best."""
+    rows = []
     for label, name, figure in HEADLINES:
         if name not in results:
             continue
         first, *others = results[name]["contestants"]
-        shown = [entry for entry in others if figure in entry["ratio"]]
-        own, rest = (
-            [ratio_of(entry, figure) for entry in shown if is_own(entry) == wanted] for wanted in (True, False)
-        )
-        reached = accuracy_of(first) if name == "accuracy" else ""
         value = COLUMNS[figure][1].format(first["median"][figure])
-        rows.append([label, f"{first['name']}: {value}{reached}", "; ".join(own), "; ".join(rest)])
-    return markdown(rows) + f"\n{origin(results)}\n"
+        rows.append([f"{label}, {device}", value, *(best_ratio(others, other, figure) for other in OTHERS)])
+    return rows
+
+
+def best_ratio(entries: Sequence[Mapping[str, Any]], name: str, figure: str) -> str:
+    """The lowest ratio of the variants of a contestant, such as Lightning with workers and without."""
+    ratios = [
+        entry["ratio"][figure] for entry in entries if entry["name"].startswith(name) and figure in entry["ratio"]
+    ]
+    text = f"{min(ratios):.2f} ×" if ratios else "–"
+    return f"**{text}**" if name == "cnnlab" and ratios else text
 
 
 def origin(results: Mapping[str, Result]) -> str:
-    """A line on where and how often all of it was measured."""
-    machines = [result["machine"] for result in results.values()]
-    places = dict.fromkeys(map(place_of, machines))
-    repeats, loads = [result["repeats"] for result in results.values()], [one["load"] for one in machines]
-    return (
-        f"Measured on {' and '.join(places)}, repeated {spread(repeats)} times; load of the machine before: "
-        f"{spread(loads)}."
-    )
+    """On what and how often it was measured."""
+    measured = [results[name] for _, name, _ in HEADLINES if name in results]
+    places = dict.fromkeys(place_of(result["machine"]) for result in measured)
+    return f"{' and '.join(places)}; medians of {spread([result['repeats'] for result in measured])} rounds."
 
 
 def place_of(machine: Mapping[str, Any]) -> str:
@@ -163,19 +165,6 @@ def place_of(machine: Mapping[str, Any]) -> str:
 
 def spread(values: list[float]) -> str:
     return " to ".join(str(value) for value in sorted({min(values), max(values)}))
-
-
-def ratio_of(entry: Mapping[str, Any], figure: str) -> str:
-    name = entry["name"].removeprefix("cnnlab").removeprefix(", ")
-    return f"{name} {entry['ratio'][figure]:.2f} ×{accuracy_of(entry) if 'experiment=' in name else ''}".strip()
-
-
-def accuracy_of(entry: Mapping[str, Any]) -> str:
-    return f" for {cell(entry, 'accuracy', first=True)}"
-
-
-def is_own(entry: Mapping[str, Any]) -> bool:
-    return bool(entry["name"].startswith(("cnnlab", "train.py")))
 
 
 def markdown(rows: list[list[str]]) -> str:

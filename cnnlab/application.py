@@ -28,6 +28,14 @@ from cnnlab.runtime.interrupts import exit_at_interrupt
 from cnnlab.version import __version__
 
 USER_MISTAKE, FAILURE = 2, 1
+EXIT_STATUSES = {
+    0: "done",
+    FAILURE: "a failure, such as a full disk or a non-finite loss; of a grid: a job did not complete",
+    USER_MISTAKE: "a mistake in the command or its config; nothing was written",
+    128 + signal.SIGINT: "Ctrl-C: the run has saved and can be resumed",
+    128 + signal.SIGPIPE: "whoever read the output has left, as `| head` does",
+    128 + signal.SIGTERM: "SIGTERM: the run has saved and can be resumed",
+}
 USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 
 

@@ -116,10 +116,3 @@ def test_importing_the_package_imports_no_torch() -> None:
 def test_another_name_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         cnnlab.fit  # noqa: B018
-
-
-def test_the_notebook_of_the_readme_works(in_tmp_path: Path) -> None:
-    text = (REPOSITORY / "README.md").read_text().split("## From Python\n")[1].split("```python\n")[1].split("```")[0]
-    scope: dict[str, object] = {}
-    exec(text.replace('cnnlab.compose("', f'cnnlab.compose("{FAST}", "', 1), scope)
-    assert (Path(str(scope["run"])) / "summary.json").is_file()

@@ -32,7 +32,11 @@ def he(
     nonlinearity: str = "relu",
     negative_slope: float = 0.0,
 ) -> Initializer:
-    """Variance gain²/fan (arXiv 1502.01852), biases 0; gain² = 2 for ReLU, 2/(1 + negative_slope²) for leaky ReLU."""
+    """Variance gain²/fan (arXiv 1502.01852), biases 0; `torch.nn.init.kaiming_normal_` and `kaiming_uniform_`.
+
+    `distribution` is normal or uniform, `mode` fan_in or fan_out. gain² follows from `nonlinearity`: 2 for relu,
+    2/(1 + `negative_slope`²) for leaky_relu. Raises `ArgumentError`.
+    """
     fill: Callable[..., object] = {"normal": init.kaiming_normal_, "uniform": init.kaiming_uniform_}[
         one_of("distribution", distribution, DISTRIBUTIONS)
     ]
@@ -43,7 +47,7 @@ def he(
 
 
 def xavier(distribution: str = "uniform", gain: float = 1.0) -> Initializer:
-    """Variance gain²·2/(fan_in + fan_out) (Glorot and Bengio 2010), biases 0."""
+    """Variance `gain`²·2/(fan_in + fan_out), `distribution` normal or uniform (Glorot and Bengio 2010); biases 0."""
     fill = {"normal": init.xavier_normal_, "uniform": init.xavier_uniform_}[
         one_of("distribution", distribution, DISTRIBUTIONS)
     ]
@@ -52,7 +56,7 @@ def xavier(distribution: str = "uniform", gain: float = 1.0) -> Initializer:
 
 
 def normal(mean: float = 0.0, std: float = 1.0, bias_std: float = 0.0) -> Initializer:
-    """Weights from N(mean, std²), biases from N(0, bias_std²)."""
+    """Weights from N(`mean`, `std`²), biases from N(0, `bias_std`²)."""
     number("mean", mean, -MOST, MOST)
     number("std", std, 0, MOST)
     number("bias_std", bias_std, 0, MOST)
@@ -60,7 +64,7 @@ def normal(mean: float = 0.0, std: float = 1.0, bias_std: float = 0.0) -> Initia
 
 
 def orthogonal(gain: float = 1.0) -> Initializer:
-    """(Semi-)orthogonal weights (arXiv 1312.6120), biases 0."""
+    """(Semi-)orthogonal weights times `gain` (arXiv 1312.6120), biases 0."""
     number("gain", gain, 0, MOST, open_minimum=True)
     return _weights(lambda weight: init.orthogonal_(weight, gain))
 

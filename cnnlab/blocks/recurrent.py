@@ -15,7 +15,7 @@ MOST_LAYERS = 100
 
 
 class Recurrent(nn.Module):
-    """The base of `rnn`, `gru` and `lstm`: (N, C, H, W) → (N, hidden_size), or 2·hidden_size where `bidirectional`.
+    """The base of `rnn`, `gru` and `lstm`: (N, C, H, W) → (N, `hidden_size`), or twice as many if `bidirectional`.
 
     `order` says what one step reads: `rows` the C·W values of a row, in H steps from the top; `pixels` the C values of
     a pixel, in H·W steps, row by row; after `permute_pixels` that is the permuted sequence. The output is the last
@@ -23,7 +23,8 @@ class Recurrent(nn.Module):
 
     Each of the `num_layers` layers is one of torch's, of one layer: `layers.0.weight_ih_l0`, … are named, shaped and
     drawn as there. Between them, `dropout` draws from torch's generator on every device, so that a resumed run draws
-    the same; cuDNN's own would come from a state that no checkpoint holds. Raises `ArgumentError`.
+    the same; cuDNN's own would come from a state that no checkpoint holds. `bias` adds one to each gate. Raises
+    `ArgumentError`.
     """
 
     def __init__(

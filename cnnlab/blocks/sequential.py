@@ -11,7 +11,7 @@ from cnnlab.runtime.errors import ConfigError
 
 
 class Sequential(nn.Module):
-    """Runs a column of named blocks; the output shape is the last one's.
+    """Runs the named `blocks` one after another; the output shape is the last one's.
 
     In YAML, `repeat: n` builds the column n times, one after the other, each with weights of its own.
     """
@@ -31,7 +31,7 @@ class Sequential(nn.Module):
 
 
 class Residual(nn.Module):
-    """blocks(x) + projection(x) (arXiv 1512.03385), both of one shape.
+    """`blocks`(x) + `projection`(x) (arXiv 1512.03385), both of one shape.
 
     Without a projection the input itself is added. Where the blocks change the size, the network puts a 1×1
     convolution and a batch norm there, unless the config has a `projection` of its own.

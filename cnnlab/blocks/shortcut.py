@@ -14,7 +14,7 @@ from cnnlab.runtime.errors import ArgumentError
 class ZeroPadShortcut(nn.Module):
     """Every `stride`-th pixel, and channels of zeros after those of the input (arXiv 1512.03385, option A).
 
-    (N, in_channels, H, W) → (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉). Raises `ArgumentError`.
+    (N, in_channels, H, W) → (N, `out_channels`, ⌈H / stride⌉, ⌈W / stride⌉). Raises `ArgumentError`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:

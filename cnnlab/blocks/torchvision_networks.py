@@ -21,7 +21,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def torchvision_network(
     name: str, num_classes: int | None = None, weights: str | None = None, **options: Any
 ) -> nn.Module:
-    """`torchvision.models.NAME`: (N, 3, H, W) → (N, num_classes); the builder's 1000 where `num_classes` is not given.
+    """torchvision's network `name`: (N, 3, H, W) → (N, num_classes), or 1000 where `num_classes` is not given.
 
     Grey images are expanded to 3 equal channels. `weights` names pretrained ones, such as `IMAGENET1K_V1` or `DEFAULT`,
     which are loaded when a run starts. `options` go to torchvision's builder, such as `dropout` or

@@ -20,7 +20,11 @@ from cnnlab.runtime.errors import ConfigError
 
 WITHOUT = (*HIDDEN, *INFERRED, *PROVIDED_TO_SCHEDULES)
 NESTED = ("blocks", "projection")  # arguments of a block that are blocks
-MODEL: dict[str, Any] = {"init": "default", "init_from": None, "freeze": []}
+MODEL: dict[str, Any] = {
+    "init": "default",  # of the weights: a name or a mapping with a type; a layer may have its own `init`
+    "init_from": None,  # starting weights: a run's directory or a .safetensors file, or a mapping
+    "freeze": [],  # names of layers or parameters, with `*`: they do not train, and their norms' statistics stay
+}
 
 
 def with_defaults(config: DictConfig) -> DictConfig:
@@ -32,15 +36,15 @@ def with_defaults(config: DictConfig) -> DictConfig:
     sections = {key: value for key, value in content.items() if isinstance(value, Mapping)}
     if "data" in sections:
         data = _filled(sections["data"], SOURCE)
-        data = {**data, **_defaults(DataSettings, data)}
+        data = {**data, **defaults_of(DataSettings, data)}
         content["data"] = {**data, "augment": _all_filled(data["augment"], AUGMENTATION)}
     if "model" in sections:
         content["model"] = {**MODEL, **sections["model"], "blocks": _blocks(sections["model"].get("blocks"))}
     if "trainer" in sections:
         given = sections["trainer"]
         execution = given.get("execution") or {}
-        filled = {**given, **_defaults(TrainerSettings, given)}
-        content["trainer"] = {**filled, "execution": {**execution, **_defaults(Execution, execution)}}
+        filled = {**given, **defaults_of(TrainerSettings, given)}
+        content["trainer"] = {**filled, "execution": {**execution, **defaults_of(Execution, execution)}}
     for key, registry in {"loss": LOSS, "optimizer": OPTIMIZER, "schedule": SCHEDULE}.items():
         content[key] = _filled(content.get(key), registry)
     content["observers"] = _all_filled(content.get("observers"), OBSERVER)
@@ -72,10 +76,10 @@ def _filled(spec: Any, registry: Registry) -> Any:
         factory = find_factory(name, "", registry, Trust())
     except ConfigError:
         return spec
-    return {"type": name, **given, **_defaults(factory, given)}
+    return {"type": name, **given, **defaults_of(factory, given)}
 
 
-def _defaults(factory: Factory, given: Collection[str] = ()) -> dict[str, Any]:
+def defaults_of(factory: Factory, given: Collection[str] = ()) -> dict[str, Any]:
     """The plain values among the defaults of a signature, without those that are given."""
     if is_dataclass(factory):
         made = {

@@ -17,11 +17,11 @@ class InitFrom:
     `strict` wants each tensor here to come from there, and all there to be used. `sha256` is that of the file read.
     """
 
-    path: str
-    checkpoint: str | int = "best"
-    strict: bool = True
-    map: Mapping[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
+    path: str  # a run's directory, or a .safetensors file
+    checkpoint: str | int = "best"  # of a run: best, last or a step; averaged weights where it has them
+    strict: bool = True  # false takes what fits by name and shape
+    map: Mapping[str, Any] = field(default_factory=dict)  # beginnings of names there → here; null leaves a layer out
+    sha256: str | None = None  # that the file of weights must have
 
     def __post_init__(self) -> None:
         for prefix, target in self.map.items():

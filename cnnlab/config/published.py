@@ -14,9 +14,9 @@ class Published:
     Raises `ArgumentError`.
     """
 
-    figure: str
-    value: float
-    source: str
+    figure: str  # METRIC/val or METRIC/test, such as accuracy/test
+    value: float  # in the units of summary.json
+    source: str  # where it was published
 
     def __post_init__(self) -> None:
         metric, _, split = str(self.figure).partition("/")

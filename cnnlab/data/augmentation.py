@@ -65,7 +65,7 @@ def _mirror_where(chosen_N: Tensor, x_NCHW: Tensor) -> Tensor:
 class Shift(Augmentation):
     """Moves the image by −`pixels` … `pixels` rows and columns, as padding and cropping at random does.
 
-    What comes in is mirrored without its edge (`padding_mode: reflect`), or `padding_value` of 0…255 (`constant`).
+    What comes in is mirrored without its edge (`padding_mode` reflect), or `padding_value` of 0…255 (constant).
     Raises `ArgumentError`.
     """
 

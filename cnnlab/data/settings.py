@@ -35,10 +35,10 @@ class DataSettings:
     split_seed: int
     validation: Mapping[str, Any]
     normalize: str
-    sampling: str = "shuffle"
+    sampling: str = "shuffle"  # or balanced: each class as often as any other, however many images it has
     augment: Mapping[str, Any] = field(default_factory=dict)
-    memory_fraction: float = 0.5
-    workers: int | str = AUTO
+    memory_fraction: float = 0.5  # of the device's free memory that the images may take; beyond it they are streamed
+    workers: int | str = AUTO  # processes that stream images; auto: as many as threads, up to four
 
     def __post_init__(self) -> None:
         integer("batch_size", self.batch_size, 1, LARGEST_BATCH)
