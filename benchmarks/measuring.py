@@ -63,14 +63,14 @@ def run_once(contestant: Contestant, repetition: int) -> Figures:
         path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "CNNLAB_CACHE": folder, **contestant.environment}
         log = Path(folder, "log.txt")
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             start = time.perf_counter()
             # its peak memory is at least ours, as Linux counts: nothing large is imported in this process
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        text = log.read_text(errors="replace")
+        text = log.read_text(encoding="utf-8", errors="replace")
         if process.returncode != contestant.exit_status:
             raise RuntimeError(f"{contestant} ended with {process.returncode}:\n{text[-3000:]}")
         reported = of_a_run(Path(folder, "run")) or last_json(text)
@@ -90,7 +90,7 @@ def of_a_run(run: Path) -> Figures:
     """What a run of cnnlab's has left in its directory; nothing where there is none."""
     if not (run / "summary.json").exists():
         return {}
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     figures = {
         "train_seconds": summary["train"]["seconds"],
         "images_per_second": summary["train"]["images_per_second"],
@@ -98,7 +98,7 @@ def of_a_run(run: Path) -> Figures:
         "parameters": summary["parameters"],
         "accuracy": summary["test"]["accuracy"],
     }
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     reached = {f"seconds_to_{percent:g}": seconds_until(records, percent / 100) for percent in (99, 99.3)}
     return figures | {name: seconds for name, seconds in reached.items() if seconds is not None}
 
@@ -181,7 +181,7 @@ def gpu() -> str | None:
 
 
 def lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ def write_report() -> None:
             (folder / "README.md").write_text(report(results))
         if any(name in results for name in GROWTH):
             plot_growth(results, folder / "growth.png")
-    README.write_text(with_table(README.read_text(), speed_tables()))
+    README.write_text(with_table(README.read_text(encoding="utf-8"), speed_tables()))
 
 
 def folder_of(machine: Mapping[str, Any]) -> Path:
@@ -74,7 +74,7 @@ def speed_tables() -> str:
 
 def read_results(folder: Path) -> dict[str, Result]:
     paths = {name: folder / f"{name}.json" for name in BENCHMARKS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
 def report(results: Mapping[str, Result]) -> str:

@@ -28,12 +28,13 @@ from cnnlab.runtime.interrupts import exit_at_interrupt
 from cnnlab.version import __version__
 
 USER_MISTAKE, FAILURE = 2, 1
+BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not have
 EXIT_STATUSES = {
     0: "done",
     FAILURE: "a failure, such as a full disk or a non-finite loss; of a grid: a job did not complete",
     USER_MISTAKE: "a mistake in the command or its config; nothing was written",
     128 + signal.SIGINT: "Ctrl-C: the run has saved and can be resumed",
-    128 + signal.SIGPIPE: "whoever read the output has left, as `| head` does",
+    BROKEN_PIPE: "whoever read the output has left, as `| head` does",
     128 + signal.SIGTERM: "SIGTERM: the run has saved and can be resumed",
 }
 USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
@@ -129,7 +130,8 @@ def _run_application(config_name: str, job: Callable[[DictConfig], None], line: 
             os.environ[FULL_ERROR] = "1"
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files need not be UTF-8
+        # errors as stderr has them: names of files need not be UTF-8; a pipe on Windows would not be UTF-8 at all
+        sys.stdout.reconfigure(encoding="utf-8" if os.name == "nt" else None, errors="backslashreplace")
     sys.path.append(os.getcwd())  # the user's own classes lie where the command is given
     application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     try:
@@ -139,7 +141,7 @@ def _run_application(config_name: str, job: Callable[[DictConfig], None], line: 
     except _JobFailedError:
         if isinstance(failures[0], BrokenPipeError):  # the reader of our output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+            sys.exit(BROKEN_PIPE)
         _print_error(failures[0])
     except (*COMPOSITION_ERRORS, TrainingError) as error:
         known = isinstance(error, ConfigError | TrainingError)

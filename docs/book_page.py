@@ -35,14 +35,14 @@ def names() -> list[str]:
 
 
 def read_results() -> Results:
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
 
 
 def page(results: Results) -> str:
     """The text of `docs/book.md`."""
     rows, beside, untried = [], [], []
     for name in names():
-        published = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()).get("published")
+        published = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")).get("published")
         runs = list(results.get(name, {}).values())
         if not runs:
             untried.append(_command(name))
@@ -53,7 +53,7 @@ def page(results: Results) -> str:
         else:
             rows.append(_row(name, published, runs))
             beside += _rows_beside(name, runs)
-    text = (REPOSITORY / "docs" / "book.template.md").read_text()
+    text = (REPOSITORY / "docs" / "book.template.md").read_text(encoding="utf-8")
     for mark, value in {
         "experiments": _table(HEAD, rows),
         "beside": _table(("`python train.py …`", "figure", "published", "ours (%)"), beside),

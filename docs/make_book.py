@@ -29,6 +29,7 @@ import cnnlab
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.saved_config import resolved
+from cnnlab.runtime.device import cpu_count
 
 RUNS = REPOSITORY / "runs" / "book"
 VOTERS = "c6-dropout"  # whose runs vote in c6-ensemble
@@ -68,7 +69,7 @@ def main() -> None:
         parser.error(f"there is no {', '.join(unknown)}; expected some of {', '.join(known)}")
     without_runs = {"baselines": baselines, "c5-vanish": vanishing, "c6-ensemble": ensemble}
     trained = [name for name in arguments.experiments if name not in without_runs]
-    book, threads = Book(), max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
+    book, threads = Book(), max(1, cpu_count() // arguments.jobs)
     tasks = [(name, seed) for seed in range(arguments.seeds) for name in trained]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = list(pool.map(lambda task: book.add(*task, arguments.override, threads), tasks))
@@ -130,9 +131,11 @@ def _sorted(results: Results) -> Results:
 
 def read_run(name: str, path: Path) -> dict[str, Any]:
     """What the page shows of a complete run: its published figure, that of validation, seconds and what is beside."""
-    summary = json.loads((path / "summary.json").read_text())
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    metric, split = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["published"]["figure"].split("/")
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metric, split = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))["published"]["figure"].split(
+        "/"
+    )
     best = summary["best"]
     beside = {}
     for figure in BESIDE.get(name, []):
@@ -155,7 +158,7 @@ def read_run(name: str, path: Path) -> dict[str, Any]:
 def on_training_images(path: Path) -> float:
     """Accuracy of the chosen checkpoint on the images it learned from, by the product's own evaluation."""
     (found,) = _evaluated(path, "evaluation-train-*.json", "split=train")
-    return float(json.loads(found.read_text())["accuracy"])
+    return float(json.loads(found.read_text(encoding="utf-8"))["accuracy"])
 
 
 def _evaluated(path: Path, pattern: str, *overrides: str) -> list[Path]:
@@ -183,7 +186,7 @@ def ensemble() -> dict[str, Any] | None:
     labels = tables[0][0]
     votes = sum(nn.functional.one_hot(probabilities.argmax(1), 10) for _, probabilities in tables)
     total = votes + torch.stack([probabilities for _, probabilities in tables]).mean(0) / 2
-    seconds = sum(json.loads((path / "summary.json").read_text())["train"]["seconds"] for path in paths)
+    seconds = sum(json.loads((path / "summary.json").read_text(encoding="utf-8"))["train"]["seconds"] for path in paths)
     accuracy = float((total.argmax(1) == labels).double().mean())
     return {"accuracy": accuracy, "votes": len(paths), "seconds": seconds}
 

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def read_results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
 
 
 def kept(name: str, shown: Shown) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def kept(name: str, shown: Shown) -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """The text of `docs/notes.md`: the template, each `<!-- CONCEPT -->` replaced by what it shows."""
-    text = TEMPLATE.read_text()
+    text = TEMPLATE.read_text(encoding="utf-8")
     for name in CONCEPTS:
         mark = f"<!-- {name} -->"
         assert mark in text, f"the template lacks {mark}"

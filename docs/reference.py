@@ -60,7 +60,8 @@ RUN_FILES = {
     "predictions-*.csv": "a line an image: label, prediction, probabilities, loss, rank of the label",
     "confusion-*.csv": "a line a label, a column a prediction",
     "figures/*.png": "confusion matrices; filters, maps and maximising images of `layers=[…]`",
-    ".lock": "which process works in the run",
+    ".lock": "held by the process that works in the run",
+    ".lock-holder": "which one that is, or was",
 }
 SWEEP_FILES = {
     "sweep.csv": "the table of results, with every digit",

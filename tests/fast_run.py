@@ -16,6 +16,6 @@ def train_fast(*overrides: str) -> Answer:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content

@@ -45,7 +45,7 @@ def test_the_table_of_the_readme_follows_from_the_results() -> None:
 
 @pytest.mark.parametrize("readme", sorted(RESULTS.rglob("README.md")), ids=str)
 def test_the_tables_of_the_results_follow_from_the_results(readme: Path) -> None:
-    assert readme.read_text() == report(read_results(readme.parent))
+    assert readme.read_text(encoding="utf-8") == report(read_results(readme.parent))
 
 
 def result(**microseconds: float) -> dict[str, Any]:

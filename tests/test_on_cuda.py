@@ -31,11 +31,11 @@ def train_on_cuda(*overrides: str) -> Answer:
 
 
 def environment(run_dir: str) -> dict[str, Any]:
-    return json.loads(Path(run_dir, "environment.json").read_text())
+    return json.loads(Path(run_dir, "environment.json").read_text(encoding="utf-8"))
 
 
 def train_losses(run_dir: str) -> list[float]:
-    records = map(json.loads, Path(run_dir, "metrics.jsonl").read_text().splitlines())
+    records = map(json.loads, Path(run_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [record["loss"] for record in records if record["split"] == "train"]
 
 
@@ -122,7 +122,7 @@ def test_the_slowest_operations_are_the_gpus(in_tmp_path: Path) -> None:
     answer = train_on_cuda("run_dir=run", "trainer.profile=true", "trainer.max_steps=24", "trainer.epochs=null")
     assert "the slowest kernels of a step:" in answer.out
     assert re.search(r"GPU busy: \d", answer.out)
-    assert json.loads(Path("run", "trace.json").read_text())["traceEvents"]
+    assert json.loads(Path("run", "trace.json").read_text(encoding="utf-8"))["traceEvents"]
 
 
 def test_where_memory_is_short_a_way_out_is_named(in_tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def _load(path: Path, kind: type[yaml.Event], noun: str) -> DictConfig | ListCon
     if path.stat().st_size > LARGEST:
         raise ConfigError(f"{path}: expected at most {LARGEST:,} bytes, received {path.stat().st_size:,}")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         _check_structure(text, path, kind, noun)
         return OmegaConf.create(text)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

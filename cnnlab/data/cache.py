@@ -5,20 +5,22 @@ A file's name is a digest of everything its content depends on. It holds a heade
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import mmap
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import PIL
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnlab.data.image_files import ImageReader, Keep, printable
@@ -117,17 +119,18 @@ class _Cached:
             with temporary.open("xb+", buffering=0) as file:
 
                 def keep(row: int, x_CHW: Tensor) -> None:
-                    _write_at(file.fileno(), HEADER + row * image_bytes, x_CHW.contiguous().numpy().data.cast("B"))
+                    _write_at(file, HEADER + row * image_bytes, x_CHW.contiguous().numpy().data.cast("B"))
 
                 _decode(reader, files, keep)
-                images = self._images(file.fileno(), y_N)
-                header = json.dumps({**self.header, "digest": images.digest()}).encode()
-                _write_at(file.fileno(), 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
+                digest = self._images(file.fileno(), y_N).digest()
+                header = json.dumps({**self.header, "digest": digest}).encode()
+                _write_at(file, 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
                 os.fsync(file.fileno())
-            temporary.replace(self.path)
+            temporary.replace(self.path)  # nothing has it open: Windows renames no file that is in use
         finally:
             temporary.unlink(missing_ok=True)
-        return images
+        with self.path.open("rb") as made:
+            return self._images(made.fileno(), y_N)
 
     def _images(self, descriptor: int, y_N: Tensor) -> Images:
         content = mmap.mmap(descriptor, self.bytes, access=mmap.ACCESS_READ)
@@ -157,9 +160,18 @@ def _decode(reader: ImageReader, files: Sequence[Path], keep: Keep) -> None:
         raise ConfigError(f"data.root: {error}") from error
 
 
-def _write_at(descriptor: int, offset: int, content: memoryview) -> None:
+_SEEKING = threading.Lock()
+
+
+def _write_at(file: IO[bytes], offset: int, content: memoryview) -> None:
+    """Writes from any thread; where a system has no `pwrite`, one after the other."""
     while content:
-        written = os.pwrite(descriptor, content, offset)
+        if hasattr(os, "pwrite"):
+            written = os.pwrite(file.fileno(), content, offset)
+        else:
+            with _SEEKING:
+                file.seek(offset)
+                written = file.write(content)
         offset, content = offset + written, content[written:]
 
 
@@ -189,10 +201,13 @@ def _usable(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Holds the cache's lock: the jobs of a grid would all decode the same images."""
-    with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that decodes images into {printable(folder)}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process that decodes images into {printable(folder)}")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

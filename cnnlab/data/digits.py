@@ -31,7 +31,7 @@ class Digits(Source):
         )
 
     def read(self, split: str) -> Images:
-        with gzip.open(_packed_file(), "rt") as file:
+        with gzip.open(_packed_file(), "rt", encoding="ascii") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
         x_NCHW = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 8, 8)
         x_NCHW = (x_NCHW * 255 / BRIGHTEST).round().to(torch.uint8)

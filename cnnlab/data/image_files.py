@@ -22,6 +22,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, first_line
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -90,7 +91,7 @@ class ImageReader:
                     keep(row, x_CHW)
             return refused
 
-        pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+        pool = ThreadPoolExecutor(min(MOST_THREADS, cpu_count()))
         try:
             with _large_images_unannounced():
                 chunks = pool.map(read_chunk, range(0, len(paths), CHUNK))

@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from cnnlab.data.settings import DataSettings
+from cnnlab.data.settings import FORKS, DataSettings
 from cnnlab.data.source import DataSpec
 from cnnlab.runtime.device import free_memory, size_text
 
@@ -46,5 +46,6 @@ def place(settings: DataSettings, spec: DataSpec, device: torch.device) -> Place
     """Looks at the device's memory as it is now. Raises `ArgumentError` for settings that leave nothing to train on."""
     held_out = sum(count for split, count in spec.counts.items() if split != "train")
     count = settings.train_count(spec) + settings.carved_count(spec) + held_out
-    workers = min(MOST_WORKERS, torch.get_num_threads()) if isinstance(settings.workers, str) else settings.workers
+    auto = min(MOST_WORKERS, torch.get_num_threads()) if FORKS else 0
+    workers = auto if isinstance(settings.workers, str) else settings.workers
     return Placement(device, count * prod(spec.input_shape), free_memory(device), settings.memory_fraction, workers)

@@ -1,6 +1,7 @@
 """The keys under `data` that are not the source's own."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,9 +11,11 @@ from cnnlab.data.normalization import NORMALIZATIONS
 from cnnlab.data.source import DataSpec
 from cnnlab.data.splits import check_validation, validation_count
 from cnnlab.runtime.checks import integer, number, one_of
+from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ArgumentError, did_you_mean
 
 AUTO = "auto"
+FORKS = hasattr(os, "fork") and sys.platform != "darwin"  # where Apple's libraries do not survive a fork
 LARGEST_BATCH = 2**31 - 1  # images; torch splits by int64 and some of its kernels count in int32
 
 
@@ -62,9 +65,15 @@ class DataSettings:
             raise ArgumentError(f"validation.{error.argument}", error.message) from error
 
     def _check_workers(self) -> None:
-        cores = len(os.sched_getaffinity(0))
+        cores = cpu_count()
         if self.workers == AUTO:
             return
+        if self.workers and not FORKS:
+            raise ArgumentError(
+                "workers",
+                f"on this system, processes cannot share the images' memory: expected {AUTO} or 0, received "
+                f"{self.workers!r}",
+            )
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 0 <= self.workers <= cores:
             raise ArgumentError(
                 "workers",

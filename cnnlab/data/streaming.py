@@ -45,7 +45,8 @@ class StreamingLoader(ImageLoader):
         self.rows_N = images.rows_N
         if images.mapping is not None:
             # images are read in random order: reading ahead after each would take a hundred times as long
-            images.mapping.madvise(mmap.MADV_RANDOM)
+            with contextlib.suppress(AttributeError):  # on Windows
+                images.mapping.madvise(mmap.MADV_RANDOM)
         self.workers = workers
         self._requests: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
         self._reader: DataLoader[Tensor] | None = None

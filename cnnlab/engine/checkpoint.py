@@ -175,7 +175,7 @@ class Checkpoints:
     def _name(self, name: str, target: str) -> None:
         """`best` and `last` are files that hold a folder's name, replaced at once."""
         temporary = self.folder / f".writing-{name}"
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(target + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -276,7 +276,7 @@ def _write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     for path in sorted(folder.iterdir()):
         _sync_file(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    with (folder / MANIFEST).open("w") as file:
+    with (folder / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
         file.write(_sealed({**body, "files": files}))
         file.flush()
         os.fsync(file.fileno())
@@ -318,5 +318,5 @@ def _check_archive(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("rb+") as file:  # Windows makes nothing durable that is open for reading alone
         os.fsync(file.fileno())

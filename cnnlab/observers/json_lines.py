@@ -37,7 +37,7 @@ class JSONLines:
             path = record.directory / name
             cut(path, record.step)
             if name == NAME or record.watched:
-                self.files[name] = path.open("a")
+                self.files[name] = path.open("a", encoding="utf-8", newline="\n")
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
         if name in self.files:
@@ -63,12 +63,12 @@ def cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill cut short is dropped
             entry = json.loads(line)
             if entry["step"] > step or entry.get("final"):
                 continue
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(kept), encoding="utf-8", newline="\n")
     temporary.replace(path)

@@ -5,7 +5,6 @@ observers their logs.
 """
 
 import contextlib
-import fcntl
 import io
 import itertools
 import json
@@ -15,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.config.saved_config import find_config
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
@@ -23,6 +22,7 @@ from cnnlab.runtime.files import read_regular, replace_file
 
 if TYPE_CHECKING:
     import numpy as np
+    from filelock import FileLock
 
     from cnnlab.engine.checkpoint import Checkpoints
 
@@ -30,6 +30,8 @@ RUNS = Path("runs")
 CONFIG, OVERRIDES, ENVIRONMENT = "config.yaml", "overrides.yaml", "environment.json"
 MODEL, SUMMARY = "model.txt", "summary.json"
 CHECKPOINTS, FIGURES, LOCK = "checkpoints", "figures", ".lock"
+HOLDER = ".lock-holder"  # apart from the lock itself, which Windows lets nobody read
+LARGEST_HOLDER = 1000  # bytes
 LARGEST_JSON = 1 << 24  # bytes; the largest is an evaluation of thousands of classes
 
 
@@ -39,7 +41,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made: list[Path] = []  # innermost first
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
 
     @classmethod
     def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
@@ -70,34 +72,37 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Holds the run until this process ends. Raises `ConfigError` that names the holder."""
-        path = self.path / LOCK
+        from filelock import FileLock, Timeout  # longer to import than a refused command should wait
+
+        lock = FileLock(self.path / LOCK, thread_local=False)  # follows no link
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise ConfigError(f"resume: {path} cannot be locked: {first_line(error)}") from error
-        self._lock = os.fdopen(descriptor, "a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self.release()
+            lock.acquire(blocking=False)
+            self._lock = lock
+            replace_file(self.path / HOLDER, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except Timeout:
             raise ConfigError(
-                f"resume: {self.path} is in use by {holder}: expected a run that no process works in"
+                f"resume: {self.path} is in use by {self._holder()}: expected a run that no process works in"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+            self.release()
+            raise ConfigError(f"resume: {self.path / LOCK} cannot be locked: {first_line(error)}") from error
+
+    def _holder(self) -> str:
+        try:
+            return read_regular(self.path / HOLDER, LARGEST_HOLDER).decode().strip() or "another process"
+        except (OSError, UnicodeDecodeError):
+            return "another process"
 
     def release(self) -> None:
         if self._lock:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def discard(self) -> None:
         """Removes the directory, to which nothing was written yet, and the empty folders made for it."""
         self.release()
-        (self.path / LOCK).unlink(missing_ok=True)
+        for name in (LOCK, HOLDER):
+            (self.path / name).unlink(missing_ok=True)
         for folder in self._made:
             with contextlib.suppress(OSError):  # another run is in it
                 folder.rmdir()

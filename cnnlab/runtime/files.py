@@ -1,4 +1,7 @@
-"""Reading and writing single files: regular ones only, with a limit, and never through a link at their own name."""
+"""Reading and writing single files: regular ones only, with a limit, and never through a link at their own name.
+
+Where a system lacks a flag the rest still holds: Windows has no O_NOFOLLOW, and cannot make a folder's names durable.
+"""
 
 import contextlib
 import hashlib
@@ -7,13 +10,17 @@ import stat
 from pathlib import Path
 from typing import IO
 
+_NO_WAIT, _NO_LINK, _CLOSE, _BINARY, _FOLDERS = (
+    getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_DIRECTORY")
+)
+
 
 def read_regular(path: Path, largest: int) -> bytes:
     """The content of a regular file of at most `largest` bytes.
 
     Raises `OSError` for what is no such file; a pipe is not waited for.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | _CLOSE | _BINARY)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError("it is no regular file")
@@ -48,7 +55,7 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def _create(path: Path) -> IO[bytes]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _CLOSE | _BINARY
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
@@ -59,7 +66,9 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the names in a folder durable; does nothing on Windows, which opens no folder."""
+    if not _FOLDERS:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

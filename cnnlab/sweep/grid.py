@@ -144,9 +144,11 @@ class ProcessLauncher(Launcher):
         """Prints how many run at a time, and how the cores and GPUs are shared."""
         import torch  # it is there by now: the configs were checked
 
+        from cnnlab.runtime.device import cpu_count
+
         gpus = gpus_to_share(os.environ, torch.cuda.device_count())
         at_once = min(self.n_jobs or len(gpus) or 1, jobs)
-        threads = shared_threads(os.environ, len(os.sched_getaffinity(0)), at_once)
+        threads = shared_threads(os.environ, cpu_count(), at_once)
         each = f", OMP_NUM_THREADS={threads[THREADS[0]]}" if threads else ""
         on = f", on GPUs {','.join(gpus)}" if gpus else ""
         print(f"{at_once} at a time{each}{on}", flush=True)

@@ -1,5 +1,6 @@
 """Commands in separate processes, some at a time, on the machine's cores and GPUs."""
 
+import os
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 # what a process gets when its parent is stopped: the other signal, since its first may have come to the whole group
 # already (Ctrl-C in a terminal, a batch system), and a second of the same kind would stop it before it has saved
 PASSED_ON = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT}
+KILLED = -9  # by SIGKILL, which Windows does not have
 STOPPED = {status for number in PASSED_ON for status in (128 + number, -number)}
 
 
@@ -126,17 +128,18 @@ class Processes:
             if len(self.received) > 1:
                 child.process.kill()
             elif self.received and not child.signalled:
-                child.process.send_signal(PASSED_ON[signal.Signals(self.received[0])])
+                if os.name != "nt":  # on Windows, Ctrl-C goes to every process of a console, and nothing else saves
+                    child.process.send_signal(PASSED_ON[signal.Signals(self.received[0])])
                 child.signalled = True
 
     def _how_it_ended(self, child: _Child) -> Ended:
         code, seconds = child.process.returncode, time.monotonic() - child.started
         if code == 0:
             return Ended("completed", seconds)
-        killed_by_us = code == -signal.SIGKILL and len(self.received) > 1
+        killed_by_us = code == KILLED and len(self.received) > 1
         if code in STOPPED or killed_by_us:
             return Ended("interrupted", seconds, f"stopped by {signal.Signals(abs(code) % 128).name}")
         if code < 0:
-            memory = ": perhaps out of memory" if code == -signal.SIGKILL else ""
+            memory = ": perhaps out of memory" if code == KILLED else ""
             return Ended("failed", seconds, f"killed by {signal.Signals(-code).name}{memory}")
         return Ended("failed", seconds, f"exit status {code}")

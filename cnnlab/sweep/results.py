@@ -84,7 +84,7 @@ def render_results(results: Sequence[Result]) -> Table:
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """The table's columns, the figures unrounded."""
     tags = _tags(results)
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_header(results, tags))
         for result in results:

@@ -50,7 +50,9 @@ def rnn_or_cnn() -> Shown:
 
 
 def _parameters(path: Path) -> str:
-    total = [line for line in (path / "model.txt").read_text().splitlines() if line.split()[:1] == ["total"]]
+    total = [
+        line for line in (path / "model.txt").read_text(encoding="utf-8").splitlines() if line.split()[:1] == ["total"]
+    ]
     return total[0].split()[1]
 
 

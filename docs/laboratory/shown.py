@@ -72,7 +72,9 @@ def _check_command(path: Path, overrides: tuple[str, ...]) -> None:
     file = path / "overrides.yaml"
     if not file.exists():
         return
-    made = [override for override in yaml.safe_load(file.read_text()) if not override.startswith("run_dir=")]
+    made = [
+        override for override in yaml.safe_load(file.read_text(encoding="utf-8")) if not override.startswith("run_dir=")
+    ]
     if made != list(overrides):
         raise RuntimeError(f"{path} was made with {' '.join(made)}, not {' '.join(overrides)}: move it away")
 
@@ -80,7 +82,7 @@ def _check_command(path: Path, overrides: tuple[str, ...]) -> None:
 def complete(path: Path) -> bool:
     """Whether a run has ended there as it should."""
     summary = path / "summary.json"
-    return summary.is_file() and json.loads(summary.read_text())["status"] == "completed"
+    return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "completed"
 
 
 def _run(script: str, *arguments: str) -> str:
@@ -95,9 +97,9 @@ def _run(script: str, *arguments: str) -> str:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """The records of a `.jsonl` file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def accuracy(path: Path) -> float:
     """On the test split, of the checkpoint that the run chose."""
-    return float(json.loads((path / "summary.json").read_text())["test"]["accuracy"])
+    return float(json.loads((path / "summary.json").read_text(encoding="utf-8"))["test"]["accuracy"])

@@ -85,7 +85,7 @@ WITH_VALIDATION = DataSpec((1, 8, 8), {"train": 100, "val": 30, "test": 20}, ("a
 
 
 def test_more_workers_than_batches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setattr("cnnlab.data.settings.cpu_count", lambda: 16)
     assert settings(workers=11).steps_per_epoch(SPEC) == 11
     with pytest.raises(ArgumentError, match="workers: expected at most the 11 batches of an epoch, received 12"):
         settings(workers=12).steps_per_epoch(SPEC)

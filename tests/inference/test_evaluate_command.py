@@ -150,7 +150,7 @@ class Predicted:
     """`predictions-….csv` as arrays; classes by their place among `names`."""
 
     def __init__(self, path: Path) -> None:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         self.names = [column[2:-1] for column in rows[0] if column.startswith("p(")]
         place = {name: k for k, name in enumerate(self.names)}

@@ -44,7 +44,7 @@ def ask(root: Path, *overrides: str) -> Answer:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -26,7 +26,7 @@ from cnnlab.runtime.errors import ConfigError
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

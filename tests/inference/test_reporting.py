@@ -30,7 +30,7 @@ def predictions(classes: int, count: int = 20) -> Predictions:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

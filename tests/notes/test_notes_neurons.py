@@ -58,4 +58,4 @@ def test_one_perceptron_learns_14_of_the_16_functions_of_two_inputs() -> None:
 def test_what_the_readme_says_of_single_neurons(in_tmp_path: Path, overrides: list[str], learned: bool) -> None:
     answer = run(train, "run_dir=run", "observers=quiet", *overrides)
     assert answer.code == 0, answer.err
-    assert (json.loads(Path("run/summary.json").read_text())["test"]["accuracy"] == 1) is learned
+    assert (json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["test"]["accuracy"] == 1) is learned

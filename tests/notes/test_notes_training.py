@@ -73,6 +73,8 @@ def test_relu_is_above_the_sigmoid_in_the_network_of_two_convolutions(in_tmp_pat
         for seed in range(3):
             answer = run(train, f"experiment=book/{name}", f"seed={seed}", f"run_dir={name}-{seed}", *short)
             assert answer.code == 0, answer.err
-            found.append(json.loads(Path(f"{name}-{seed}/summary.json").read_text())["test"]["accuracy"])
+            found.append(
+                json.loads(Path(f"{name}-{seed}/summary.json").read_text(encoding="utf-8"))["test"]["accuracy"]
+            )
         mean[name] = statistics.mean(found)
     assert mean["c6-relu"] > mean["c6-conv2"] + 0.02

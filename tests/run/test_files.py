@@ -73,7 +73,7 @@ def test_a_run_in_use_names_its_holder_each_time_until_it_is_released(in_tmp_pat
     second = RunDirectory(in_tmp_path / "run")
     second.lock()
     second.release()
-    assert (in_tmp_path / "run" / ".lock").read_text().count("process") == 1
+    assert (in_tmp_path / "run" / ".lock-holder").read_text().count("process") == 1
 
 
 def test_opening_what_is_not_there_names_the_key_and_the_place(in_tmp_path: Path) -> None:

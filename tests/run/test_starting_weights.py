@@ -379,7 +379,7 @@ def test_a_run_from_pretrained_weights_freezes_evaluates_and_resumes(
     tuned = last(Path("run"))
     kept = {name: tensor for name, tensor in pretrained.items() if not name.startswith("fc.")}
     assert all(torch.equal(tuned.weights[f"network.{name}"], tensor) for name, tensor in kept.items())
-    assert json.loads(Path("run/summary.json").read_text())["step"] == 8
+    assert json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["step"] == 8
 
 
 @pytest.mark.slow

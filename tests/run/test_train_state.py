@@ -72,7 +72,7 @@ def test_a_run_that_autotuned_is_the_run_that_was_given_the_same(in_tmp_path: Pa
     assert "timed" not in given.out
     figures = []
     for name in ("chose", "given"):
-        entries = map(json.loads, Path(name, "metrics.jsonl").read_text().splitlines())
+        entries = map(json.loads, Path(name, "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         figures.append([{k: v for k, v in e.items() if k not in ("seconds", "images_per_second")} for e in entries])
     assert figures[0] == figures[1]
 

@@ -42,11 +42,21 @@ def test_auto_takes_cuda_where_there_is_one(
     assert select_device(name).type == expected
 
 
-def test_cuda_without_a_gpu_and_an_unknown_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_never_takes_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"^device: cuda .* device=cpu or device=auto"):
-        select_device("cuda")
-    with pytest.raises(ConfigError, match=r"^device: expected auto, cpu or cuda, received 'cdua'; did you mean 'cuda'"):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("auto").type == "cpu"
+    assert select_device("mps").type == "mps"
+
+
+def test_a_device_without_a_gpu_and_an_unknown_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "mps"):
+        with pytest.raises(ConfigError, match=rf"^device: {name} .* device=cpu or device=auto"):
+            select_device(name)
+    with pytest.raises(
+        ConfigError, match=r"^device: expected auto, cpu, cuda or mps, received 'cdua'; did you mean 'cuda'"
+    ):
         select_device("cdua")
 
 

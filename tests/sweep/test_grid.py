@@ -17,6 +17,7 @@ from hydra.core.plugins import Plugins
 import cnnlab
 from cnnlab.cli import train
 from cnnlab.run.files import RunDirectory, make_sweep_directory
+from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, Interrupted
 from cnnlab.sweep.grid import ProcessLauncher
 from cnnlab.sweep.processes import Processes, Task
@@ -269,7 +270,7 @@ def test_a_job_that_is_killed_leaves_the_others_whole(tmp_path: Path) -> None:
     assert err.startswith("error: 1 of 3 jobs did not complete:\n")
     assert f"{killed['job']} optimizer.lr={killed['optimizer.lr']}: failed: killed by SIGKILL" in err
     environment = read_json(tmp_path / best["directory"] / "environment.json")
-    assert environment["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert environment["threads"] == max(1, cpu_count() // 2)
 
 
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])

@@ -1,0 +1,15 @@
+# docker build -t cnnlab .
+# docker run --rm -v "$PWD/runs:/work/runs" -v "$PWD/data:/work/data" cnnlab data=mnist   (--gpus all for CUDA)
+FROM python:3.12-slim
+WORKDIR /opt/cnnlab
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY cnnlab cnnlab
+COPY configs configs
+COPY hydra_plugins hydra_plugins
+RUN pip install --no-cache-dir . -c constraints.txt \
+    && useradd --create-home cnnlab \
+    && mkdir -p /work/runs /work/data \
+    && chown -R cnnlab /work
+USER cnnlab
+WORKDIR /work
+ENTRYPOINT ["cnnlab-train"]
