@@ -2,5 +2,6 @@
 
 from cnnlab.cli import evaluate
 
+# the completion of fish shells looks for the text "@hydra.main" in a script
 if __name__ == "__main__":
     evaluate()

@@ -23,8 +23,10 @@ from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import FULL_ERROR, show_traceback
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.saved_config import resolved
+from cnnlab.config.sections import is_quiet
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, did_you_mean, listing
 from cnnlab.runtime.interrupts import exit_at_interrupt
+from cnnlab.runtime.terminal import waiting, wrapped
 from cnnlab.version import __version__
 
 USER_MISTAKE, FAILURE = 2, 1
@@ -64,7 +66,7 @@ def run_command(name: str) -> None:
 def _train_job(composed: DictConfig) -> None:
     overrides = _task_overrides()
     config = RunConfig(compose_job(composed, overrides), tuple(overrides))
-    with exit_at_interrupt():
+    with exit_at_interrupt(), waiting("starting", quiet=is_quiet(config.values.get("observers"))):
         from cnnlab.run.training import run_training
     run_training(config)
 
@@ -77,7 +79,7 @@ def _task_overrides() -> list[str]:
 
 
 def _evaluate_job(composed: DictConfig) -> None:
-    with exit_at_interrupt():
+    with exit_at_interrupt(), waiting("starting"):
         from cnnlab.inference.evaluate_command import run_evaluation
     run_evaluation(resolved(composed))
 
@@ -162,4 +164,4 @@ def _print_error(error: Exception) -> None:
     """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1."""
     if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
-    print(f"error: {explain(error, CONFIGS)}", file=sys.stderr, flush=True)
+    print(wrapped(f"error: {explain(error, CONFIGS)}"), file=sys.stderr, flush=True)

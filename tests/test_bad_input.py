@@ -95,7 +95,9 @@ data.root=elsewhere → data.root: | digits has no argument 'root'
 +data.augment.s=shfit → data.augment.s: | no augmentation 'shfit' | did you mean 'shift'? | cutmix
 +data.augment.s={type: shift, pixels: 8} → data.augment.s.pixels: | fewer than the 8 pixels | received 8
 +data.augment.c={type: cutout, size: 9} → data.augment.c.size: | a side of the image, 8 | received 9
-data.augment.flip=horizontal_flip → data.augment.flip: | '+data.augment.flip=…' adds one
+data.augment.flip=horizontal_flp → data.augment.flip: | did you mean 'horizontal_flip'?
+model.blocks.dorpout1=null → model.blocks.dorpout1: | did you mean 'dropout1'?
+model.blocks.conv9.out_channels=3 → model.blocks.conv9: | did you mean 'conv3'?
 optimizer.lr=null → optimizer.lr: | expected a number | received None
 optimizer.momentum=0 → optimizer.nesterov: | expected momentum > 0
 +optimizer.groups={conv9*: {lr: 0.1}} → optimizer.groups.conv9*: | no trained parameter's name | conv1.weight

@@ -1,5 +1,6 @@
 """The two commands as they are started: options, exit status, interrupts."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -83,3 +84,20 @@ def test_an_interrupt_while_importing_ends_without_a_traceback(in_tmp_path: Path
     command = [sys.executable, "-c", INTERRUPTED, "trainer.max_steps=0", module]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("model=resnet_", "model=resnet_small"), ("optimizer.mo", "momentum=")]
+)
+def test_a_shell_completes_choices_and_keys_without_torch(typed: str, expected: str) -> None:
+    line = f"cnnlab-train {typed}"
+    program = (
+        "import sys; from cnnlab.cli import train\n"
+        "try: train()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = [sys.executable, "-c", program, "-sc", "query=bash"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert expected in answer.stdout
+    assert answer.stderr.split()[-1] == "False"

@@ -124,6 +124,9 @@ class Window:
         return f"{format_shape(self.kernel)} / {stride[0] if stride[0] == stride[1] else format_shape(stride)}"
 
     def remark(self, shape: Shape) -> str:
+        """Says what rows or columns no window covers, unless the stride is to skip pixels, as a 1×1 / 2 shortcut's."""
+        if self.rows.stride > self.rows.span or self.columns.stride > self.columns.span:
+            return ""
         lost = ((self.rows.dropped(shape[1]), "row"), (self.columns.dropped(shape[2]), "column"))
         counts = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in lost if count]
         return f"drops {', '.join(counts)}" if counts else ""

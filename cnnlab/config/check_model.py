@@ -109,12 +109,12 @@ def check_loss_against_network(name: str, loss: nn.Module, network: NetworkPlan,
         complaints.add(
             "loss",
             f"{name} takes logits, but the last layer {last.name!r} is {last.component.type}, which gives "
-            f"activations: expected a last layer such as linear; remove it with ~{last.component.key}",
+            f"activations: expected a last layer such as linear; remove it with '~{last.component.key}'",
         )
     if takes(loss) == "activations" and not gives_activations:
         complaints.add(
             "loss",
             f"{name} takes activations, but the last layer {last.name!r} is {last.component.type}, which gives "
             f"logits: expected a last layer such as sigmoid or softmax; add one with "
-            f"'+model.blocks.activation=sigmoid'",
+            f"model.blocks.activation=sigmoid",
         )

@@ -33,6 +33,8 @@ _COMPONENT = re.compile(
     r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data\.augment\.[^.=]+|data|loss"
     r"|optimizer|schedule|trainer\.execution)\.[^=]+="
 )
+# names of the user's choice: a new one needs no `+`
+_OPEN = re.compile(r"(model\.blocks|observers|metrics|data\.augment)\.[^.=]+=")
 # and these are whole components: a mapping may bring arguments that the old one lacks
 _WHOLE_COMPONENT = re.compile(
     r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
@@ -51,7 +53,7 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
         if group in _GROUPS and _NO_FILE.fullmatch(value):
             raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
     return [
-        f"++{argument}" if _COMPONENT.match(argument) or _WHOLE_COMPONENT.match(argument) else argument
+        f"++{argument}" if any(rule.match(argument) for rule in (_COMPONENT, _WHOLE_COMPONENT, _OPEN)) else argument
         for argument in arguments
     ]
 
@@ -143,8 +145,8 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
                 raise _no_such_key(parent, path)
             del parent[name]
             continue
-        if name not in parent and override.is_force_add() and _WHOLE_COMPONENT.match(f"{'.'.join(path)}={{"):
-            raise _no_such_key(parent, path, f"; '+{'.'.join(path)}=…' adds one")
+        if name not in parent and override.value() is None and _OPEN.match(f"{'.'.join(path)}="):
+            raise _no_such_key(parent, path)  # nothing to remove: the name is misspelt
         parent[name] = _merged(internals.raw_node(parent, name), internals.as_raw_node(override.value()))
 
 
@@ -177,9 +179,9 @@ def _merged(old: Any, new: Any) -> Any:
     return OmegaConf.merge(old, new)
 
 
-def _no_such_key(parent: DictConfig, path: list[str], hint: str = "") -> ConfigError:
+def _no_such_key(parent: DictConfig, path: list[str]) -> ConfigError:
     names = [str(name) for name in parent]
     return ConfigError(
         f"{'.'.join(path)}: there is no {path[-1]!r} here;{did_you_mean(path[-1], names)} "
-        f"expected one of {listing(names)}{hint}"
+        f"expected one of {listing(names)}"
     )

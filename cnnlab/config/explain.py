@@ -15,7 +15,6 @@ from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, firs
 # what Hydra raises while it composes
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RecursionError)
 SWEPT = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(?:\+\+)?([^=]+)=(.*?)'(?:$|\n| requires)")
-OPEN = ("model.blocks", "observers", "metrics", "data.augment")  # mappings with keys of the user's choice
 
 
 def explain(error: Exception, configs: Path) -> str:
@@ -86,5 +85,4 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
     if "." not in key and "model" in names:  # at the top of a run's config, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
         return f"{key}: {no_such_top_key(cause.key, names, OmegaConf.to_container(parent, resolve=False))}"
-    hint = f"; '+{key}=…' adds one" if key.rpartition(".")[0] in OPEN else ""
-    return f"{key}: {no_such_key(cause.key, names)}{hint}"
+    return f"{key}: {no_such_key(cause.key, names)}"

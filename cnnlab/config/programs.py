@@ -1,10 +1,14 @@
 """How the commands are called on this machine, for messages that name the next command."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
 
 SCRIPTS = Path(__file__).parents[2]
 
@@ -15,6 +19,14 @@ def command(name: str) -> str:
     if typed.startswith("cnnlab-") or not (SCRIPTS / f"{name}.py").is_file():
         return f"cnnlab-{name}"
     return f"{program('python')} {name}.py"
+
+
+def given(key: str, value: object) -> str:
+    """`KEY=VALUE` as a shell and Hydra take it: `'run="a b"'`."""
+    text = str(value)
+    if not re.fullmatch(r"[\w./@%+:-]+", text, re.ASCII):
+        text = QuotedString(text, Quote.double).with_quotes()
+    return shlex.quote(f"{key}={text}")
 
 
 def trusting(command_line: str) -> Callable[[list[str]], str]:

@@ -21,6 +21,12 @@ def as_spec(section: Any) -> dict[str, Any]:
     return dict(section) if isinstance(section, Mapping) else {"type": section}
 
 
+def is_quiet(observers: Any) -> bool:
+    """True if the section `observers` names none that could print, as `observers=quiet` does."""
+    given = observers.values() if isinstance(observers, Mapping) else [observers]
+    return all(as_spec(spec).get("type") in ("json_lines", "tensorboard") for spec in given if spec is not None)
+
+
 def no_such_top_key(key: object, legal: list[str], config: Any) -> str:
     """The message for an unknown key at the top of a config, where `lr` suggests `optimizer.lr`."""
     near = did_you_mean(key, legal)

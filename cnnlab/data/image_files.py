@@ -24,6 +24,7 @@ from torch import Tensor
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, first_line
+from cnnlab.runtime.terminal import stop_waiting
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -204,6 +205,7 @@ def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str
         for chunk in chunks:
             progress.advance(task, CHUNK)
             if console.is_terminal and not shown and time.monotonic() - begun > PATIENCE:
+                stop_waiting()
                 progress.start()
                 shown = True
             yield chunk

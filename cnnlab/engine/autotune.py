@@ -42,6 +42,11 @@ class Trial:
     loss: float = math.nan
     verdict: str = ""
 
+    @property
+    def milliseconds(self) -> float:
+        """The median of the times."""
+        return 1000 * statistics.median(self.times)
+
     def clearly_faster_than(self, other: "Trial") -> bool:
         """Round by round, since other load on the machine slows down all steps of a round alike."""
         if self.verdict or not self.times:
@@ -132,6 +137,20 @@ def _seconds(step: TakeStep) -> tuple[float, float]:
     return time.perf_counter() - started, loss
 
 
+def one_line(trials: Sequence[Trial]) -> str:
+    """What was chosen, and what a step takes with it and with the defaults."""
+    default, chosen = trials[0], [trial for trial in trials if trial.verdict.startswith("chosen")][-1]
+    if not chosen.times:
+        return "trainer.execution: no step could be timed, so the defaults stay"
+    if chosen.execution == default.execution:
+        tried = len([trial for trial in trials if trial.times])
+        return f"trainer.execution: the defaults, {chosen.milliseconds:,.2f} ms a step ({tried} ways were timed)"
+    fields = zip(asdict(chosen.execution).items(), asdict(default.execution).values(), strict=True)
+    changed = " ".join(f"{name}={str(value).lower()}" for (name, value), before in fields if value != before)
+    instead = f" instead of {default.milliseconds:,.2f} ms" if default.times else ""
+    return f"trainer.execution: {changed}, {chosen.milliseconds:,.2f} ms a step{instead}"
+
+
 def table(trials: Sequence[Trial]) -> str:
     """A line for each trial; fits into 80 columns. Where a step is slow, that is the default alone."""
     shown = [trial for trial in trials if trial.times or trial.verdict]
@@ -140,7 +159,7 @@ def table(trials: Sequence[Trial]) -> str:
     for trial in shown:
         precision, layout, compiled, captured = (str(value).lower() for value in asdict(trial.execution).values())
         graph = f"{captured:<10}" * on_cuda
-        ms = f"{1000 * statistics.median(trial.times):,.2f}" if trial.times else "–"
+        ms = f"{trial.milliseconds:,.2f}" if trial.times else "–"
         loss = "–" if math.isnan(trial.loss) else f"{trial.loss:.4f}"
         lines.append(f"  {precision:<11}{layout:<15}{compiled:<9}{graph}{ms:>10}{loss:>10}  {trial.verdict}".rstrip())
     return "\n".join(["trainer.execution, timed on this machine:", *lines])

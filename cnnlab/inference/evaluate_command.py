@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.components import Trust
-from cnnlab.config.programs import command, trusting
+from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.data.source import Images
@@ -26,6 +26,7 @@ from cnnlab.run.process_state import process_state_kept
 from cnnlab.run.resuming import check_classes, check_data
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
+from cnnlab.runtime.terminal import waiting
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
 KEYS = ("run", "split", "layers", "index", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
@@ -44,7 +45,7 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
     one_of("tta", request["tta"], tuple(VIEWS))
     wanted = Wanted.of(request)
     path = Path(str(request["run"]))
-    trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} run={path}"))
+    trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} {given('run', path)}"))
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust, _moved(request["data"]))
     if not os.access(path, os.W_OK):
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
@@ -80,10 +81,11 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     plan = run.plan
     predictor = Predictor.of(run)
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
-    images = _read(run, split)
+    with waiting("reading the data"):
+        images = _read(run, split)
     study = Study.of(run, predictor, wanted, images, split)
     collector, loss = Collector(), plan.loss.to(plan.device)
-    with closing(held_out_loader(plan, images, run.normalization)) as loader:
+    with closing(held_out_loader(plan, images, run.normalization)) as loader, waiting("evaluating"):
         measured = evaluate(
             predictor.network, loss, loader, plan.execution, plan.meter(), views=VIEWS[tta], collector=collector
         )
@@ -104,7 +106,8 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     name = f"{split}-{run.checkpoint.folder.name}{suffix}"
     title = f"{split} split, accuracy {100 * measured['accuracy']:.2f} %"
     figure = confusion_figure(confusion_KK, class_names, title)
-    drawings = [Drawing(f"confusion-{name}.png", f"confusion/{split}{suffix}", figure), *study.draw()]
+    with waiting("drawing"):
+        drawings = [Drawing(f"confusion-{name}.png", f"confusion/{split}{suffix}", figure), *study.draw()]
     written = [
         run.directory.write_json(f"evaluation-{name}.json", result),
         write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, _paths(run, split)),

@@ -14,6 +14,7 @@ from cnnlab.inference.reporting import ImagePredictions, print_predictions, writ
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import probabilities
 from cnnlab.runtime.errors import ConfigError
+from cnnlab.runtime.terminal import waiting
 
 CHUNK = 2048  # images in memory at once
 
@@ -21,7 +22,8 @@ CHUNK = 2048  # images in memory at once
 def predict_images(run: SavedRun, place: Path, tta: str) -> None:
     """Writes a line for each image beside the run's config. Raises `ConfigError` before anything is written."""
     folder, names = _found(place)
-    output_NK = _outputs(run, [folder / name for name in names], tta)
+    with waiting("predicting"):
+        output_NK = _outputs(run, [folder / name for name in names], tta)
     class_names = run.plan.spec.class_names
     predictions = ImagePredictions(names, output_NK.argmax(1), probabilities(run.plan.loss.cpu(), output_NK))
     suffix = "" if tta == "none" else f"-{tta}"

@@ -163,8 +163,8 @@ def _class_table(result: Mapping[str, Any]) -> Table:
 
 
 def _confused_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("most confused: label → prediction")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="most confused", title_justify="left")
+    table.add_column("label → prediction")
     table.add_column("images", justify="right")
     table.add_column("of the label's", justify="right")
     for pair in pairs:

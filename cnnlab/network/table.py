@@ -10,6 +10,7 @@ from torch import nn
 from cnnlab.blocks.facts import Facts, Shape, format_shape
 from cnnlab.blocks.normalization import NORMS
 from cnnlab.blocks.receptive_field import START, Field
+from cnnlab.runtime.terminal import fitting
 
 
 @dataclass(frozen=True)
@@ -61,30 +62,47 @@ def _frozen_note(module: nn.Module, own: list[nn.Parameter]) -> str:
     return "" if all(training) else "partly frozen" if any(training) else "frozen"
 
 
-def render_table(rows: Rows[LayerRow], input_shape: Shape) -> Table:
-    """The rows for the terminal and for `model.txt`."""
+def render_table(rows: Rows[LayerRow], input_shape: Shape, columns: int | None = None) -> Table:
+    """The rows for `model.txt`, or for a terminal with so many columns.
+
+    A narrow terminal gets shorter numbers, then no receptive fields, then no remarks.
+    """
+    variants = ((False, True, True), (True, True, True), (True, False, True), (True, False, False))
+    return fitting((_table(rows, input_shape, *variant) for variant in variants), columns)
+
+
+def _table(rows: Rows[LayerRow], input_shape: Shape, short: bool, fields: bool, remarks: bool) -> Table:
+    count = _shortened if short else _exact
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
     total = sum(row.parameters for row in rows)
-    macs = sum(row.macs for row in rows)
+    remarks = remarks and any(row.remark for row in rows)
     table.add_column("layer", footer="total", no_wrap=True)
     table.add_column("block", no_wrap=True)
     table.add_column("output", justify="right", no_wrap=True)
-    table.add_column("parameters", footer=f"{total:,}", justify="right", no_wrap=True)
-    table.add_column("MACs", footer=f"{macs:,}", justify="right", no_wrap=True)
-    table.add_column("receptive\nfield", justify="right", no_wrap=True)
-    if any(row.remark for row in rows):
+    table.add_column("params" if short else "parameters", footer=count(total), justify="right", no_wrap=True)
+    table.add_column("MACs", footer=count(sum(row.macs for row in rows)), justify="right", no_wrap=True)
+    if fields:
+        table.add_column("receptive\nfield", justify="right", no_wrap=True)
+    if remarks:
         frozen = sum(row.frozen for row in rows)
-        table.add_column("remark", footer=f"{total - frozen:,} train" if frozen else "")
-    table.add_row("input", "", format_shape(input_shape), "", "", str(START) if len(input_shape) == 3 else "")
+        table.add_column("remark", footer=f"{count(total - frozen)} train" if frozen else "", no_wrap=True)
+    start = [str(START) if len(input_shape) == 3 else ""]
+    table.add_row("input", "", format_shape(input_shape), "", "", *(start * fields))
     for row in rows:
         name = "  " * row.depth + (row.path.rpartition(".")[2] if row.depth else row.path)
-        table.add_row(
-            name,
-            row.block,
-            format_shape(row.output_shape),
-            f"{row.parameters:,}" if row.parameters else "",
-            f"{row.macs:,}" if row.macs else "",
-            row.receptive_field,
-            *([row.remark] if len(table.columns) == 7 else []),
-        )
+        counts = [count(number) if number else "" for number in (row.parameters, row.macs)]
+        further = [row.receptive_field] * fields + [row.remark] * remarks
+        table.add_row(name, row.block, format_shape(row.output_shape), *counts, *further)
     return table
+
+
+def _exact(number: int) -> str:
+    return f"{number:,}"
+
+
+def _shortened(number: int) -> str:
+    """Such as 159k or 9.3M."""
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= factor:
+            return f"{number / factor:.{0 if number >= 10 * factor else 1}f}{unit}"
+    return str(number)

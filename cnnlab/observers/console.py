@@ -1,14 +1,26 @@
 """The terminal: a progress bar with the latest figures, or plain lines where there is no terminal."""
 
+import shutil
 import time
 
 import rich.console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.constrain import Constrain
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from cnnlab.engine.records import Finished, Metrics, Notice, Record, Started
 from cnnlab.runtime.checks import number
+from cnnlab.runtime.terminal import stop_waiting
 
 SHOWN_FIRST = ("loss", "accuracy")
+NARROW = 75  # columns; below, the bar would have no place beside the images per second
+
+
+class _Bar(Progress):
+    """Leaves room for the `^C` that a terminal echoes: on a full line it would begin another, below the bar."""
+
+    def get_renderable(self) -> RenderableType:
+        return Constrain(super().get_renderable(), shutil.get_terminal_size().columns - len("^C") - 1)
 
 
 class Console:
@@ -40,7 +52,9 @@ class Console:
         resumed = f", resuming after step {record.step}" if record.step else ""
         self.console.print(f"run: {record.directory}{resumed}", markup=False)
         if self.console.is_terminal:
-            self.progress = Progress(
+            stop_waiting()
+            self.progress = _Bar(
+                SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[figures]}"),
@@ -58,12 +72,12 @@ class Console:
             self._line(record)
         elif self.progress:
             values = record.values
+            rate = f"  {values['images_per_second']:,.0f} images/s" if self.console.width >= NARROW else ""
             self.progress.update(
                 self.task,
                 completed=record.step,
                 description=self._epoch(record.epoch),
-                figures=f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}  "
-                f"{values['images_per_second']:,.0f} images/s",
+                figures=f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.4f}{rate}",
             )
         elif time.monotonic() - self.printed >= self.interval:
             self._line(record)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnlab.config.programs import given
 from cnnlab.config.saved_config import find_config
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
 from cnnlab.runtime.files import read_regular, replace_file
@@ -54,7 +55,8 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             if isinstance(error, FileExistsError) and os.path.lexists(path):
                 raise ConfigError(
-                    f"run_dir: {path.absolute()} exists: expected a new directory, or resume={path} to continue it"
+                    f"run_dir: {path.absolute()} exists: expected a new directory, or {given('resume', path)} to "
+                    "continue it"
                 ) from None
             raise ConfigError(
                 f"run_dir: {path.absolute()} cannot be made: {first_line(error)}; expected a place to write to"

@@ -9,7 +9,7 @@ from typing import Any
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.check_training import schedule_depends_on_length
-from cnnlab.config.programs import command, trusting
+from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.run_config import RESTART, RunConfig
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.engine.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     restarted = config.restarts_schedule
     if restarted:
         config = config.restarted(_newest_step(directory))
-    plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} resume={path}")))
+    plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} {given('resume', path)}")))
     if not restarted:
         _check_length(plan, saved.values, config.values, " ".join([command("train"), *config.given, f"{RESTART}=true"]))
     return Resumption(directory, config.after(saved), plan, restarted, not changes.keys().isdisjoint(LENGTH))

@@ -1,22 +1,24 @@
 """The output of a run before its first step and after its last, and its `summary.json`."""
 
 import io
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
-from cnnlab.config.programs import command, program
+from cnnlab.config.programs import command, given, program
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.engine.trainer import Trainer
 from cnnlab.network import render_table
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.loaders import describe_splits
+from cnnlab.runtime.terminal import WIDEST, print_table, width
 
 
 def print_plan(plan: RunPlan) -> None:
     """Prints the network and the data of a run."""
-    print(table_text(plan))
+    print_table(render_table(plan.network.rows, plan.network.input_shape, width()))
     print(describe_splits(plan))
     for note in plan.source.notes():
         print(note)
@@ -30,9 +32,9 @@ def describe_restart(plan: RunPlan) -> str:
 
 
 def table_text(plan: RunPlan) -> str:
-    """The layer table at its own width, whatever the terminal's, so that nothing is cut off."""
+    """The whole layer table, whatever the terminal's width."""
     text = io.StringIO()
-    Console(file=text, width=240).print(render_table(plan.network.rows, plan.network.input_shape))
+    Console(file=text, width=WIDEST).print(render_table(plan.network.rows, plan.network.input_shape))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
 
 
@@ -92,7 +94,7 @@ def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Run
         print(compared)
     print(f"{summary['status']}: {path}")
     if summary["status"] == "interrupted":
-        print(f"  resume     {command('train')} resume={path}")
-    print(f"  curves     {program('tensorboard')} --logdir {path.parent}")
+        print(f"  resume     {command('train')} {given('resume', path)}")
+    print(f"  curves     {program('tensorboard')} --logdir {shlex.quote(str(path.parent))}")
     if best["step"] is not None and (has_test or plan.data.has_validation(plan.spec)):
-        print(f"  evaluate   {command('evaluate')} run={path}{'' if has_test else ' split=val'}")
+        print(f"  evaluate   {command('evaluate')} {given('run', path)}{'' if has_test else ' split=val'}")

@@ -16,7 +16,8 @@ from cnnlab.config.check import check_config
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
-from cnnlab.engine.autotune import Trial, table
+from cnnlab.config.sections import is_quiet
+from cnnlab.engine.autotune import Trial, one_line, table
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import make_deterministic
@@ -35,7 +36,7 @@ from cnnlab.run.loaders import (
     read_training_data,
     train_loader,
 )
-from cnnlab.run.process_state import process_state_kept, the_only_training
+from cnnlab.run.process_state import process_state_kept, silenced, the_only_training
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
     Resumption,
@@ -51,6 +52,7 @@ from cnnlab.run.train_state import build_train_state, check_machine
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
+from cnnlab.runtime.terminal import waiting
 
 # keys without influence on what is learned
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
@@ -72,7 +74,7 @@ def run_training(config: RunConfig) -> Path | None:
 
     Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
     """
-    with the_only_training(), process_state_kept():
+    with the_only_training(), process_state_kept(), silenced(is_quiet(config.values.get("observers"))):
         trusted = trusted_names(config.values.get("trust", []))
         if config.values.get("resume") is not None:
             return _resume(prepare_resume(config, trusted))
@@ -81,7 +83,8 @@ def run_training(config: RunConfig) -> Path | None:
 
 def _start(config: RunConfig) -> Path | None:
     """Checks a new run, makes its directory and trains."""
-    plan = check_config(config.values, Trust())
+    with waiting("checking the config"):
+        plan = check_config(config.values, Trust())
     print_plan(plan)
     if plan.settings.max_steps == 0:
         return None
@@ -91,9 +94,10 @@ def _start(config: RunConfig) -> Path | None:
     print(describe_placement(plan), end="\n\n")
     directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
-        data = read_training_data(plan)
-        if "test" in plan.spec.counts:
-            read_split(plan, "test")  # a damaged test image is reported now, not after the training
+        with waiting("reading the data"):
+            data = read_training_data(plan)
+            if "test" in plan.spec.counts:
+                read_split(plan, "test")  # a damaged test image is reported now, not after the training
     except BaseException:
         directory.discard()
         raise
@@ -123,7 +127,8 @@ def _resume(run: Resumption) -> Path:
         if checkpoint is None:
             plan = _with_starting_weights(plan)
         print(describe_placement(plan), end="\n\n")
-        data = read_training_data(plan)
+        with waiting("reading the data"):
+            data = read_training_data(plan)
         check_data(checkpoint, data.digest)
     except BaseException:
         run.directory.release()
@@ -166,7 +171,8 @@ def _train(run: _Run) -> None:
     if plan.device.type == "cpu":
         keep_freed_memory()
     with _stop_signals() as stopped_by, closing(Observers(plan.observers)) as observers:
-        plan, trials = resolve(plan, run.data, run.checkpoint)
+        with waiting("timing steps"):
+            plan, trials = resolve(plan, run.data, run.checkpoint)
         environment = describe_run(plan, run.data)
         directory.write_json(ENVIRONMENT, environment)
         run = replace(run, plan=plan)
@@ -202,8 +208,8 @@ def _started(run: _Run, trainer: Trainer) -> Started:
 
 
 def _costs(plan: RunPlan, trials: Sequence[Trial]) -> list[str]:
-    """A sentence for each choice that costs time."""
-    costs = [table(trials)] if trials else []
+    """A sentence for each choice that costs time; the whole table of what was timed, with `trainer.profile`."""
+    costs = [table(trials) if plan.settings.profile else one_line(trials)] if trials else []
     if plan.deterministic and plan.device.type == "cuda":
         costs.append("trainer.deterministic=true: the same bits each time, with slower kernels")
     if plan.execution.compile is True:

@@ -25,11 +25,12 @@ from cnnlab.config.compose import CONFIGS, compose_job
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import environment_of_jobs
 from cnnlab.config.hydra_internals import command_line_parser, hydra_config, returned_error
-from cnnlab.config.programs import command
+from cnnlab.config.programs import command, given
 from cnnlab.config.saved_config import resolved, trusted_names
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
+from cnnlab.runtime.terminal import print_table, width
 from cnnlab.sweep.axes import Grid, Job, read_grid
 from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
 from cnnlab.sweep.results import (
@@ -42,7 +43,6 @@ from cnnlab.sweep.results import (
     write_csv,
 )
 
-WIDE = 1000  # columns: a row is never cut, whatever the terminal
 NOT_FOR_JOBS = ("hydra.mode", "hydra.launcher", "hydra.sweeper", "hydra/launcher", "hydra/sweeper")
 
 
@@ -200,7 +200,7 @@ def _ended(job: Job, folder: Path, how: Ended) -> Result:
     if how.status == "failed":
         error = reported_error(log) or f"{how.remark}, see {log}"
     elif how.status == "interrupted" and directory.is_dir():
-        error = f"{how.remark}; resume={directory} continues it"
+        error = f"{how.remark}; {given('resume', directory)} continues it"
     return read_result(job, how.status, directory, how.seconds, error)
 
 
@@ -294,7 +294,8 @@ def _check_job(config: DictConfig, overrides: Sequence[str], sources: set[str]) 
 
 def _show(results: Sequence[Result], folder: Path) -> None:
     """Prints the table, the best job and where the results are."""
-    Console(width=WIDE, highlight=False).print("", render_results(results), sep="\n")
+    print()
+    print_table(render_results(results, width()))
     best = best_result(results)
     if best:
         print(f"* best by {best.monitor}: {best.directory}")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cnnlab.run.files import RunDirectory
+from cnnlab.runtime.terminal import fitting
 from cnnlab.sweep.axes import Job
 
 LAST_BYTES = 1 << 16  # of a log: enough for its error
@@ -63,21 +64,41 @@ def best_result(results: Sequence[Result]) -> Result | None:
     return max(measured, key=lambda result: sign * result.metrics[monitor], default=None)
 
 
-def render_results(results: Sequence[Result]) -> Table:
-    """A row for each job, the best one marked with `*`."""
-    best, tags = best_result(results), _tags(results)
+def render_results(results: Sequence[Result], columns: int | None = None) -> Table:
+    """A row for each job, the best one marked with `*`; for a terminal with so many columns where they are given.
+
+    A narrow one gets no directories and seconds, then the monitored metric alone, then no status.
+    """
+    every = _tags(results)
+    monitored = [tag for tag in every if tag.partition("/")[0] == (results[0].monitor or "").partition("/")[0]] or every
+    variants = (
+        (every, ("status", "seconds", "directory")),
+        (every, ("status", "seconds")),
+        (every, ("status",)),
+        (monitored, ("status",)),
+        (monitored, ()),
+        (monitored[-1:], ()),
+    )
+    return fitting((_table(results, tags, shown) for tags, shown in variants), columns)
+
+
+def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str]) -> Table:
+    best = best_result(results)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in _header(results, tags):
-        is_number = title in (*tags, "seconds")
-        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+        if title in (*tags, *shown) or title not in ("status", "seconds", "directory"):
+            is_number = title in (*tags, "seconds")
+            table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
     for result in results:
         mark = "*" if result is best else ""
         metrics = [f"{result.metrics[tag]:.4f}" if tag in result.metrics else "" for tag in tags]
         seconds = "" if result.seconds is None else f"{result.seconds:,.1f}"
         values = map(escape, result.job.values.values())
         style = "bold" if mark else "red" if result.status == "failed" else None
-        place = escape(str(result.directory or "–"))
-        table.add_row(f"{result.job.name}{mark}", *values, result.status, *metrics, seconds, place, style=style)
+        further = {"seconds": seconds, "directory": escape(str(result.directory or "–"))}
+        status = [result.status] if "status" in shown else []
+        last = [text for name, text in further.items() if name in shown]
+        table.add_row(f"{result.job.name}{mark}", *values, *status, *metrics, *last, style=style)
     return table
 
 

@@ -231,7 +231,7 @@ def test_a_loss_goes_with_logits_or_with_activations(loss: str, last: str | None
     if (loss == "quadratic") == (last is not None):
         check(**sections)
         return
-    advice = r"\+model\.blocks\.activation=sigmoid" if loss == "quadratic" else r"~model\.blocks\.last"
+    advice = r"add one with model\.blocks\.activation=sigmoid" if loss == "quadratic" else r"~model\.blocks\.last"
     with pytest.raises(ConfigError, match=rf"^loss: {loss} takes .*{advice}"):
         check(**sections)
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from commands import run
+from omegaconf import OmegaConf
 
 import cnnlab
 from cnnlab.cli import train
@@ -208,3 +209,18 @@ def test_each_job_of_a_sweep_has_its_own_value(monkeypatch: pytest.MonkeyPatch) 
     assert answer.code == 0, answer.err
     assert [config["model"]["blocks"]["conv1"]["out_channels"] for config in configs] == [4, 8]
     assert [config["seed"] for config in configs] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("model.blocks.extra={type: dropout, p: 0.1, after: pool1}", "model.blocks.extra.p", 0.1),
+        ("model.blocks.extra=relu", "model.blocks.extra", "relu"),
+        ("metrics.f1=f1_score", "metrics.f1", "f1_score"),
+        ("observers.more=json_lines", "observers.more", "json_lines"),
+        ("data.augment.flip=horizontal_flip", "data.augment.flip", "horizontal_flip"),
+        ("+data.augment.flip=horizontal_flip", "data.augment.flip", "horizontal_flip"),
+    ],
+)
+def test_a_mapping_of_names_grows_without_a_plus(override: str, key: str, expected: object) -> None:
+    assert OmegaConf.select(cnnlab.compose(override), key) == expected

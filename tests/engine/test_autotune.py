@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cnnlab.engine import autotune
-from cnnlab.engine.autotune import LIMIT, ROUNDS, WARM_UP, Trial, table
+from cnnlab.engine.autotune import LIMIT, ROUNDS, WARM_UP, Trial, one_line, table
 from cnnlab.engine.execution import Execution
 from cnnlab.runtime.errors import TrainingError
 
@@ -193,3 +193,14 @@ def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(text.splitlines()) == lines
         assert text.count("chosen") == 2
         assert f"{1000 * seconds:,.2f}" in text
+
+
+def test_one_line_says_what_was_chosen_beside_the_defaults() -> None:
+    default = Trial(Execution("fp32", "channels_last"), [0.002, 0.002], 2.3)
+    other = Trial(Execution("bf16", "contiguous"), [0.001, 0.001], 2.3, "chosen")
+    assert one_line([default, other]) == (
+        "trainer.execution: precision=bf16 layout=contiguous, 1.00 ms a step instead of 2.00 ms"
+    )
+    default.verdict, other.verdict = "chosen", ""
+    assert one_line([default, other]) == "trainer.execution: the defaults, 2.00 ms a step (2 ways were timed)"
+    assert "no step could be timed" in one_line([Trial(Execution(), [], verdict="chosen (out of memory)")])

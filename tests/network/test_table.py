@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from cnnlab.network import LayerRow, plan_network, render_table
 from cnnlab.runtime.errors import Complaints
@@ -93,3 +95,52 @@ def test_remarks_have_a_column_only_where_there_are_some_and_nested_layers_are_i
     lines = rendered((1, 7, 7), {"stage": {"type": "sequential", "blocks": {"conv": conv(1, stride=3)}}})
     assert any("remark" in line for line in lines)
     assert any(line.startswith("  conv ") and line.rstrip().endswith("drops 1 row, 1 column") for line in lines)
+
+
+NETWORK = {"stage": {"type": "sequential", "blocks": {"conv": conv(1, stride=3)}}, "hidden": "flatten"}
+
+
+def columns_at(width: int | None) -> list[str]:
+    """The headings of the table for a terminal of this width."""
+    return [str(column.header) for column in table_at(width).columns]
+
+
+def table_at(width: int | None) -> Table:
+    return render_table(list(rows((1, 7, 7), NETWORK).values()), (1, 7, 7), width)
+
+
+def test_a_narrow_terminal_gets_shorter_numbers_then_fewer_columns() -> None:
+    every = ["layer", "block", "output", "parameters", "MACs", "receptive\nfield", "remark"]
+    short = ["layer", "block", "output", "params", "MACs", "receptive\nfield", "remark"]
+    assert columns_at(None) == every
+    seen = [columns_at(width) for width in range(100, 40, -1)]
+    assert list(dict.fromkeys(map(tuple, seen))) == [
+        tuple(every),
+        tuple(short),
+        tuple(name for name in short if "field" not in name),
+        tuple(short[:5]),
+    ]
+    console = Console(width=200)
+    widths = [Measurement.get(console, console.options, table_at(width)).maximum for width in range(100, 48, -1)]
+    assert all(found <= width for found, width in zip(widths, range(100, 48, -1), strict=True))
+
+
+def test_numbers_are_shortened_to_two_digits_or_more() -> None:
+    blocks = {"conv": conv(20, kernel_size=5), "flatten": "flatten", "output": {"type": "linear", "out_features": 1000}}
+    table = render_table(list(rows((1, 28, 28), blocks).values()), (1, 28, 28), 50)
+    assert list(table.columns[3].cells) == ["", "520", "", "12M"]  # 1000 · (20·24·24 + 1)
+    assert list(table.columns[4].cells) == ["", "288k", "", "12M"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "remark"),
+    [
+        ({"type": "max_pool", "kernel_size": 2}, "drops 1 row, 1 column"),  # of 7
+        (conv(1, kernel_size=1, stride=2), ""),  # it skips every other pixel in any case
+        (conv(1, kernel_size=3, stride=2, padding=1), ""),
+        (conv(1, kernel_size=2, stride=3), ""),
+    ],
+    ids=str,
+)
+def test_a_stride_that_does_not_fit_is_a_remark_where_windows_cover_all_else(spec: Any, remark: str) -> None:
+    assert rows((1, 7, 7), {"layer": spec})["layer"].remark == remark

@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ TRAIN = Metrics(20, 1, "train", {"loss": 1.25, "accuracy": 0.5, "images_per_seco
 VAL = Metrics(20, 1, "val", {"loss": 1.5, "accuracy": 0.625})
 
 
-def console(*records: Record, terminal: bool = False, interval: float = 10.0, close: bool = True) -> str:
+def console(
+    *records: Record, terminal: bool = False, interval: float = 10.0, close: bool = True, width: int = 120
+) -> str:
     """What the console prints of the records after a start."""
     text = io.StringIO()
     observer = Console(interval)
-    observer.console = rich.console.Console(file=text, force_terminal=terminal, width=120, highlight=False)
+    observer.console = rich.console.Console(file=text, force_terminal=terminal, width=width, highlight=False)
     for record in records:
         observer.log(record)
     if close:
@@ -64,3 +67,11 @@ def test_names_and_notices_are_printed_as_they_are() -> None:
 def test_a_negative_interval_is_refused() -> None:
     with pytest.raises(ArgumentError, match="interval: expected a number ≥ 0, received -1"):
         Console(-1)
+
+
+def test_a_bar_leaves_room_for_what_a_terminal_echoes_of_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = console(STARTED, TRAIN, terminal=True)
+    (bar,) = [line for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown).splitlines() if "━" in line][-1:]
+    assert len(bar.rstrip("\n")) <= 60 - len("^C")
+    assert "images/s" not in console(STARTED, TRAIN, terminal=True, width=70)

@@ -290,3 +290,11 @@ def test_a_second_training_in_another_thread_is_refused(in_tmp_path: Path) -> No
     assert "another training runs in this process" in str(refusal)
     with the_only_training():  # the first has ended
         pass
+
+
+def test_quiet_observers_leave_stdout_empty(in_tmp_path: Path) -> None:
+    answer = train_fast("run_dir=run", "observers=quiet")
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    assert read_json(Path("run/summary.json"))["status"] == "completed"
+    refused = train_fast("run_dir=other", "observers=quiet", "optimizer.lr=-1")
+    assert refused.err.startswith("error: optimizer.lr")

@@ -183,3 +183,16 @@ def test_failures_are_listed_with_their_errors() -> None:
 
 def test_nothing_is_listed_where_all_completed() -> None:
     assert list_failures([result(0)]) == ""
+
+
+def test_a_narrow_terminal_gets_fewer_columns() -> None:
+    results = [result(number, accuracy_val=0.9, loss_val=0.1, accuracy_test=0.8) for number in range(2)]
+    seen = [[str(column.header) for column in render_results(results, width).columns] for width in range(120, 10, -1)]
+    assert list(dict.fromkeys(map(tuple, seen))) == [
+        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test", "seconds", "directory"),
+        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test", "seconds"),
+        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test"),
+        ("job", "seed", "status", "accuracy/val", "accuracy/test"),
+        ("job", "seed", "accuracy/val", "accuracy/test"),
+        ("job", "seed", "accuracy/test"),
+    ]

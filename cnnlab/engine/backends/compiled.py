@@ -6,6 +6,7 @@ buffers as its inputs: capturing computes nothing, and leaves weights, buffers, 
 
 import copy
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -23,6 +24,9 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import TrainingError, first_line
 
 Graph = Callable[..., Sequence[Any]]
+
+for _logger in ("torch.utils.cpp_extension", "torch._inductor"):  # they warn of a CUDA or an SM that a CPU lacks
+    logging.getLogger(_logger).setLevel(logging.ERROR)
 
 
 def missing_compiler(device: torch.device) -> str | None:

@@ -1,0 +1,72 @@
+"""What the terminal needs: tables that fit it, and a spinner while nothing else moves."""
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.status import Status
+from rich.table import Table
+
+WIDEST = 1000  # columns, where the output is no terminal: nothing is cut off
+_spinner: Status | None = None
+
+
+def width() -> int | None:
+    """The columns of the terminal that stdout is; None where it is a pipe or a file."""
+    return Console().width if sys.stdout.isatty() else None
+
+
+def wrapped(text: str) -> str:
+    """Lines of prose broken between words for the terminal that stderr is, each continued below its own beginning."""
+    if not sys.stderr.isatty():
+        return text
+    columns = Console(stderr=True).width
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(
+            line, columns, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
+
+
+def fitting(variants: Iterable[Table], columns: int | None) -> Table:
+    """The first of the variants that fits into so many columns, the last where none does; any fits None."""
+    console = Console(width=WIDEST)
+    for table in variants:
+        if columns is None or Measurement.get(console, console.options, table).maximum <= columns:
+            break
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as it is: rich would squeeze one that is wider than the terminal."""
+    Console(width=width() or WIDEST, highlight=False).print(table)
+
+
+@contextmanager
+def waiting(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """A spinner with `text` while something takes its time; nothing is left of it.
+
+    Nothing is shown where stdout is no terminal, where it is `quiet`, and within another spinner.
+    """
+    global _spinner
+    if quiet or _spinner or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    _spinner = Status(text, console=Console())
+    try:
+        with _spinner:
+            yield
+    finally:
+        _spinner = None
+
+
+def stop_waiting() -> None:
+    """Ends the spinner, if there is one, before something else moves: a terminal shows one at a time."""
+    if _spinner:
+        _spinner.stop()
