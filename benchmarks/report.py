@@ -195,7 +195,14 @@ def plot_growth(results: Mapping[str, Result], path: Path) -> None:
             rates = [[run["images_per_second"] for run in entry["runs"]] for entry in own]
             panel.plot(points, [entry["median"]["images_per_second"] for entry in own], marker="o", label=contestant)
             panel.fill_between(points, [min(r) for r in rates], [max(r) for r in rates], alpha=0.15)
-        panel.set(xscale="log", yscale="log", xlabel=label, xticks=points, xticklabels=[str(point) for point in points])
+        panel.set(
+            title=f"by {label}",
+            xscale="log",
+            yscale="log",
+            xlabel=label,
+            xticks=points,
+            xticklabels=[str(point) for point in points],
+        )
         panel.xaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

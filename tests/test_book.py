@@ -1,6 +1,7 @@
 """The page of reproduced experiments shows what was measured, and no more."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ RUN = {"figure": 0.95, "val": 0.94, "monitor": "accuracy/val", "seconds": 90.0, 
 
 
 def row(text: str, name: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| `experiment=book/{name}`")]
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -25,22 +26,40 @@ def test_every_result_belongs_to_an_experiment() -> None:
 
 def test_a_row_gives_mean_sample_deviation_and_difference() -> None:
     text = page({"c1-30": {"0": {**RUN, "figure": 0.95}, "1": {**RUN, "figure": 0.96, "monitor": "accuracy/test"}}})
-    assert row(text, "c1-30")[1:] == ["95.42", "95.50 ± 0.71", "95.00 … 96.00", "2", "+0.08", "validation", "1.5"]
+    assert row(text, "c1-30")[1:] == [
+        "95.42",
+        "95.50 ± 0.71 (95.00 … 96.00)",
+        "+0.08",
+        "the published run is among ours",
+        "2",
+        "validation",
+        "1.5",
+    ]
+    below = row(page({"c1-30": {"0": {**RUN, "figure": 0.95}, "1": {**RUN, "figure": 0.94}}}), "c1-30")
+    assert below[3:5] == ["−0.92", "the published run is above all 2 of ours"]
+
+
+def test_chapters_stand_in_order_with_a_line_on_each_of_their_experiments() -> None:
+    text = page(read_results())
+    assert re.findall(r"^## Chapter (\d)", text, re.MULTILINE) == ["1", "3", "5", "6"]
+    listed = re.findall(r"^- `(c[\w-]+)`: (.+)$", text, re.MULTILINE)
+    assert [name for name, _ in listed] == names()
+    assert all(what for _, what in listed)
 
 
 @pytest.mark.parametrize("name", BEST_OF)
 def test_the_best_of_three_is_the_one_with_the_best_validation(name: str) -> None:
     runs = {str(seed): {**RUN, "figure": figure, "val": val} for seed, figure, val in
             ((0, 0.97, 0.99), (1, 0.98, 0.96), (2, 0.96, 0.95))}  # fmt: skip
-    assert row(page({name: runs}), name)[2] == "**97.00** best of 3 by validation; 97.00 ± 1.00"
+    assert row(page({name: runs}), name)[2] == "**97.00** best of 3 by validation; 97.00 ± 1.00 (96.00 … 98.00)"
     del runs["2"]
-    assert row(page({name: runs}), name)[2] == "97.50 ± 0.71"
+    assert row(page({name: runs}), name)[2] == "97.50 ± 0.71 (97.00 … 98.00)"
 
 
 def test_what_has_no_run_is_named() -> None:
-    (line,) = [line for line in page({"c1-30": {"0": RUN}}).splitlines() if line.startswith("Not yet run")]
-    assert "book/c6-dropout`" in line
-    assert "book/c1-30`" not in line
+    untried = "".join(line for line in page({"c1-30": {"0": RUN}}).splitlines() if line.startswith("Not yet run"))
+    assert "`c6-dropout`" in untried
+    assert "`c1-30`" not in untried
 
 
 def test_a_run_is_read_from_what_it_wrote(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Study:
             if isinstance(layer, nn.Conv2d):
                 yield Drawing(f"filters-{name}-{step}.png", f"filters/{name}", self._filters(name, layer))
             if output.dim() == 4:
-                title = f"{name}{_cut(output)}: response to {self.caption}\nunder each channel, its peak at row, column"
+                title = f"{name}{_cut(output)}: response to {self.caption}\nabove each channel, its peak at row, column"
                 figure = maps_figure(self.x_1CHW[0], output[0, :MOST_UNITS], title)
                 yield Drawing(f"maps-{name}-{self.file}-{step}.png", f"maps/{name}/{self.file}", figure)
             yield Drawing(f"maximised-{name}-{step}.png", f"maximised/{name}", self._maximised(name, layer, output))
@@ -112,7 +112,7 @@ class Study:
         captions = [f"{unit}\n{most + 0.0:.3g} ({here + 0.0:.3g})" for unit, most, here in values]
         kind = "channel's mean" if output.dim() == 4 else "unit"
         title = (
-            f"{name}{_cut(output)}: what makes each {kind} largest\nunder each, that value (and that of {self.caption})"
+            f"{name}{_cut(output)}: what makes each {kind} largest\nabove each, that value (and that of {self.caption})"
         )
         return images_figure(found.x_UCHW, title, captions)
 

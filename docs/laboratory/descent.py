@@ -96,16 +96,20 @@ def backward_pass() -> Shown:
     watched = lines_of(path / "gradients.jsonl")
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    layers = list(watched[0]["gradient_norm"])
-    for layer in layers:
+    layers = [layer for layer in watched[0]["gradient_norm"] if not layer.startswith("norm")]  # theirs lie far below
+    for layer, line_style in zip(layers, ("-", "--", "-.", ":"), strict=True):
         left.semilogy(
-            [line["step"] for line in watched], [line["gradient_norm"][layer] for line in watched], label=layer
+            [line["step"] for line in watched],
+            [line["gradient_norm"][layer] for line in watched],
+            line_style,
+            label=layer,
         )
     left.set(xlabel="step", ylabel="‖∂C/∂layer‖", title="how steep the cost is along each layer")
-    left.legend(fontsize=7, ncols=2)
+    left.legend()
     top = watched[-1]["contributions"][:8][::-1]
     right.barh([c["name"] for c in top], [c["weight"] * c["gradient"] for c in top])
-    right.tick_params(axis="y", labelsize=7)
+    right.tick_params(axis="y", labelsize=8)
+    right.axvline(0, color="gray", lw=0.5)
     right.locator_params(axis="x", nbins=5)
     right.set(xlabel="w·∂C/∂w", title=f"step {watched[-1]['step']}: the weights that contribute most")
     shown.images["backward"] = figure

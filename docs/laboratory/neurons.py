@@ -5,7 +5,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 import cnnlab
@@ -67,7 +70,7 @@ def perceptron() -> Shown:
     model = resolved(cnnlab.compose("experiment=perceptron"))["model"]
     separable = [gate for gate in TABLES if learns(model, gate)]
     shown.claim("of 16 two-input functions, those that one perceptron learns", 14, len(separable))
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, path, gate, title in (
         (axes[0], learned, "nand", "NAND, learned"),
@@ -82,6 +85,12 @@ def perceptron() -> Shown:
         for (a, b), wanted in zip(inputs.flatten(1).tolist(), outputs.tolist(), strict=True):
             axis.plot(a, b, "o", color="black", mfc="black" if wanted else "white", ms=9)
         axis.set(title=title, xlabel="first input", ylabel="second input", xticks=[0, 1], yticks=[0, 1])
+    dots = {"output 1 wanted": "black", "output 0 wanted": "white"}
+    marks = [
+        Line2D([], [], marker="o", ls="", color="black", mfc=fill, ms=9, label=text) for text, fill in dots.items()
+    ]
+    area = Patch(color=colormaps["Blues"](0.5), label="the network's output is 1")
+    figure.legend(handles=[*marks, area], loc="outside lower center", ncols=3, frameon=False)
     shown.images["lines"] = figure
     return shown
 
@@ -152,7 +161,7 @@ def quadratic_cost() -> Shown:
         axis.plot(outputs(weight, bias, cross_entropy=True), label="cross-entropy, η = 0.15")
         axis.set(title=f"w = {weight}, b = {bias}", xlabel="step", ylim=(0, 1))
     axes[0].set_ylabel("output; 0 is wanted")
-    axes[0].legend()
+    axes[0].legend(loc="upper right")
     shown.images["learning"] = figure
     return shown
 
@@ -226,14 +235,14 @@ def why_a_cost() -> Shown:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
-    left.plot(nudges, costs, color="tab:blue")
-    right.step(nudges, counts, color="tab:orange", where="mid")
+    left.plot(nudges, costs, color="C0")
+    right.step(nudges, counts, color="C1", where="mid")
     left.set(
         xlabel="nudge to one weight of the output layer",
-        title="the cost slopes; the number of right ones jumps",
+        title="the cost slopes; the number of correct predictions jumps",
     )
-    left.set_ylabel("quadratic cost", color="tab:blue")
+    left.set_ylabel("quadratic cost", color="C0")
     right.yaxis.get_major_locator().set_params(integer=True)
-    right.set_ylabel("correct predictions of 500", color="tab:orange")
+    right.set_ylabel("correct predictions of 500", color="C1")
     shown.images["nudges"] = figure
     return shown
