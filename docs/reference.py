@@ -50,7 +50,7 @@ RUN_FILES = {
     "summary.json": "`status` (`completed`, `interrupted`, `failed`), `best`, `last`, `test`, speed, parameters",
     "checkpoints/step-*/model.safetensors": "the weights",
     "checkpoints/step-*/ema.safetensors": "the averaged weights, with `trainer.ema`",
-    "checkpoints/step-*/state.pt": "all else that the next step depends on: optimizer, schedule, position, generators",
+    "checkpoints/step-*/state.safetensors": "all else that the next step depends on: optimizer, position, generators",
     "checkpoints/step-*/manifest.json": "sizes and SHA-256 of these files, and what the run was",
     "checkpoints/best": "the name of the best checkpoint by `trainer.monitor`",
     "checkpoints/last": "the name of the newest one",

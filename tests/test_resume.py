@@ -174,7 +174,7 @@ def test_a_signal_saves_and_leaves_with_its_status(
 def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_one_taken(uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     stop_after(run, 28, signal.SIGKILL)
-    newest = run / "checkpoints" / f"step-{last_step(run):08d}" / "state.pt"
+    newest = run / "checkpoints" / f"step-{last_step(run):08d}" / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)

@@ -1,33 +1,31 @@
 """Checkpoints: whole or absent, and verified before they are used.
 
-A checkpoint is a folder `step-00000430` with weights in safetensors, the rest of the state in a file that loads with
-`weights_only=True`, and a manifest with the size and SHA-256 of each. It is written beside its place, made durable and
-renamed into it, so a kill at any instant leaves the old ones or the new one. `torch.load` notices few damaged bits and
-safetensors none: nothing is read before its hash agrees.
+A checkpoint is a folder `step-00000430` with weights and the rest of the state in safetensors, and a manifest with the
+size and SHA-256 of each. It is written beside its place, made durable and renamed into it, so a kill at any instant
+leaves the old ones or the new one. safetensors notices no damaged bit: nothing is read before its hash agrees.
 """
 
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
+from cnnlab.engine.state_file import read_state, write_state
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line, listing
 from cnnlab.runtime.files import read_regular, sha256_of, sync_folder
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
-STATE = "state.pt"
+STATE = "state.safetensors"
+FORMAT = 2  # of the folder; 1 had a pickled state
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 20
 LARGEST_NAME = 100  # bytes of `best` and `last`
@@ -52,14 +50,9 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """Everything but the weights: optimizer, schedule, generators, counters."""
         try:
-            state = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise ConfigError(
-                f"checkpoint: {self.folder / STATE} holds more than tensors and plain values: it is not from cnnlab "
-                f"and was not read"  # torch's own message advises to load it all the same
-            ) from error
-        assert isinstance(state, dict)
-        return state
+            return read_state(self.folder / STATE)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"checkpoint: {self.folder / STATE} was not read: {first_line(error)}") from error
 
     @property
     def inference_weights(self) -> dict[str, Tensor]:
@@ -106,9 +99,9 @@ class Checkpoints:
             tied = {WEIGHTS: _write_weights(temporary / WEIGHTS, weights)}
             if ema is not None:
                 tied[EMA_WEIGHTS] = _write_weights(temporary / EMA_WEIGHTS, ema)
-            torch.save(dict(state), temporary / STATE)
+            write_state(temporary / STATE, state)
             _write_manifest(
-                temporary, {"format": 1, "step": step, "best_step": best_step, "tied": tied, "meta": dict(meta)}
+                temporary, {"format": FORMAT, "step": step, "best_step": best_step, "tied": tied, "meta": dict(meta)}
             )
             sync_folder(temporary)
             target = self.path(step)
@@ -119,7 +112,7 @@ class Checkpoints:
             self._name("last", target.name)
             self._name_best(best_step)
             self._prune()
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # a full disk is torch's RuntimeError
+        except (OSError, TypeError, safetensors.SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}; "
@@ -213,6 +206,11 @@ class Checkpoints:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Verifies every file against the manifest and reads the weights. Raises `DamagedCheckpointError`."""
     manifest = _read_manifest(folder)
+    if manifest.get("format") == 1:
+        raise ConfigError(
+            f"checkpoint: {folder} was written by cnnlab 0.1, whose state this version does not read: expected a run "
+            f"that was started with 0.2 or later"
+        )
     try:
         _verify_files(folder, manifest["files"])
         tied = manifest["tied"]
@@ -238,7 +236,6 @@ def _verify_files(folder: Path, files: Mapping[str, Any]) -> None:
             raise DamagedCheckpointError(f"{path} is not the file of {entry['bytes']} bytes that was written")
         if sha256_of(path) != entry["sha256"]:
             raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
-    _check_archive(folder / STATE)
 
 
 def _untied(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -303,18 +300,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(body, dict) or not isinstance(body.get("files"), dict):
         raise DamagedCheckpointError(f"{path} is no manifest of a checkpoint")
     return body
-
-
-def _check_archive(path: Path) -> None:
-    """`torch.save` stores without compression: a compressed or overlapping archive did not come from it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise DamagedCheckpointError(f"{path} is no archive of torch's") from error
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise DamagedCheckpointError(f"{path} would take more memory than it has bytes")
 
 
 def _sync_file(path: Path) -> None:

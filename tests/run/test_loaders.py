@@ -44,7 +44,7 @@ def test_the_state_of_another_loss_is_refused(checkpoint: Checkpoint) -> None:
 
 
 def test_a_loss_without_state_leaves_the_checkpoint_unread(checkpoint: Checkpoint) -> None:
-    (checkpoint.folder / "state.pt").unlink()
+    (checkpoint.folder / "state.safetensors").unlink()
     load_loss(CrossEntropy(weight=[1.0, 2.0]), checkpoint)
 
 
