@@ -1,11 +1,14 @@
 """A run's config as it is composed, read and saved: interpolations stay unresolved in its YAML."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.compose import as_given
@@ -49,7 +52,7 @@ class RunConfig:
 
     def overrides_yaml(self) -> str:
         """The text of `overrides.yaml`, a list as on the command line."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.given))
+        return yaml.safe_dump(self.given, allow_unicode=True, width=10_000)
 
     @property
     def restarts_schedule(self) -> bool:
@@ -65,6 +68,15 @@ class RunConfig:
         composed.schedule.restarts = [*composed.schedule.get("restarts", []), step]
         return RunConfig(composed, self.overrides)
 
+    def digest(self, without: Collection[str]) -> str:
+        """SHA-256 of the values of every key but these and those below them, and those of one command."""
+        kept = {
+            key: value
+            for key, value in _leaves(self.values)
+            if key.partition(".")[0] not in NOT_SAVED and not any(f"{key}.".startswith(f"{one}.") for one in without)
+        }
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
     def changes_to(self, saved: "RunConfig") -> dict[str, tuple[Any, Any]]:
         """Dotted key → (saved value, value here) of everything that differs."""
         found = _differences(saved.values, self.values)
@@ -74,6 +86,15 @@ class RunConfig:
         """This config with the overrides of the run that it continues before its own."""
         own = [one for one in self.overrides if as_given(one).partition("=")[0] not in COMMAND_ONLY]
         return RunConfig(self.composed, (*saved.overrides, *own))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is no mapping, or an empty one."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.runtime.errors import ConfigError, first_line, listing
+from cnnlab.runtime.files import read_regular
 
 LARGEST = 1 << 20
 DEEPEST = 32
@@ -53,23 +54,34 @@ def load_saved_overrides(path: Path) -> tuple[str, ...]:
     """Reads a run's `overrides.yaml`; empty where there is none. Raises `ConfigError`."""
     if not path.is_file():
         return ()
-    overrides = OmegaConf.to_container(_load(path, yaml.SequenceStartEvent, "a list"), resolve=False)
-    assert isinstance(overrides, list)
-    return tuple(map(str, overrides))
+    try:
+        overrides = yaml.safe_load(_read(path, yaml.SequenceStartEvent, "a list"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise _no_yaml(path, error) from error
+    return tuple(map(str, overrides))  # text, never resolved
 
 
 def _load(path: Path, kind: type[yaml.Event], noun: str) -> DictConfig | ListConfig:
     """Parses YAML within the limits, its top a mapping or a list."""
-    if path.stat().st_size > LARGEST:
-        raise ConfigError(f"{path}: expected at most {LARGEST:,} bytes, received {path.stat().st_size:,}")
+    text = _read(path, kind, noun)
     try:
-        text = path.read_text(encoding="utf-8")
-        _check_structure(text, path, kind, noun)
         return OmegaConf.create(text)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"{path}: expected YAML, but {getattr(error, 'problem', None) or first_line(error)}"
-        ) from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise _no_yaml(path, error) from error
+
+
+def _read(path: Path, kind: type[yaml.Event], noun: str) -> str:
+    """The text of YAML whose size, depth and aliases were checked."""
+    try:
+        text = read_regular(path, LARGEST).decode()
+        _check_structure(text, path, kind, noun)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _no_yaml(path, error) from error
+    return text
+
+
+def _no_yaml(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path}: expected YAML, but {getattr(error, 'problem', None) or first_line(error)}")
 
 
 def _check_structure(text: str, path: Path, kind: type[yaml.Event], noun: str) -> None:

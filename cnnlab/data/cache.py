@@ -23,10 +23,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from cnnlab.data.image_files import ImageReader, Keep, printable
+from cnnlab.data.image_files import ImageReader, Keep
 from cnnlab.data.source import Images
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line
+from cnnlab.runtime.terminal import printable
 
 FORMAT = "cnnlab images 1"
 HEADER = 4096  # bytes

@@ -24,7 +24,7 @@ from torch import Tensor
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, first_line
-from cnnlab.runtime.terminal import stop_waiting
+from cnnlab.runtime.terminal import printable, stop_waiting
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -285,11 +285,3 @@ def _check_circle(link: Path, linked: set[Path]) -> None:
     if target in linked or link.parent.resolve().is_relative_to(target):
         raise ConfigError(f"{printable(link)}: the link leads to a folder that is read already: expected each once")
     linked.add(target)
-
-
-def printable(path: Path) -> str:
-    """A path for messages: characters that are not printable are escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in str(path)
-    )

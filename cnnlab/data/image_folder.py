@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.cache import read_files
-from cnnlab.data.image_files import EXTENSIONS, LONGEST, Entries, ImageReader, list_images, printable, visible
+from cnnlab.data.image_files import EXTENSIONS, LONGEST, Entries, ImageReader, list_images, visible
 from cnnlab.data.source import DataSpec, Images, Source
 from cnnlab.data.splits import carve
 from cnnlab.runtime.checks import int_or_pair, number
 from cnnlab.runtime.errors import ArgumentError, ConfigError, listing
 from cnnlab.runtime.randomness import derive
+from cnnlab.runtime.terminal import printable
 
 # a split's folder goes by any of these names, in upper or lower case
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cnnlab.engine.state_file import read_state, write_state
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line, listing
-from cnnlab.runtime.files import read_regular, sha256_of, sync_folder
+from cnnlab.runtime.files import read_regular, replace_file, sha256_of, sync_folder
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -93,7 +93,7 @@ class Checkpoints:
         """
         temporary = self.folder / f".writing-{step:08d}-{os.getpid()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # without its parents: a run that was deleted is not made again
             self._clear_leftovers()
             temporary.mkdir()
             tied = {WEIGHTS: _write_weights(temporary / WEIGHTS, weights)}
@@ -159,6 +159,16 @@ class Checkpoints:
             return checkpoint
         return None
 
+    def newest_meta(self) -> dict[str, Any]:
+        """What the newest readable manifest records beside its files; empty where there is none."""
+        for step in reversed(self.steps()):
+            try:
+                meta = _read_manifest(self.path(step)).get("meta")
+            except DamagedCheckpointError:
+                continue
+            return meta if isinstance(meta, dict) else {}
+        return {}
+
     def _set_aside(self, folder: Path) -> Path:
         number = 0
         while (aside := folder.with_name(f"damaged-{number}-{folder.name}")).exists():
@@ -167,13 +177,7 @@ class Checkpoints:
 
     def _name(self, name: str, target: str) -> None:
         """`best` and `last` are files that hold a folder's name, replaced at once."""
-        temporary = self.folder / f".writing-{name}"
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(target + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / name)
-        sync_folder(self.folder)
+        replace_file(self.folder / name, f"{target}\n".encode())
 
     def _name_best(self, step: int | None) -> None:
         if step is not None and self.path(step).is_dir():
@@ -198,7 +202,7 @@ class Checkpoints:
 
     def _clear_leftovers(self) -> None:
         """What a kill left of an earlier write or removal."""
-        for pattern in (".writing-*", ".removing-*"):
+        for pattern in (".writing-*", ".removing-*", ".best.tmp", ".last.tmp"):
             for entry in self.folder.glob(pattern):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 

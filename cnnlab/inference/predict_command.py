@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnnlab.data.image_files import list_images, printable
+from cnnlab.data.image_files import list_images
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images
 from cnnlab.engine.evaluation import VIEWS, collect
@@ -14,7 +14,7 @@ from cnnlab.inference.reporting import ImagePredictions, print_predictions, writ
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import probabilities
 from cnnlab.runtime.errors import ConfigError
-from cnnlab.runtime.terminal import waiting
+from cnnlab.runtime.terminal import printable, waiting
 
 CHUNK = 2048  # images in memory at once
 

@@ -14,13 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cnnlab.data.image_files import printable
 from cnnlab.metrics import rank_of_label
 from cnnlab.run.files import RunDirectory
+from cnnlab.runtime.terminal import printable
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
 MOST_IMAGES = 10  # of an unlabelled folder, in the terminal
 MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
+
+
+def cell(text: str) -> str:
+    """A text for a CSV: one that a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,9 @@ def write_predictions(
         strict=True,
     )
     for index, label, prediction, probability, loss, rank, probability_K in columns:
-        where = [index] if paths is None else [index, paths[index]]
+        where = [index] if paths is None else [index, cell(paths[index])]
         numbers = [f"{number + 0.0:.9g}" for number in (probability, loss)]  # + 0: no −0
-        row = [*where, class_names[label], class_names[prediction], *numbers, rank]
+        row = [*where, cell(class_names[label]), cell(class_names[prediction]), *numbers, rank]
         writer.writerow([*row, *(f"{number:.9g}" for number in probability_K)])
     return directory.write_text(name, text.getvalue())
 
@@ -97,7 +102,7 @@ def write_image_predictions(
     writer.writerow(["path", "prediction", "probability", *(f"p({name})" for name in every)])
     for path, predicted, probability_K in predictions.rows():
         numbers = [probability_K[predicted], *(probability_K if every else ())]
-        writer.writerow([path, class_names[predicted], *(f"{number:.9g}" for number in numbers)])
+        writer.writerow([cell(path), cell(class_names[predicted]), *(f"{number:.9g}" for number in numbers)])
     return directory.write_text(name, text.getvalue())
 
 
@@ -109,21 +114,21 @@ def print_predictions(predictions: ImagePredictions, class_names: Sequence[str])
     table.add_column("prediction")
     table.add_column("probability", justify="right")
     for path, predicted, probability_K in islice(predictions.rows(), MOST_IMAGES):
-        table.add_row(printable(Path(path)), class_names[predicted], f"{probability_K[predicted]:.4f}")
+        table.add_row(printable(path), printable(class_names[predicted]), f"{probability_K[predicted]:.4f}")
     console.print(table)
     if len(predictions.paths) > MOST_IMAGES:
         print(f"and {len(predictions.paths) - MOST_IMAGES:,} more")
     counts = Counter(predictions.predicted_N.tolist()).most_common(MOST_CLASSES)
-    print("predicted: " + ", ".join(f"{class_names[predicted]} {count:,}" for predicted, count in counts))
+    print("predicted: " + ", ".join(f"{printable(class_names[predicted])} {count:,}" for predicted, count in counts))
 
 
 def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:
     """A line for each label, a column for each prediction."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", *class_names])
+    writer.writerow(["label", *map(cell, class_names)])
     for label, counts_K in zip(class_names, confusion_KK.tolist(), strict=True):
-        writer.writerow([label, *counts_K])
+        writer.writerow([cell(label), *counts_K])
     return directory.write_text(name, text.getvalue())
 
 
@@ -157,7 +162,9 @@ def _class_table(result: Mapping[str, Any]) -> Table:
         table.add_column(heading, footer=f"{macro[name]:.4f}", justify="right")
     for row in shown:
         table.add_row(
-            row["class"], f"{row['images']:,}", *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+            printable(row["class"]),
+            f"{row['images']:,}",
+            *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1")),
         )
     return table
 
@@ -169,6 +176,8 @@ def _confused_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("of the label's", justify="right")
     for pair in pairs:
         table.add_row(
-            f"{pair['label']} → {pair['prediction']}", f"{pair['images']:,}", f"{100 * pair['fraction']:.1f} %"
+            printable(f"{pair['label']} → {pair['prediction']}"),
+            f"{pair['images']:,}",
+            f"{100 * pair['fraction']:.1f} %",
         )
     return table

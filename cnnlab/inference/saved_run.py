@@ -19,9 +19,12 @@ from cnnlab.data.settings import AUTO
 from cnnlab.data.source import DataSpec
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.state_check import check_like, check_number
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.loaders import fit_loss, load_loss, load_network
 from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
+
+SMALLEST_SD = 1e-6  # of values in 0…255
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,11 @@ class SavedRun:
     @property
     def normalization(self) -> Normalization:
         """What was measured of the run's training images."""
-        measured = self.checkpoint.meta["normalization"]
+        place, channels = f"checkpoint: {self.checkpoint.folder}: normalization", self.plan.spec.input_shape[0]
+        measured: Any = self.checkpoint.meta.get("normalization")
+        check_like(place, {"mean_C": [0.0] * channels, "sd_C": [1.0] * channels}, measured)
+        for sd in measured["sd_C"]:
+            check_number(f"{place}.sd_C", sd, SMALLEST_SD)
         return Normalization(tuple(measured["mean_C"]), tuple(measured["sd_C"]))
 
     def network(self) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cnnlab.engine.records import Descent, Metrics, Record, Started
+from cnnlab.runtime.files import replace_file
 
 NAME = "metrics.jsonl"
 WATCHED = "gradients.jsonl"
@@ -69,6 +70,4 @@ def cut(path: Path, step: int) -> None:
             if entry["step"] > step or entry.get("final"):
                 continue
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    replace_file(path, "".join(kept).encode())

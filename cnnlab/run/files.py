@@ -20,6 +20,7 @@ from cnnlab.config.programs import given
 from cnnlab.config.saved_config import find_config
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
 from cnnlab.runtime.files import read_regular, replace_file
+from cnnlab.runtime.terminal import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +69,12 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path, key: str) -> "RunDirectory":
-        """An existing run's directory; `key` is the config's key that named it."""
+        """An existing run's directory; `key` is the config's key that named it.
+
+        It may come from a stranger: a link or a pipe in it is refused, wherever it would be read or written.
+        """
         find_config(path, key)
+        _check_entries(path, key)
         return cls(path)
 
     def lock(self) -> None:
@@ -101,9 +106,9 @@ class RunDirectory:
             self._lock = None
 
     def discard(self) -> None:
-        """Removes the directory, to which nothing was written yet, and the empty folders made for it."""
+        """Removes the directory, which holds no more than its config, and the empty folders made for it."""
         self.release()
-        for name in (LOCK, HOLDER):
+        for name in (LOCK, HOLDER, CONFIG, OVERRIDES):
             (self.path / name).unlink(missing_ok=True)
         for folder in self._made:
             with contextlib.suppress(OSError):  # another run is in it
@@ -147,6 +152,23 @@ class RunDirectory:
             return replace_file(folder / name, _png(image_HWC))
         except OSError as error:
             raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
+
+
+def _check_entries(folder: Path, key: str) -> None:
+    """Raises `ConfigError` for anything below a run that is neither a regular file nor a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    _check_entries(Path(entry.path), key)
+                elif not entry.is_file(follow_symlinks=False):
+                    kind = "a link" if entry.is_symlink() else "no regular file"
+                    raise ConfigError(
+                        f"{key}: {printable(entry.path)} is {kind}: expected regular files and folders in a run's "
+                        f"directory; remove it if you know that it is not needed"
+                    )
+    except OSError as error:
+        raise ConfigError(f"{key}: {printable(folder)} cannot be listed: {first_line(error)}") from error
 
 
 def _png(image_HWC: "np.ndarray") -> bytes:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.augmentation import Augment
 from cnnlab.data.cache import cache_folder
-from cnnlab.data.image_files import printable
 from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
@@ -22,6 +21,7 @@ from cnnlab.data.streaming import StreamingLoader
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.losses import ClassWeighted
 from cnnlab.runtime.errors import ArgumentError, ConfigError
+from cnnlab.runtime.terminal import printable
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from cnnlab.config.check_training import schedule_depends_on_length
 from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.run_config import RESTART, RunConfig
 from cnnlab.config.run_plan import RunPlan
-from cnnlab.engine.checkpoint import Checkpoint
+from cnnlab.engine.checkpoint import STATE, Checkpoint
+from cnnlab.engine.state_check import check_trainer_state
 from cnnlab.engine.trainer import Trainer
-from cnnlab.run.files import SUMMARY, RunDirectory
+from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory
 from cnnlab.run.loaders import load_weights
 from cnnlab.runtime.errors import ConfigError, listing
 
@@ -38,6 +39,8 @@ CHANGEABLE = (
     "data.workers",
     "device",
 )
+# of the config's digest in a checkpoint: what may change, and what a restart adds to the schedule
+NOT_DIGESTED = (*CHANGEABLE, "schedule.restarts", "published", "name")
 LENGTH = ("trainer.epochs", "trainer.max_steps", "trainer.max_time")
 ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "deterministic")
 
@@ -65,7 +68,11 @@ class Resumption:
         """True if the run ended at this checkpoint and this command leaves its length alone."""
         if checkpoint is None or self.another_length:
             return False
-        summary = self.directory.read_json(SUMMARY)
+        try:
+            summary = self.directory.read_json(SUMMARY)
+        except ConfigError as error:
+            print(f"{error}: the run continues from its checkpoint, and writes it again")
+            return False
         expected = {"best", "last", *(["test"] if "test" in self.plan.spec.counts else [])}
         ended = (summary.get("status"), summary.get("step")) == ("completed", checkpoint.step)
         return ended and expected <= summary.keys()
@@ -78,6 +85,7 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     saved = RunConfig.read(path)
     changes = config.changes_to(saved)
     _check_changes(changes)
+    _check_unedited(directory, saved)
     restarted = config.restarts_schedule
     if restarted:
         config = config.restarted(_newest_step(directory))
@@ -85,6 +93,16 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     if not restarted:
         _check_length(plan, saved.values, config.values, " ".join([command("train"), *config.given, f"{RESTART}=true"]))
     return Resumption(directory, config.after(saved), plan, restarted, not changes.keys().isdisjoint(LENGTH))
+
+
+def _check_unedited(directory: RunDirectory, saved: RunConfig) -> None:
+    """Raises `ConfigError` where the run's `config.yaml` is not the one that its newest checkpoint was trained with."""
+    recorded = directory.checkpoints().newest_meta().get("config_digest")
+    if recorded is not None and recorded != saved.digest(NOT_DIGESTED):
+        raise ConfigError(
+            f"resume: {directory.path / CONFIG} was edited since the last checkpoint, and a resumed run keeps its "
+            f"config: expected the file as it was; changes of {listing(CHANGEABLE)} are given on the command line"
+        )
 
 
 def _newest_step(directory: RunDirectory) -> int:
@@ -101,7 +119,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     load_weights(train_state.network, checkpoint.weights, checkpoint.folder)
     if train_state.ema:
         load_weights(train_state.ema.network, checkpoint.inference_weights, checkpoint.folder)
-    trainer.load_state_dict(checkpoint.state())
+    state = checkpoint.state()
+    check_trainer_state(f"checkpoint: {checkpoint.folder / STATE}:", trainer, state, checkpoint.step)
+    trainer.load_state_dict(state)
 
 
 def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:

@@ -103,7 +103,7 @@ def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
         what = "a folder without checkpoints" if path.is_dir() else "another file" if path.exists() else "nothing there"
         raise ConfigError(f"{KEY}: expected a run's directory or a .safetensors file, received {str(path)!r}: {what}")
     try:
-        checkpoint = RunDirectory(path).checkpoints().resolve(str(init_from.checkpoint))
+        checkpoint = RunDirectory.open(path, "model.init_from").checkpoints().resolve(str(init_from.checkpoint))
     except ConfigError as error:  # its own key is `checkpoint`
         raise ConfigError(f"{KEY}.{error}") from error
     averaged = checkpoint.ema is not None

@@ -3,7 +3,7 @@
 import gc
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from cnnlab.run.loaders import (
 from cnnlab.run.process_state import process_state_kept, silenced, the_only_training
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
+    NOT_DIGESTED,
     Resumption,
     changes_of_environment,
     check_classes,
@@ -49,6 +50,7 @@ from cnnlab.run.resuming import (
 from cnnlab.run.starting_weights import read_starting_weights
 from cnnlab.run.summary import describe_restart, final_metrics, print_plan, print_summary, summarize, table_text
 from cnnlab.run.train_state import build_train_state, check_machine
+from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
@@ -63,7 +65,7 @@ class _Run:
     """A run whose config, machine and data were checked: what follows writes results."""
 
     plan: RunPlan
-    config: Mapping[str, Any]
+    config: RunConfig
     directory: RunDirectory
     data: TrainingData
     checkpoint: Checkpoint | None  # where a resumed run continues
@@ -94,6 +96,7 @@ def _start(config: RunConfig) -> Path | None:
     print(describe_placement(plan), end="\n\n")
     directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
+        _write_config(directory, config)  # first: a run that is killed while it reads can be started again
         with waiting("reading the data"):
             data = read_training_data(plan)
             if "test" in plan.spec.counts:
@@ -102,8 +105,7 @@ def _start(config: RunConfig) -> Path | None:
         directory.discard()
         raise
     with _failures_in_summary(directory):
-        _write_config(directory, config)
-        _train(_Run(plan, config.values, directory, data, None))
+        _train(_Run(plan, config, directory, data, None))
     return directory.path
 
 
@@ -135,7 +137,7 @@ def _resume(run: Resumption) -> Path:
         raise
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config)
-        _train(_Run(plan, run.config.values, run.directory, data, checkpoint))
+        _train(_Run(plan, run.config, run.directory, data, checkpoint))
     return run.directory.path
 
 
@@ -187,7 +189,7 @@ def _train(run: _Run) -> None:
             summary = summarize(status, trainer)
             directory.write_json(SUMMARY, summary)
             if status == "completed" and "test" in plan.spec.counts:
-                summary["test"] = _measure_test(run, trainer, observers)
+                summary["test"] = _measure_test(run, trainer, observers, stopped_by)
                 directory.write_json(SUMMARY, summary)
             observers.log(Finished(final_metrics(summary)))
     print_summary(summary, directory, plan)
@@ -201,7 +203,7 @@ def _started(run: _Run, trainer: Trainer) -> Started:
         step=trainer.progress.step,
         total_steps=trainer.total_steps,
         epochs=trainer.total_epochs,
-        hyperparameters=_flatten({k: v for k, v in run.config.items() if k not in NO_HYPERPARAMETERS}),
+        hyperparameters=_flatten({k: v for k, v in run.config.values.items() if k not in NO_HYPERPARAMETERS}),
         model_table=table_text(run.plan),
         watched=run.plan.settings.watch_every is not None,
     )
@@ -232,6 +234,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
         run.directory.checkpoints(),
         observers.log,
         meta={
+            "config_digest": run.config.digest(NOT_DIGESTED),
             "environment": environment,
             "normalization": {"mean_C": data.normalization.mean_C, "sd_C": data.normalization.sd_C},
             "input_shape": plan.spec.input_shape,
@@ -257,13 +260,14 @@ def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM only leave their number here; the second of a kind acts at once."""
+    """SIGINT and SIGTERM only leave their number here; a second one, of either kind, acts at once."""
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        for one in previous:
+            signal.signal(one, signal.SIG_DFL)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -289,8 +293,11 @@ def _fit(trainer: Trainer, plan: RunPlan) -> str:
         gc.unfreeze()
 
 
-def _measure_test(run: _Run, trainer: Trainer, observers: Observers) -> dict[str, float]:
-    """Loss and accuracy of the best checkpoint on the test split, read here for the first and only time."""
+def _measure_test(run: _Run, trainer: Trainer, observers: Observers, stopped_by: Sequence[int]) -> dict[str, float]:
+    """Loss and accuracy of the best checkpoint on the test split, read here for the first and only time.
+
+    Raises `Interrupted` between two batches after a signal: resumed, the run measures it again.
+    """
     plan, directory, normalization = run.plan, run.directory, run.data.normalization
     best = directory.checkpoints().resolve("best")
     images = read_split(plan, "test")
@@ -298,9 +305,16 @@ def _measure_test(run: _Run, trainer: Trainer, observers: Observers) -> dict[str
     network = load_network(plan, best)
     load_loss(plan.loss, best)
     with closing(held_out_loader(plan, images, normalization)) as loader:
-        values = evaluate(network, plan.loss, loader, plan.execution, plan.meter())
+        values = evaluate(network, plan.loss, _until_stopped(loader, stopped_by), plan.execution, plan.meter())
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
     return values
+
+
+def _until_stopped(batches: Iterable[Batch], stopped_by: Sequence[int]) -> Iterator[Batch]:
+    for batch in batches:
+        if stopped_by:
+            raise Interrupted(stopped_by[0])
+        yield batch
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

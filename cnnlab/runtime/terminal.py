@@ -15,6 +15,14 @@ WIDEST = 1000  # columns, where the output is no terminal: nothing is cut off
 _spinner: Status | None = None
 
 
+def printable(text: object) -> str:
+    """A name from elsewhere, for messages and tables: what a terminal would act on is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in str(text)
+    )
+
+
 def width() -> int | None:
     """The columns of the terminal that stdout is; None where it is a pipe or a file."""
     return Console().width if sys.stdout.isatty() else None

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import pickle
@@ -16,6 +15,7 @@ import pytest
 import torch
 from repetitions import times
 from safetensors import SafetensorError
+from tampering import reseal, seal
 
 import cnnlab
 from cnnlab.engine.checkpoint import (
@@ -57,23 +57,6 @@ def flip(path: Path, position: int, mask: int = 0x10) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= mask
     path.write_bytes(data)
-
-
-def seal(folder: Path, body: Any) -> None:
-    """Writes a manifest that agrees with itself."""
-    own = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    text = json.dumps({"manifest": body, "sha256": own}, sort_keys=True, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text)
-
-
-def reseal(folder: Path) -> None:
-    """Writes the manifest that fits the files, as whoever tampers with them would."""
-    body = json.loads((folder / MANIFEST).read_text())["manifest"]
-    for path in folder.iterdir():
-        if path.name != MANIFEST:
-            data = path.read_bytes()
-            body["files"][path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    seal(folder, body)
 
 
 @pytest.fixture
