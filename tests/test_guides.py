@@ -19,7 +19,8 @@ PAGES = [REPOSITORY / "README.md", *sorted(GUIDES.glob("*.md"))]
 PROGRAMS = {"train.py": train, "evaluate.py": evaluate, "cnnlab-train": train, "cnnlab-evaluate": evaluate}
 SET_UP = ("python3 -m venv .venv && . .venv/bin/activate", "pip install -e . -c constraints.txt")  # by `make setup`
 
-SHORT = ("trainer.max_steps=45", "trainer.snapshot_every_epochs=null")  # an epoch of the digits
+SHORT = ("trainer.max_steps=6", "trainer.snapshot_every_epochs=null")
+LONGER = ("trainer.max_steps=45", "trainer.snapshot_every_epochs=null")  # than the run that is resumed
 # too long even so: the config is checked, the layer table printed, and that is all
 TABLE_ALONE = ("weights=DEFAULT", "compile=auto", "compile=true", "rnn_vs_cnn", "model=resnet18", "experiment=book")
 
@@ -57,7 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "RUN"
-    assert run(train, f"run_dir={path}", "trainer.epochs=1", *SHORT).code == 0
+    assert run(train, f"run_dir={path}", "trainer.epochs=1", *LONGER).code == 0
     return path
 
 
@@ -88,7 +89,8 @@ def shortened(arguments: list[str]) -> list[str]:
     if any(part in argument for part in TABLE_ALONE for argument in arguments):
         arguments = [*arguments, "trainer.max_steps=0"]
     elif "trainer.max_steps=0" not in arguments:
-        arguments = [*arguments, *SHORT]
+        resumed = any(argument.startswith("resume=") for argument in arguments)
+        arguments = [*arguments, *(LONGER if resumed else SHORT)]
     one_process = "-m" in arguments and not any("n_jobs" in argument for argument in arguments)
     return [*arguments, "hydra/launcher=basic"] if one_process else arguments
 
@@ -116,6 +118,7 @@ def test_every_command_of_a_page_works(page: Path, reader: Path, run_of_digits: 
         assert answer.code == 0, answer.err
     else:
         shutil.copytree(run_of_digits, made)
+        shutil.copytree(run_of_digits, reader / "runs" / "digits" / "2026-01-01_00-00-00_abcd")
     for line in commands(page):
         answer_or_none = answer_of(line)
         if answer_or_none is not None:

@@ -5,6 +5,7 @@ replaces the old one, and a component takes every argument that its constructor 
 are applied again, by these rules, over the same config without them.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "co
 _GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 
 _NO_FILE = re.compile(r"null|true|false|-?[\d.]+|\?\?\?|\[\s*\]")
+
+LATEST, AUTO = "latest", "auto"  # beside a run's directory, what `resume` may be
 
 INIT_FROM = ["model", "init_from"]  # no component: a string alone is its path
 
@@ -70,10 +73,19 @@ OmegaConf.register_new_resolver("groups_and_choices", groups_and_choices)
 def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of a job: Hydra's, with the value overrides applied by our rules. Raises `ConfigError`.
 
-    With `resume=RUN` it is that run's config with the changes of this command.
+    With `resume=RUN` it is that run's config with the changes of this command, with `resume=latest` that of the latest
+    run of this name. `resume=auto` composes as for a new run, and resumes the one in `run_dir` where there is one.
     """
+    if composed.resume == AUTO:
+        return _compose_auto(composed, overrides)
     if composed.resume is not None:
-        return _compose_resumed(Path(str(composed.resume)), overrides)
+        if composed.resume != LATEST:
+            return _compose_resumed(Path(str(composed.resume)), overrides)
+        run = _latest(str(composed.name))
+        changes = [one for one in overrides if not as_given(one).startswith(("resume=", "name="))]
+        resumed = _compose_resumed(run, changes)
+        resumed.resume = str(run)
+        return resumed
     parsed = internals.parse_overrides(overrides)
     values = [override for override in parsed if not _chooses(override)]
     groups = [override for override in parsed if override not in values]
@@ -87,6 +99,40 @@ def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
         _replace_components(config, _load(chosen), internals.load_file(f"experiment/{experiment}"))
     apply_overrides(config, values)
     return config
+
+
+def _compose_auto(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Raises `ConfigError` without a `run_dir`: each start would make a run of its own."""
+    if composed.run_dir is None:
+        raise ConfigError("resume: auto continues or starts the run in run_dir: expected run_dir=PATH beside it")
+    new = composed.copy()
+    new.resume = None
+    config = compose_job(new, [one for one in overrides if as_given(one) != f"resume={AUTO}"])
+    run = Path(str(config.run_dir))
+    if (run / "config.yaml").exists():
+        config.resume, config.run_dir = str(run), None
+    elif run.is_dir():
+        _remove_empty(run)
+    return config
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder that a batch system made, or in which a run was killed before it wrote anything."""
+    for name in (".lock", ".lock-holder"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it has something in it: that it exists is reported later
+        folder.rmdir()
+
+
+def _latest(name: str) -> Path:
+    """The run with the greatest name, which begins with its date, that has a checkpoint. Raises `ConfigError`."""
+    folder = Path("runs", name)
+    runs = sorted({path.parent.parent for path in folder.glob("*/checkpoints/step-*")})
+    if not runs:
+        raise ConfigError(
+            f"resume: latest finds no run with a checkpoint in {folder.absolute()}: expected name=NAME of one"
+        )
+    return runs[-1]
 
 
 def _load(overrides: list[str]) -> DictConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cnnlab.runtime.checks import integer, number
+from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
 
@@ -12,10 +12,10 @@ class TrainerSettings:
     """The keys under `trainer`: length, cadences and stopping. Raises `ArgumentError`.
 
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
-    that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a
-    better `monitor`. `profile` reports where the time of the first steps goes. A `Snapshot` is logged at the end of
-    every `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the
-    `watch_top` weights that contribute most.
+    that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a better
+    `monitor`. With `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint. `profile` reports
+    where the time of the first steps goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch
+    and of the run, and a `Descent` every `watch_every` steps, with the `watch_top` weights that contribute most.
     """
 
     epochs: int | None
@@ -33,6 +33,7 @@ class TrainerSettings:
     patience: int | None
     min_delta: float
     profile: bool = False
+    on_nonfinite: str = "stop"
     snapshot_every_epochs: int | None = None
     watch_every: int | None = None
     watch_top: int = 10
@@ -63,6 +64,7 @@ class TrainerSettings:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
         if self.ema is not None:
             number("ema", self.ema, 0, 1, open_maximum=True)
+        one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         if self.patience is not None and self.monitor is None:
             raise ArgumentError("patience", "expected a monitor beside it, received monitor=null")
 

@@ -52,6 +52,10 @@ def _check_progress(place: str, reference: Mapping[str, Any], given: Any, step: 
     for name, most in (("best_step", step), ("best_epoch", math.inf)):
         if given[name] is not None:
             check_count(f"{place}.{name}", given[name], most)
+    if not isinstance(given["skipped"], list):
+        _refuse(f"{place}.skipped", "a list of steps", given["skipped"])
+    for one in given["skipped"]:
+        check_count(f"{place}.skipped", one)
     for name in ("best_values", "last_values"):
         values = given[name]
         if not isinstance(values, Mapping) or not all(isinstance(value, int | float) for value in values.values()):

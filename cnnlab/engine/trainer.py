@@ -23,7 +23,7 @@ from cnnlab.engine.snapshot import sample, take_snapshot
 from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
-from cnnlab.runtime.errors import TrainingError, first_line, listing
+from cnnlab.runtime.errors import NonFiniteError, first_line, listing
 from cnnlab.runtime.randomness import capture_generators, restore_generators
 
 
@@ -61,6 +61,7 @@ class Progress:
     recorded_images: int = 0
     recorded_seconds: float = 0.0
     without_improvement: int = 0
+    skipped: list[int] = field(default_factory=list)  # steps that made no update, since one gave a non-finite loss
 
 
 @dataclass
@@ -173,6 +174,11 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         train_state, progress = self.train_state, self.progress
+        if progress.step + 1 in progress.skipped:
+            self._read_record()
+            train_state.schedule.step()
+            progress.step += 1
+            return
         record = due(progress.step + 1, self.settings.log_every)
         lr = train_state.optimizer.param_groups[0]["lr"]
         probe = self._probe(batch) if due(progress.step + 1, self.settings.watch_every) else None
@@ -373,15 +379,16 @@ class Trainer:
         self.log(Metrics(self.progress.step, self.epoch, split, values, final))
 
     def _check_losses(self) -> None:
-        """Waits for the device. Raises `TrainingError` for a loss that is not finite."""
+        """Waits for the device. Raises `NonFiniteError` for a loss that is not finite."""
         bad = self.tally.synchronize()
         if bad is None or self.train_state.scaler.is_enabled():  # fp16's scaler skips such a step and halves its scale
             return
         ago, images = bad
-        shown = f"{listing(images[:8])}{', …' if len(images) > 8 else ''}"
-        raise TrainingError(
-            f"the loss of step {self.progress.step - ago} is not a finite number; its training images are {shown}. "
-            f"No checkpoint holds weights that it touched. Try a smaller optimizer.lr or trainer.clip_norm=1"
+        shown, step = f"{listing(images[:8])}{', …' if len(images) > 8 else ''}", self.progress.step - ago
+        raise NonFiniteError(
+            step,
+            f"the loss of step {step} is not a finite number; its training images are {shown}. "
+            f"No checkpoint holds weights that it touched. Try a smaller optimizer.lr or trainer.clip_norm=1",
         )
 
     def _save(self) -> None:
@@ -389,9 +396,10 @@ class Trainer:
         train_state = self.train_state
         norms = torch._foreach_norm([p.detach() for p in train_state.network.parameters()])
         if norms and not bool(torch.stack(norms).isfinite().all()):
-            raise TrainingError(
+            raise NonFiniteError(
+                self.progress.step,
                 f"the weights after step {self.progress.step} are not finite: no checkpoint is written. "
-                f"Try a smaller optimizer.lr or trainer.clip_norm=1"
+                f"Try a smaller optimizer.lr or trainer.clip_norm=1",
             )
         self.checkpoints.save(
             self.progress.step,

@@ -48,6 +48,7 @@ class Console:
             self.close()
 
     def _start(self, record: Started) -> None:
+        self.close()
         self.epochs, self.total_steps = record.epochs, record.total_steps
         resumed = f", resuming after step {record.step}" if record.step else ""
         self.console.print(f"run: {record.directory}{resumed}", markup=False)

@@ -34,6 +34,7 @@ class JSONLines:
             self._write(WATCHED, asdict(record))
 
     def _open(self, record: Started) -> None:
+        self.close()
         for name in (NAME, WATCHED):
             path = record.directory / name
             cut(path, record.step)

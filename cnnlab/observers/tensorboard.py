@@ -70,6 +70,7 @@ class TensorBoard:
 
         # always a purge_step: without one on the first run, readers show the points of a resumed run twice
         purge_step = record.step + 1 if record.step else 0
+        self.close()
         _wait_for_a_later_name(record.directory)
         self.writer = SummaryWriter(str(record.directory), purge_step=purge_step)
         self.hyperparameters = {name: _plain(value) for name, value in record.hyperparameters.items()}

@@ -27,6 +27,7 @@ CHANGEABLE = (
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.profile",
+    "trainer.on_nonfinite",
     "trainer.execution.cuda_graph",  # the same bits
     "trainer.snapshot_every_epochs",
     "trainer.watch_every",

@@ -54,6 +54,7 @@ def summarize(status: str, trainer: Trainer) -> dict[str, Any]:
         },
         "last": progress.last_values,
         "monitor_test": settings.monitor_test,
+        "skipped": progress.skipped,
         "train": {
             "seconds": progress.seconds,
             "images": progress.images,

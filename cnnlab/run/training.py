@@ -3,6 +3,7 @@
 import gc
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -51,12 +52,14 @@ from cnnlab.run.starting_weights import read_starting_weights
 from cnnlab.run.summary import describe_restart, final_metrics, print_plan, print_summary, summarize, table_text
 from cnnlab.run.train_state import build_train_state, check_machine
 from cnnlab.runtime.batch import Batch
-from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, first_line
+from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
 from cnnlab.runtime.terminal import waiting
 
 # keys without influence on what is learned
+MOST_ROLLBACKS = 3  # of a run
+SAME_REQUEST = 1.0  # seconds
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
 
 
@@ -185,7 +188,7 @@ def _train(run: _Run) -> None:
             observers.log(_started(run, trainer))
             for notice in [*changes_of_environment(run.checkpoint, environment), *_costs(plan, trials)]:
                 observers.log(Notice(notice))
-            status = _fit(trainer, plan)
+            status = _fit(run, trainer, observers)
             summary = summarize(status, trainer)
             directory.write_json(SUMMARY, summary)
             if status == "completed" and "test" in plan.spec.counts:
@@ -260,14 +263,23 @@ def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM only leave their number here; a second one, of either kind, acts at once."""
+    """SIGINT and SIGTERM only leave their number here; a second one, of either kind, acts at once.
+
+    What comes within a second of the first is the same request: a terminal and batch systems send a signal to all
+    processes, and a grid then passes it on to its jobs.
+    """
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
+    first = 0.0
 
     def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        for one in previous:
-            signal.signal(one, signal.SIG_DFL)
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -279,11 +291,17 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _fit(trainer: Trainer, plan: RunPlan) -> str:
+def _fit(run: _Run, trainer: Trainer, observers: Observers) -> str:
+    """Trains to the end; after a non-finite loss from the last checkpoint on, where the settings ask for it."""
+    plan = run.plan
     gc.collect()
     gc.freeze()  # what is left stays: looking for garbage in all of torch was 5 % of a small MLP's run
     try:
-        return trainer.fit()
+        while True:
+            try:
+                return trainer.fit()
+            except NonFiniteError as error:
+                _roll_back(run, trainer, observers, error)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"out of memory at data.batch_size={plan.data.batch_size}: {first_line(error)} "
@@ -291,6 +309,23 @@ def _fit(trainer: Trainer, plan: RunPlan) -> str:
         ) from error
     finally:
         gc.unfreeze()
+
+
+def _roll_back(run: _Run, trainer: Trainer, observers: Observers, error: NonFiniteError) -> None:
+    """Returns to the newest checkpoint; the step that failed makes no update when it comes again.
+
+    What follows has the bits of a run in which that step made no update. Raises the error where the settings, the
+    number of steps skipped so far or the lack of a checkpoint say so.
+    """
+    skipped = trainer.progress.skipped
+    checkpoint = run.directory.checkpoints().newest_whole()
+    if run.plan.settings.on_nonfinite == "stop" or checkpoint is None or len(skipped) >= MOST_ROLLBACKS:
+        raise error
+    trainer.tally.reset()  # what is pending belongs to steps that are undone
+    restore(trainer, checkpoint)
+    trainer.progress.skipped = sorted({*skipped, *trainer.progress.skipped, error.step})
+    observers.log(_started(run, trainer))  # cuts the records of what is undone
+    observers.log(Notice(f"{error}. Continuing after step {checkpoint.step}, without step {error.step}"))
 
 
 def _measure_test(run: _Run, trainer: Trainer, observers: Observers, stopped_by: Sequence[int]) -> dict[str, float]:

@@ -25,6 +25,14 @@ class TrainingError(RuntimeError):
     """Training cannot continue; the message has the reason, such as a non-finite loss or a full disk."""
 
 
+class NonFiniteError(TrainingError):
+    """A loss or weights that are not finite; `step` is the update that made them so."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class Interrupted(BaseException):
     """A signal asked the run to stop and it has saved. No `Exception`: it ends a sweep, too."""
 

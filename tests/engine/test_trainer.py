@@ -71,6 +71,7 @@ class Run:
         torch.manual_seed(0)
         self.network = network or nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         self.settings = settings(**changes)
+        folder.mkdir(exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.records: list[Record] = []
         self.train = train or loader()

@@ -1,9 +1,12 @@
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,14 @@ import cnnlab
 from cnnlab.cli import evaluate, train
 from cnnlab.config.run_config import RunConfig
 from cnnlab.data.source import Images
+from cnnlab.engine.checkpoint import read_checkpoint
 from cnnlab.engine.schedule import one_cycle
+from cnnlab.engine.trainer import Trainer
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.process_state import the_only_training
 from cnnlab.run.resuming import Resumption, prepare_resume
 from cnnlab.run.training import run_training
+from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError
 
 WEIGHTS = "checkpoints/step-00000006/model.safetensors"
@@ -298,3 +304,57 @@ def test_quiet_observers_leave_stdout_empty(in_tmp_path: Path) -> None:
     assert read_json(Path("run/summary.json"))["status"] == "completed"
     refused = train_fast("run_dir=other", "observers=quiet", "optimizer.lr=-1")
     assert refused.err.startswith("error: optimizer.lr")
+
+
+# a loss that is not finite
+
+
+def train_with(steps: dict[int, float], skipped: Sequence[int], *overrides: str) -> Answer:
+    """A fast run whose images are multiplied at some steps, and which begins with some steps to skip."""
+    take_step = Trainer._step
+
+    def step(trainer: Trainer, batch: Batch) -> None:
+        number = trainer.progress.step + 1
+        if number == 1:
+            trainer.progress.skipped = list(skipped)
+        take_step(trainer, replace(batch, x_NCHW=batch.x_NCHW * steps.get(number, 1.0)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        return train_fast("trainer.max_steps=9", *overrides)
+
+
+def compared(run: str) -> tuple[Any, ...]:
+    """Weights, and all records but for time."""
+    weights = read_checkpoint(Path(run, "checkpoints/step-00000009")).weights
+    lines = map(json.loads, Path(run, "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    records = [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    return {name: value.tolist() for name, value in weights.items()}, records
+
+
+def test_a_run_rolls_back_and_is_one_without_that_update(in_tmp_path: Path) -> None:
+    answer = ok(train_with({5: math.nan}, [], "run_dir=rolled", "trainer.on_nonfinite=rollback", "trainer.ema=0.9"))
+    assert "the loss of step 5 is not a finite number; its training images are" in answer.out
+    assert "Continuing after step 3, without step 5" in answer.out
+    assert read_json(Path("rolled/summary.json"))["skipped"] == [5]
+    ok(train_with({}, [5], "run_dir=skipped", "trainer.ema=0.9"))
+    assert compared("rolled") == compared("skipped")
+    events = EventAccumulator("rolled").Reload()
+    steps = [event.step for event in events.Scalars("loss/train")]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_rolls_back_three_times_at_most(in_tmp_path: Path) -> None:
+    bad = dict.fromkeys((4, 5, 7, 8), math.nan)
+    answer = train_with(bad, [], "run_dir=run", "trainer.on_nonfinite=rollback")
+    assert answer.code == 1
+    assert "error: the loss of step 8 is not a finite number" in answer.err
+    assert answer.out.count("Continuing after step") == 3
+
+
+@pytest.mark.parametrize("overrides", [(), ("trainer.on_nonfinite=rollback",)], ids=["stop", "no checkpoint"])
+def test_a_run_stops_by_default_and_without_a_checkpoint(in_tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    bad = 5 if not overrides else 2
+    answer = train_with({bad: math.nan}, [], "run_dir=run", *overrides)
+    assert answer.code == 1
+    assert f"error: the loss of step {bad} is not a finite number" in answer.err
