@@ -60,7 +60,7 @@ class StreamingLoader(ImageLoader):
         self._requests[:] = [rows[block].numpy() for block in blocks]
         gathered = self._prefetched() if self.workers else map(self.stored.__getitem__, list(self._requests))
         for x_NCHW in gathered:
-            yield x_NCHW.to(self.device, non_blocking=True)
+            yield x_NCHW.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _prefetched(self) -> Iterator[Tensor]:
         """The workers' images in the order of the requests."""

@@ -64,6 +64,10 @@ class Execution:
             )
         if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise ArgumentError("precision", "this GPU does not compute in bf16: expected fp16 or fp32")
+        if self.precision in _AUTOCAST and device.type == "mps":
+            raise ArgumentError("precision", f"{self.precision} is not tried on mps: expected fp32 or auto")
+        if self.compile is True and device.type == "mps":
+            raise ArgumentError("compile", "the device is mps: expected auto or false")
         if self.cuda_graph is True and device.type != "cuda":
             raise ArgumentError("cuda_graph", f"the device is {device}: expected auto or false")
 

@@ -100,7 +100,7 @@ class Probe:
             images=len(self.batch),
             loss=float(result.loss),
             loss_change=float(loss_after - result.loss),
-            predicted_change=float(torch.dot(gradient_V.double(), change_V.double())),
+            predicted_change=float(torch.dot(_double(gradient_V), _double(change_V))),
             correct=int(result.correct),
             correct_change=int(correct_after - result.correct),
             gradient_norm=norms[0],
@@ -185,7 +185,7 @@ class Activity:
         """Fractions by layer, over a batch of so many microbatches; a module may be called several times in each."""
         return {
             "zero": self._fractions(self._zero),
-            "dead": {name: float(_in_all(calls, microbatches).double().mean()) for name, calls in self._silent.items()},
+            "dead": {name: float(_double(_in_all(calls, microbatches)).mean()) for name, calls in self._silent.items()},
             "saturated": self._fractions(self._flat),
         }
 
@@ -197,6 +197,11 @@ def _in_all(calls: Sequence[Tensor], microbatches: int) -> Tensor:
     """The units that were silent in all microbatches: each has the module's calls in the same order."""
     each = len(calls) // microbatches
     return torch.cat([torch.stack(list(calls[call::each])).all(0) for call in range(each)])
+
+
+def _double(values: Tensor) -> Tensor:
+    """In float64, which `mps` lacks: from there on the CPU."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _unclipped(norm: Tensor, clip_norm: float) -> Tensor:

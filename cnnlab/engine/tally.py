@@ -42,7 +42,7 @@ class Tally:
             return
         losses, correct, indices = zip(*self._pending, strict=True)
         self._pending = []
-        losses_B, correct_B = (torch.stack(values).to("cpu", non_blocking=True) for values in (losses, correct))
+        losses_B, correct_B = (_to_main_memory(torch.stack(values)) for values in (losses, correct))
         self._sent.append(_Sent(losses_B, correct_B, indices, _arrival(losses[0].device)))
 
     def synchronize(self) -> tuple[int, list[int]] | None:
@@ -82,6 +82,11 @@ class Tally:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self.loss_sum, self.correct, self.count = state["loss_sum"], state["correct"], state["count"]
+
+
+def _to_main_memory(values: Tensor) -> Tensor:
+    """Without waiting on CUDA, whose event reports the arrival; other GPUs are waited for."""
+    return values.to("cpu", non_blocking=values.is_cuda)
 
 
 def _arrival(device: torch.device) -> torch.cuda.Event | None:

@@ -306,7 +306,7 @@ class Trainer:
     def _record(self, lr: float, gradient_norm: Tensor | None) -> None:
         """Starts the transfer of what the training record of the steps up to here needs."""
         if gradient_norm is not None:
-            gradient_norm = gradient_norm.to("cpu", non_blocking=True)
+            gradient_norm = gradient_norm.to("cpu", non_blocking=self.on_cuda)
         self.tally.send()
         self._unread = (self.epoch, lr, gradient_norm)
 

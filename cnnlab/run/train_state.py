@@ -18,6 +18,7 @@ from cnnlab.engine.execution import Execution, allow_tf32, has_tf32
 from cnnlab.engine.trainer import TrainState
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.device import synchronize
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 from cnnlab.runtime.randomness import derive
 
@@ -63,17 +64,23 @@ def resolve_execution(
 def _precisions(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return ["fp32", "bf16"]
+    if device.type == "mps":
+        return ["fp32"]
     return ["fp32", *(["tf32"] if has_tf32(device) else []), "bf16" if torch.cuda.is_bf16_supported() else "fp16"]
 
 
 def _layouts(plan: RunPlan) -> list[str]:
     """channels_last first; without 4-D weights it gains nothing, and images would be copied."""
+    if plan.device.type == "mps":  # torch copies to contiguous there, and had errors where it did not
+        return ["contiguous"]
     with torch.device("meta"):
         images = any(parameter.dim() == 4 for parameter in plan.network.build().parameters())
     return ["channels_last", "contiguous"] if images else ["contiguous"]
 
 
 def _compile_candidates(plan: RunPlan) -> list[bool]:
+    if plan.device.type == "mps":
+        return [False]
     return [False, True] if not missing_compiler(plan.device) and _may_be_a_graph(plan) else [False]
 
 
@@ -112,8 +119,7 @@ def _prepare(plan: RunPlan, execution: Execution, normalization: Normalization) 
             clip_norm=settings.clip_norm,
         )
         train_state.schedule.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the loss alone does not wait for the update
+        synchronize(device)  # the loss alone does not wait for the update
         return float(result.loss)
 
     if device.type == "cuda":

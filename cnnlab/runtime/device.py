@@ -49,6 +49,14 @@ def machine_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits for all work that a GPU was given; a CPU's is done already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def free_memory(device: torch.device) -> int:
     """Free bytes of the device; of main memory at most those of the process's control group (its container)."""
     if device.type == "cuda":
