@@ -90,7 +90,10 @@ class Study:
             if isinstance(layer, nn.Conv2d):
                 yield Drawing(f"filters-{name}-{step}.png", f"filters/{name}", self._filters(name, layer))
             if output.dim() == 4:
-                title = f"{name}{_cut(output)}: response to {self.caption}\nabove each channel, its peak at row, column"
+                title = (
+                    f"{name}{_cut(output)}: response to {self.caption}\n"
+                    "above each map: its channel and largest value, and the row and column of that"
+                )
                 figure = maps_figure(self.x_1CHW[0], output[0, :MOST_UNITS], title)
                 yield Drawing(f"maps-{name}-{self.file}-{step}.png", f"maps/{name}/{self.file}", figure)
             yield Drawing(f"maximised-{name}-{step}.png", f"maximised/{name}", self._maximised(name, layer, output))
@@ -110,9 +113,10 @@ class Study:
         found = maximise(self.predictor, layer, start_CHW, units)
         values = zip(self._units(layer, units), found.value_U.tolist(), unit_means(output)[0].tolist(), strict=False)
         captions = [f"{unit}\n{most + 0.0:.3g} ({here + 0.0:.3g})" for unit, most, here in values]
-        kind = "channel's mean" if output.dim() == 4 else "unit"
+        maximised, value = ("channel's mean", "mean") if output.dim() == 4 else ("unit", "value")
         title = (
-            f"{name}{_cut(output)}: what makes each {kind} largest\nabove each, that value (and that of {self.caption})"
+            f"{name}{_cut(output)}: images that maximise each {maximised}\n"
+            f"above each: that {value} (and that of {self.caption})"
         )
         return images_figure(found.x_UCHW, title, captions)
 

@@ -11,23 +11,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INCHES = 1.1  # a tile's side
+INCHES = 1.2  # a tile's side
 GAP = 0.1  # between tiles
 LINE = 0.16  # of a caption
-SCALE = 0.9  # the colour bar and its numbers
+SCALE = 1.0  # the colour bar, its numbers and its label
 FRAME = 8  # white pixels between the filters of an image
-MOST_COLUMNS = 10
+MOST_COLUMNS = 6  # with more, captions are too small on a page 800 pixels wide
 
 
 def tiles_figure(
-    tiles_THW: Tensor, title: str, captions: Sequence[str] = (), *, signed: bool = False, columns: int = MOST_COLUMNS
+    tiles_THW: Tensor,
+    title: str,
+    captions: Sequence[str] = (),
+    *,
+    signed: bool = False,
+    columns: int = MOST_COLUMNS,
+    label: str = "",
 ) -> "Figure":
-    """T small images on one scale, each under its caption.
+    """T small images, each under its caption, and the colour bar of their one scale with its label.
 
     Grey from the least to the greatest value; `signed` ones are blue below 0, white at 0, red above. NaN is left blank.
     """
     figure, axes = _grid(len(tiles_THW), title, captions, columns)
-    _draw_on_one_scale(figure, axes, _numbers(tiles_THW), signed)
+    _draw_on_one_scale(figure, axes, _numbers(tiles_THW), signed, label)
     return figure
 
 
@@ -38,7 +44,7 @@ def filters_figure(weight_OIHW: Tensor, title: str, *, colour: bool = False) -> 
     """
     captions = [str(number) for number in range(len(weight_OIHW))]
     if not colour:
-        return tiles_figure(weight_OIHW.mean(1), title, captions, signed=True)
+        return tiles_figure(weight_OIHW.mean(1), title, captions, signed=True, label="weight")
     most = weight_OIHW.abs().amax().clamp(min=1e-30)
     return images_figure(127.5 * (1 + weight_OIHW / most), title, captions)
 
@@ -63,20 +69,20 @@ def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: i
 def maps_figure(image_CHW: Tensor, maps_CHW: Tensor, title: str) -> "Figure":
     """An image of 0…255 and each channel of a layer's response to it, (C, H, W), on one scale.
 
-    Grey where no value is below 0; else blue below 0, white at 0 and red above. Under each channel's number stand its
-    largest value and the place of it, (row, column).
+    Grey where no value is below 0; else blue below 0, white at 0 and red above. Above each map stand the channel's
+    number, its largest value and, in the next line, the row and column of it.
     """
     values_CHW = _numbers(maps_CHW)
     captions = [_peak(channel, values_HW) for channel, values_HW in enumerate(values_CHW)]
     figure, axes = _grid(1 + len(values_CHW), title, ["image\n", *captions])
     _draw_image(axes[0], _numbers(image_CHW))
-    _draw_on_one_scale(figure, axes[1:], values_CHW, bool((values_CHW < 0).any()))
+    _draw_on_one_scale(figure, axes[1:], values_CHW, bool((values_CHW < 0).any()), "activation")
     return figure
 
 
 def images_figure(x_NCHW: Tensor, title: str, captions: Sequence[str] = ()) -> "Figure":
     """Images of 0…255, each under its caption: in colour where they have three channels, else grey."""
-    figure, axes = _grid(len(x_NCHW), title, captions)
+    figure, axes = _grid(len(x_NCHW), title, captions, scale=0)
     for axis, image_CHW in zip(axes, _numbers(x_NCHW), strict=True):
         _draw_image(axis, image_CHW)
     return figure
@@ -87,7 +93,9 @@ def _numbers(tensor: Tensor) -> np.ndarray:
     return values
 
 
-def _grid(count: int, title: str, captions: Sequence[str], columns: int = MOST_COLUMNS) -> "tuple[Figure, list[Axes]]":
+def _grid(
+    count: int, title: str, captions: Sequence[str], columns: int = MOST_COLUMNS, scale: float = SCALE
+) -> "tuple[Figure, list[Axes]]":
     """A figure with room for so many tiles and a scale, their captions written; a tile is as large in any of them."""
     from matplotlib.figure import Figure
 
@@ -95,9 +103,9 @@ def _grid(count: int, title: str, captions: Sequence[str], columns: int = MOST_C
     rows = math.ceil(count / columns)
     above = GAP + LINE * max((1 + caption.count("\n") for caption in captions), default=0)  # each tile
     tiles = columns * (INCHES + GAP) - GAP
-    width = max(tiles + SCALE + 2 * GAP, 0.09 * max(map(len, title.split("\n"))))
+    width = max(tiles + scale + 2 * GAP, 0.09 * max(map(len, title.split("\n"))))
     height = rows * (INCHES + above) + 0.2 * (1 + title.count("\n")) + 2 * GAP
-    left = max(GAP, (width - tiles - SCALE) / 2)
+    left = max(GAP, (width - tiles - scale) / 2)
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, fontsize=11, parse_math=False, y=1 - GAP / height, va="top")
     grid = figure.add_gridspec(
@@ -117,11 +125,13 @@ def _grid(count: int, title: str, captions: Sequence[str], columns: int = MOST_C
     for axis in axes[count:]:
         axis.set_axis_off()
     for axis, caption in zip(axes, captions, strict=False):
-        axis.set_title(caption, fontsize=8, parse_math=False, pad=4)
+        axis.set_title(caption, fontsize=9, parse_math=False, pad=4)
     return figure, axes[:count]
 
 
-def _draw_on_one_scale(figure: "Figure", axes: "Sequence[Axes]", values_THW: np.ndarray, signed: bool) -> None:
+def _draw_on_one_scale(
+    figure: "Figure", axes: "Sequence[Axes]", values_THW: np.ndarray, signed: bool, label: str
+) -> None:
     scale = _scale(values_THW, signed)
     images = [
         axis.imshow(values_HW, interpolation="nearest", **scale)
@@ -131,7 +141,8 @@ def _draw_on_one_scale(figure: "Figure", axes: "Sequence[Axes]", values_THW: np.
     bottom, top = min(place.y0 for place in places), max(place.y1 for place in places)
     width = figure.get_figwidth()
     bar = figure.add_axes((max(place.x1 for place in places) + 2 * GAP / width, bottom, 0.12 / width, top - bottom))
-    figure.colorbar(images[0], cax=bar)
+    figure.colorbar(images[0], cax=bar).set_label(label, fontsize=9)
+    bar.tick_params(labelsize=9)
 
 
 def _draw_image(axis: "Axes", image_CHW: np.ndarray) -> None:

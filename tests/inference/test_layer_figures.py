@@ -75,6 +75,7 @@ def test_the_maps_are_those_of_the_image_by_hand(completed_run: Path) -> None:
     by_hand_CHW = functional.conv2d(normalized(predictor, 5), conv.weight, padding="same")[0]
     np.testing.assert_array_equal(image_HW, TEST.x_NCHW[5, 0])
     np.testing.assert_allclose(np.stack(maps), by_hand_CHW, atol=1e-5)
+    assert drawings["maps/conv1/test-5"].figure.get_suptitle().split("\n")[1].startswith("above each map: ")
     peak = by_hand_CHW[0].argmax().item()
     assert captions(drawings["maps/conv1/test-5"])[1].endswith(f"at {peak // 8}, {peak % 8}")
     filters = shown(drawings["filters/conv1"])

@@ -18,11 +18,12 @@ TILES_THW = torch.arange(3 * 2 * 2, dtype=torch.float32).reshape(3, 2, 2) - 3
 
 
 def test_each_tile_shows_its_own_values_under_its_caption_on_one_scale() -> None:
-    axes = tiles_figure(TILES_THW, "maps", ["a", "b", "c"]).axes
+    axes = tiles_figure(TILES_THW, "maps", ["a", "b", "c"], label="volt").axes
     for axis, tile, caption in zip(axes[:3], TILES_THW, "abc", strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), tile.numpy())
         assert axis.get_title() == caption
         assert axis.images[0].get_clim() == (-3.0, 8.0)
+    assert axes[3].get_ylabel() == "volt"
 
 
 def test_zero_is_the_middle_of_a_signed_scale_even_of_nothing_but_zeros() -> None:
@@ -56,6 +57,7 @@ def test_maps_on_one_scale_follow_their_image_with_the_place_of_their_peak() -> 
     assert [axis.get_title() for axis in axes[:3]] == ["image\n", "0: 2\nat 0, 1", "1: 3\nat 1, 0"]
     assert [axis.images[0].get_clim() for axis in axes[:3]] == [(0, 255), (0, 3), (0, 3)]
     assert axes[1].images[0].get_cmap().name == "gray"
+    assert axes[3].get_ylabel() == "activation"
 
 
 def test_maps_with_values_below_zero_are_blue_white_and_red() -> None:
@@ -74,10 +76,13 @@ def test_three_channels_are_shown_in_colour_and_a_weight_of_zero_in_grey() -> No
     np.testing.assert_allclose(axes[1].images[0].get_array(), [[[0, 0.75, 0.5]]])
 
 
-def test_captions_of_64_maps_do_not_overlap() -> None:
+def test_captions_of_64_maps_stand_above_them_and_do_not_overlap() -> None:
     maps_CHW = -1.2345e-5 * torch.arange(64 * 784).reshape(64, 28, 28)
     figure = maps_figure(torch.zeros(1, 28, 28), maps_CHW, "conv2: response to image 0")
     figure.draw_without_rendering()
+    assert all(
+        a.y0 >= b.y1 for a, b in ((x.title.get_window_extent(), x.get_window_extent()) for x in figure.axes[:65])
+    )
     boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
     assert len(boxes) == 65
     assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
