@@ -1,19 +1,29 @@
 """Makes of `results/*.json` the tables in `results/README.md`, the plots and the table in README.md."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from measuring import REPOSITORY
 from suites import BENCHMARKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 RESULTS_ON_CUDA = RESULTS / "cuda"
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- written by benchmarks/report.py -->\n", "<!-- end -->"
-GROWTH = {"growth_batch": "batch size", "growth_width": "channels of conv1", "growth_depth": "further convolutions"}
+# benchmark → its panel's title and the label of what grows
+GROWTH = {
+    "growth_batch": ("CNN 16-32-64, larger batches", "images in a batch"),
+    "growth_width": ("wider CNN, batches of 128", "channels of the first convolution"),
+    "growth_depth": ("deeper CNN, batches of 128", "convolutions added to three"),
+}
+LOOKS = [("#595959", "^", ":"), ("#FF800E", "s", "--"), ("#006BA4", "o", "-")]  # for colour-blind readers, too
 
 # figure → its column's name, and how it is written
 COLUMNS = {
@@ -49,8 +59,8 @@ def write_report() -> None:
         if results:
             (folder / "README.md").write_text(report(results))
         if any(name in results for name in GROWTH):
-            plot_growth(results, folder / "growth.png")
-    README.write_text(with_table(README.read_text(encoding="utf-8"), speed_tables()))
+            growth_figure(results).savefig(folder / "growth.png", dpi=150, metadata={"Software": None})
+    README.write_text(with_table(README.read_text(), speed_tables()))
 
 
 def folder_of(machine: Mapping[str, Any]) -> Path:
@@ -91,7 +101,10 @@ def report(results: Mapping[str, Result]) -> str:
     for name, result in results.items():
         parts += [f"## {name}\n", f"{result['title']}. {circumstances(result)}.\n", table(result)]
     if any(name in results for name in GROWTH):
-        parts.append("![images per second against batch size, width and depth](growth.png)\n")
+        parts.append(
+            "![Training speed in images per second against the batch size, the width and the depth of a CNN, "
+            "for loops by hand and cnnlab](growth.png)\n"
+        )
     return "\n".join(parts)
 
 
@@ -177,41 +190,35 @@ def with_table(readme: str, new: str) -> str:
     return f"{before}{BEGIN}{new}{END}{rest.partition(END)[2]}"
 
 
-def plot_growth(results: Mapping[str, Result], path: Path) -> None:
+def growth_figure(results: Mapping[str, Result]) -> "Figure":
     """Images/s of each contestant, a panel for each axis; the area is from the slowest to the fastest repetition."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    shown = {name: label for name, label in GROWTH.items() if name in results}
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.8), squeeze=False, layout="constrained")
-    for panel, (name, label) in zip(axes[0], shown.items(), strict=True):
+    shown = {name: texts for name, texts in GROWTH.items() if name in results}
+    figure = Figure(figsize=(6.4, 0.6 + 2.6 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), squeeze=False)[:, 0]
+    for panel, (name, (title, label)) in zip(axes, shown.items(), strict=True):
         entries = results[name]["contestants"]
-        for contestant in dict.fromkeys(entry["name"] for entry in entries):
+        contestants = dict.fromkeys(entry["name"] for entry in entries)
+        for contestant, (color, marker, linestyle) in zip(contestants, cycle(LOOKS), strict=False):
             own = [entry for entry in entries if entry["name"] == contestant]
             points = [entry["at"] for entry in own]
             rates = [[run["images_per_second"] for run in entry["runs"]] for entry in own]
-            panel.plot(points, [entry["median"]["images_per_second"] for entry in own], marker="o", label=contestant)
-            panel.fill_between(points, [min(r) for r in rates], [max(r) for r in rates], alpha=0.15)
-        panel.set(
-            title=f"by {label}",
-            xscale="log",
-            yscale="log",
-            xlabel=label,
-            xticks=points,
-            xticklabels=[str(point) for point in points],
-        )
+            medians = [entry["median"]["images_per_second"] for entry in own]
+            panel.plot(points, medians, color=color, marker=marker, linestyle=linestyle, label=contestant)
+            panel.fill_between(points, [min(r) for r in rates], [max(r) for r in rates], color=color, alpha=0.15, lw=0)
+        panel.set(xscale="log", yscale="log", title=title, xlabel=label, ylabel="images/s")
+        panel.set_xticks(points, [str(point) for point in points])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
-    axes[0][0].set_ylabel("training, images/s")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown), frameon=False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    figure.align_ylabels()
+    figure.suptitle("training speed: median, and from the slowest to the fastest repetition", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

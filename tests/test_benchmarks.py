@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from measuring import Contestant, check_same_work, measure, run_once, seconds_until, summary_of
-from PIL import Image
 from report import (
     BEGIN,
     END,
     GROWTH,
     README,
     RESULTS,
-    plot_growth,
+    growth_figure,
     read_results,
     report,
     speed_rows,
@@ -69,16 +68,17 @@ def test_a_new_table_takes_the_place_of_the_old_one_alone() -> None:
     assert with_table(f"a\n{BEGIN}old\n{END}\nb", "new\n") == f"a\n{BEGIN}new\n{END}\nb"
 
 
-def test_growth_is_drawn_from_its_results(tmp_path: Path) -> None:
+def test_growth_has_a_panel_with_each_contestants_medians_for_each_axis() -> None:
+    rates = {"A": 100.0, "B": 300.0, "C": 500.0, "D": 700.0}
     entries = [
         {"name": name, "at": at, "runs": [{"images_per_second": rate}], "median": {"images_per_second": rate}}
-        for name, rate in (("A", 100.0), ("B", 300.0))
+        for name, rate in rates.items()
         for at in (8, 32)
     ]
-    plot_growth({next(iter(GROWTH)): {"contestants": entries}}, tmp_path / "growth.png")
-    with Image.open(tmp_path / "growth.png") as image:
-        assert min(image.size) > 300
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+    panels = growth_figure({name: {"contestants": entries} for name in GROWTH}).axes
+    assert [(panel.get_title(), panel.get_xlabel()) for panel in panels] == list(GROWTH.values())
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panels[0].get_lines()}
+    assert lines == {name: [[8, rate], [32, rate]] for name, rate in rates.items()}
 
 
 def test_every_result_is_of_a_benchmark() -> None:
