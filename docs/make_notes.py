@@ -14,6 +14,7 @@ from typing import Any
 
 from laboratory import convolution, descent, layers, networks, neurons
 from laboratory.shown import REPOSITORY, Shown
+from matplotlib import style
 from matplotlib.figure import Figure
 
 RESULTS = REPOSITORY / "docs" / "notes.json"
@@ -21,6 +22,7 @@ PAGE = REPOSITORY / "docs" / "notes.md"
 IMAGES = REPOSITORY / "docs" / "notes"
 BAR = "\\|"  # within a table
 TEMPLATE = REPOSITORY / "docs" / "notes.template.md"
+STYLE = REPOSITORY / "docs" / "laboratory" / "notes.mplstyle"
 
 CONCEPTS: dict[str, Callable[[], Shown]] = {
     "planted_filter": convolution.planted_filter,
@@ -54,6 +56,7 @@ def main() -> None:
     unknown = [name for name in chosen if name not in CONCEPTS]
     if unknown:
         parser.error(f"there is no {', '.join(unknown)}; expected some of {', '.join(CONCEPTS)}")
+    style.use(STYLE)
     results = read_results()
     missed = 0
     for name in chosen:
@@ -79,17 +82,17 @@ def read_results() -> dict[str, Any]:
 def kept(name: str, shown: Shown) -> dict[str, Any]:
     """What the page needs of a concept; its images are written."""
     IMAGES.mkdir(exist_ok=True)
-    files = []
+    alts = {}
     for kind, image in shown.images.items():
         file = IMAGES / f"{name}-{kind}.png"
-        if isinstance(image, Figure):
-            image.savefig(file, dpi=100, metadata={"Software": None})
+        if isinstance(image.drawn, Figure):
+            image.drawn.savefig(file, metadata={"Software": None})
         else:
-            shutil.copyfile(image, file)
-        files.append(file.name)
+            shutil.copyfile(image.drawn, file)
+        alts[file.name] = image.alt
     return {
         "commands": list(dict.fromkeys(shown.commands)),
-        "images": files,
+        "images": alts,
         "claims": [asdict(claim) for claim in shown.claims],
         "text": shown.text,
     }
@@ -112,7 +115,7 @@ def section(found: dict[str, Any]) -> str:
     parts = ["```sh\n" + "\n".join(found["commands"]) + "\n```"]
     if found["text"]:
         parts.append(found["text"])
-    parts += [f"![{_spoken(file)}](notes/{file})" for file in found["images"]]
+    parts += [f"![{alt}](notes/{file})" for file, alt in found["images"].items()]
     rows = [
         [claim["what"], claim["expected"], claim["found"] + ("" if claim["holds"] else " **missed**")]
         for claim in found["claims"]
@@ -120,10 +123,6 @@ def section(found: dict[str, Any]) -> str:
     table = [["check", "expected", "found"], ["---"] * 3, *rows]
     parts.append("\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in table))
     return "\n\n".join(parts)
-
-
-def _spoken(file: str) -> str:
-    return file.removesuffix(".png").replace("-", ", ").replace("_", " ")
 
 
 if __name__ == "__main__":

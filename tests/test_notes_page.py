@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from laboratory.shown import Shown
-from make_notes import CONCEPTS, IMAGES, PAGE, page, read_results, section
+from laboratory.shown import Shown, signed
+from make_notes import CONCEPTS, IMAGES, PAGE, STYLE, kept, page, read_results, section
+from matplotlib import style
+from matplotlib.figure import Figure
+from PIL import Image
 
 import cnnlab
 from cnnlab.config.compose import CONFIGS
@@ -62,6 +65,28 @@ def test_every_image_of_the_page_is_there_and_no_other() -> None:
     assert named == {path.name for path in IMAGES.iterdir()}
 
 
+def test_every_image_is_described_in_a_sentence() -> None:
+    alts = [alt for found in read_results().values() for alt in found["images"].values()]
+    assert len(alts) == len(set(alts)) > 20
+    assert [alt for alt in alts if not (len(alt.split()) > 8 and alt.endswith(".")) or set(alt) & set("[]\n")] == []
+
+
+def test_an_image_is_written_with_its_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("make_notes.IMAGES", tmp_path)
+    shown = Shown(["make notes"])
+    with style.context(STYLE):
+        shown.draw("curve", Figure(), "A curve that rises.")
+        found = kept("learning", shown)
+    assert found["images"] == {"learning-curve.png": "A curve that rises."}
+    assert "![A curve that rises.](notes/learning-curve.png)" in section(found)
+    with Image.open(tmp_path / "learning-curve.png") as image:
+        assert image.width == 960  # 6.4 inches
+
+
+def test_a_negative_number_has_a_minus_sign() -> None:
+    assert [signed(-0.5), signed(0.5), signed(-1e-6, ".1e")] == ["−0.50", "+0.50", "−1.0e−06"]
+
+
 @pytest.mark.parametrize("concept", WITHOUT_RUNS)
 def test_a_concept_that_needs_no_training_holds_here(monkeypatch: pytest.MonkeyPatch, concept: str) -> None:
     monkeypatch.setattr(Shown, "table", lambda *given: None)  # starts a command, whose output no claim is about
@@ -73,7 +98,7 @@ def test_a_concept_that_needs_no_training_holds_here(monkeypatch: pytest.MonkeyP
 def test_a_claim_that_does_not_hold_is_marked() -> None:
     shown = Shown(["make notes"])
     shown.claim("two and two", 4, 5)
-    found = {"commands": shown.commands, "text": "", "images": [], "claims": [vars(c) for c in shown.claims]}
+    found = {"commands": shown.commands, "text": "", "images": {}, "claims": [vars(c) for c in shown.claims]}
     assert "| two and two | 4 | 5 **missed** |" in section(found)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 import cnnlab
@@ -69,10 +70,23 @@ def planted_filter() -> Shown:
     first = [int((images.y_N == label).nonzero()[0]) for label in range(len(SHAPES))]
     drawn_THW = torch.cat((images.x_NCHW[first, 0] / 255, planted(14.5)[0]))
     answers_THW = torch.cat((response_NHW[first], network(planted(14.5))[0]))
-    names = [*(name.replace("_", " ") for name in SHAPES), "column 14"]
-    shown.images["shapes"] = tiles_figure(drawn_THW, "drawn shapes, and an edge planted in column 14", names)
-    shown.images["answers"] = tiles_figure(
-        answers_THW, "what a filter for vertical edges answers to each", names, signed=True
+    names = [*(name.replace("_", " ") for name in SHAPES), "edge, column 14"]
+    shown.draw(
+        "shapes",
+        tiles_figure(drawn_THW, "drawn shapes, and an edge planted in column 14", names, columns=5, label="brightness"),
+        "Nine small images: an edge, a line, a corner and a curve of each kind, and a vertical edge in column 14.",
+    )
+    shown.draw(
+        "answers",
+        tiles_figure(
+            answers_THW,
+            "what a filter for vertical edges answers to each",
+            names,
+            signed=True,
+            columns=5,
+            label="response",
+        ),
+        "The responses to these images: strong along vertical edges and lines, nearly none to a horizontal edge.",
     )
     return shown
 
@@ -102,7 +116,11 @@ def frozen_filter() -> Shown:
     peak = conv(images.x_NCHW[number : number + 1].float())[0, 0, 14].argmax().item()
     shown.claim(f"image {number}: where its middle row rises most, and the map's peak there", steepest, peak)
     shown.evaluate(path, "layers=[conv1]", f"index={number}")
-    shown.images["maps"] = newest(path, "maps-conv1-*.png")
+    shown.draw(
+        "maps",
+        newest(path, "maps-conv1-*.png"),
+        "An image, black on the left and white on the right, and the filter's response: a red line along the edge.",
+    )
     return shown
 
 
@@ -112,8 +130,15 @@ def learned_filters() -> Shown:
     shown.evaluate(path, "layers=[conv1,relu2]")
     found = accuracy(path)
     shown.claim("accuracy on 1,000 new drawings, 8 classes", "> 97 %", f"{100 * found:.1f} %", found > 0.97)
-    for kind in ("filters-conv1", "maps-conv1", "maximised-relu2"):
-        shown.images[kind] = newest(path, f"{kind}-*.png")
+    for kind, alt in {
+        "filters-conv1": "The learned 7×7 filters of the first convolution, several of them with a positive and a "
+        "negative side.",
+        "maps-conv1": "An image of a vertical edge and the responses of the learned filters: some follow the edge, "
+        "others the bright side.",
+        "maximised-relu2": "For each channel after the second convolution the image that it responds to most: many "
+        "show stripes.",
+    }.items():
+        shown.draw(kind, newest(path, f"{kind}-*.png"), alt)
     return shown
 
 
@@ -142,10 +167,11 @@ def stride() -> Shown:
     shown = Shown(["make notes ARGS=stride"])
     images = Shapes(28, 8, 8, (2, 2), 0.0, 0).read("train")
     curve = images.x_NCHW[images.y_N == list(SHAPES).index("curve")][:1] / 255
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.9), layout="constrained")
     axes = figure.subplots(1, 4)
     axes[0].imshow(curve[0, 0].numpy(), cmap="gray")
-    axes[0].set_title("28×28")
+    axes[0].set_title("image: 28×28", loc="left", fontsize=10)
+    axes[0].set(xticks=[], yticks=[])
     for step in (1, 2, 3):
         (row,) = rows_of((1, 7, 7), conv={"type": "conv", "out_channels": 1, "kernel_size": 3, "stride": step})
         size = (7 - 3) / step + 1
@@ -153,9 +179,14 @@ def stride() -> Shown:
         found = "×".join(map(str, row.output_shape[1:])) + (f", {row.remark}" if row.remark else "")
         shown.claim(f"7×7 under a 3×3 kernel, stride {step}: (7 − 3)/{step} + 1 = {size:.3g}", expected, found)
         map_HW = filtering(VERTICAL, (1, 28, 28), stride=step)(curve)[0, 0].numpy()
-        axes[step].imshow(map_HW, cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, map_HW.shape[1], map_HW.shape[0], 0))
-        axes[step].set(title=f"stride {step}: {map_HW.shape[0]}×{map_HW.shape[1]}", xlim=(0, 28), ylim=(28, 0))
-    shown.images["maps"] = figure
+        side = map_HW.shape[0]
+        drawn = axes[step].imshow(map_HW, cmap="RdBu_r", vmin=-3, vmax=3, extent=(0, side, side, 0))
+        axes[step].add_patch(Rectangle((0, 0), side, side, fill=False, color="0.5", clip_on=False))
+        axes[step].set_title(f"stride {step}: {side}×{side}", loc="left", fontsize=10)
+        axes[step].set(xlim=(0, 28), ylim=(28, 0))
+        axes[step].set_axis_off()
+    figure.colorbar(drawn, ax=axes, label="response")
+    shown.draw("maps", figure, "An image of a curve and its feature maps with stride 1, 2 and 3, each smaller.")
     return shown
 
 
@@ -164,7 +195,7 @@ def padding() -> Shown:
     shown = Shown(["make notes ARGS=padding"])
     image = digits(1)[0].float()
     bordered, names = [image[0, 0]], ["image"]
-    for mode, value in (("zeros", None), ("constant", 1.0), ("reflect", None), ("replicate", None), ("circular", None)):
+    for mode, value in (("zeros", None), ("constant", 0.5), ("reflect", None), ("replicate", None), ("circular", None)):
         border = {"padding": 3, "padding_mode": mode} | ({} if value is None else {"padding_value": value})
         copy = filtering(1, tuple(image.shape[1:]), kernel_size=1, **border)  # type: ignore[arg-type]
         bordered.append(copy(image)[0, 0])
@@ -186,7 +217,12 @@ def padding() -> Shown:
     for place, map_HW in enumerate(bordered):
         start = (side - map_HW.shape[0]) // 2
         framed[place, start : start + map_HW.shape[0], start : start + map_HW.shape[1]] = map_HW
-    shown.images["borders"] = tiles_figure(framed, "three pixels of padding, by padding_mode", names)
+    shown.draw(
+        "borders",
+        tiles_figure(framed, "three pixels of padding, by padding_mode", names, columns=3, label="brightness"),
+        "A digit 0 without padding, and with borders of zeros, of grey, of its reflection, of its outermost pixels "
+        "repeated, and of its opposite side.",
+    )
     return shown
 
 
@@ -207,5 +243,14 @@ def receptive_field() -> Shown:
         shown.claim("pixels that the gradient of one of its units reaches", f"{field}×{field}", f"{height}×{width}")
         reached.append(x_NCHW.grad[0, 0] / x_NCHW.grad.max())
         names.append(f"{row.path}: {field}×{field}")
-    shown.images["reach"] = tiles_figure(torch.stack(reached), "∂(one unit)/∂(image), of 28×28", names)
+    shown.draw(
+        "reach",
+        tiles_figure(
+            torch.stack(reached),
+            "the gradient of one unit of each layer with respect to the 28×28 image",
+            names,
+            label="gradient / largest",
+        ),
+        "The pixels that one unit depends on, in white on black: a larger square after each of the four layers.",
+    )
     return shown

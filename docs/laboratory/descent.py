@@ -10,7 +10,7 @@ from cnnlab.losses import LOSSES
 from cnnlab.network import build_network
 from cnnlab.visualization.tiles import tiles_figure
 from laboratory.neurons import QUADRATIC, digits, sigmoid_network
-from laboratory.shown import Shown, lines_of
+from laboratory.shown import Shown, lines_of, signed
 from laboratory.updates import gradients, update
 
 
@@ -43,12 +43,17 @@ def four_steps() -> Shown:
     shown.claim("with λ = 5, n = 50,000, η = 0.5: the factor 1 − ηλ/n", f"{1 - eta * decay:.6f}", f"{factor:.6f}")
     now, grad_OIHW = parameters["conv.weight"]
     change = -0.5 * grad_OIHW
-    shown.images["update"] = tiles_figure(
-        torch.cat((before["conv.weight"], change * 20, now))[:, 0],
-        "four filters: before the update, 20 × its change, and after it",
-        [f"{kind} {k}" for kind in ("before", "20·Δw", "after") for k in range(4)],
-        signed=True,
-        columns=4,
+    shown.draw(
+        "update",
+        tiles_figure(
+            torch.cat((before["conv.weight"], change * 20, now))[:, 0],
+            "four filters: before the update, 20 × its change, and after it",
+            [f"filter {k}, {kind}" for kind in ("before", "20·Δw", "after") for k in range(4)],
+            signed=True,
+            columns=4,
+            label="weight",
+        ),
+        "Four 3×3 filters before an update, twenty times what it changes, and after it: nearly as before.",
     )
     return shown
 
@@ -94,25 +99,30 @@ def backward_pass() -> Shown:
     shown.claim("backward pass against finite differences, relative error in float64", "< 1e-6", f"{worst:.0e}",
                 worst < 1e-6)  # fmt: skip
     watched = lines_of(path / "gradients.jsonl")
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    layers = [layer for layer in watched[0]["gradient_norm"] if not layer.startswith("norm")]  # theirs lie far below
-    for layer, line_style in zip(layers, ("-", "--", "-.", ":"), strict=True):
-        left.semilogy(
+    figure = Figure(figsize=(6.4, 5.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    for layer in watched[0]["gradient_norm"]:
+        kind = layer.rstrip("0123456789")
+        upper.semilogy(
             [line["step"] for line in watched],
             [line["gradient_norm"][layer] for line in watched],
-            line_style,
+            color={"conv": "C0", "norm": "C1"}.get(kind, "black"),
+            linestyle={"2": "--", "3": ":"}.get(layer.removeprefix(kind), "-"),
             label=layer,
         )
-    left.set(xlabel="step", ylabel="‖∂C/∂layer‖", title="how steep the cost is along each layer")
-    left.legend()
+    upper.set(xlabel="step", ylabel="norm of ∂C/∂w", title="the gradient of each layer")
+    upper.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     top = watched[-1]["contributions"][:8][::-1]
-    right.barh([c["name"] for c in top], [c["weight"] * c["gradient"] for c in top])
-    right.tick_params(axis="y", labelsize=8)
-    right.axvline(0, color="gray", lw=0.5)
-    right.locator_params(axis="x", nbins=5)
-    right.set(xlabel="w·∂C/∂w", title=f"step {watched[-1]['step']}: the weights that contribute most")
-    shown.images["backward"] = figure
+    lower.barh([c["name"] for c in top], [c["weight"] * c["gradient"] for c in top])
+    lower.tick_params(axis="y", labelsize=9)
+    lower.locator_params(axis="x", nbins=5)
+    lower.set(xlabel="w·∂C/∂w", title=f"the weights that contribute most at step {watched[-1]['step']}")
+    shown.draw(
+        "backward",
+        figure,
+        "Above, the norm of each layer's gradient, which falls during training; below, the eight weights with the "
+        "largest w·∂C/∂w at the last step.",
+    )
     return shown
 
 
@@ -141,18 +151,23 @@ def gradient_descent() -> Shown:
     shown.claim("half the η: the relative error of ∇C·Δv is divided by", "2.0", f"{halved:.1f}")
     shown.claim("that error at η = 0.001", "< 1 %", f"{100 * relative_error(1e-3):.2f} %", relative_error(1e-3) < 0.01)
     small, huge = descent(1e-3, updates_before=200)[1], descent(1e3, updates_before=200)[1]
-    shown.claim("ΔC after an update with η = 0.001", "< 0", f"{small:.1e}", small < 0)
-    shown.claim("and with η = 1,000", "> 0", f"{huge:+.2f}", huge > 0)
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.loglog(rates, errors, "o-", ms=3)
-    left.set(xlabel="η", ylabel="|ΔC − ∇C·Δv| / |∇C·Δv|", title="the promise of ∇C·Δv is good for small steps")
+    shown.claim("ΔC after an update with η = 0.001", "< 0", signed(small, ".1e"), small < 0)
+    shown.claim("and with η = 1,000", "> 0", signed(huge), huge > 0)
+    figure = Figure(figsize=(6.4, 5.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    upper.loglog(rates, errors, "o-", ms=4)
+    upper.set(xlabel="learning rate η", ylabel="|ΔC − ∇C·Δv| / |∇C·Δv|", title="∇C·Δv is close to ΔC for small steps")
     watched = lines_of(path / "gradients.jsonl")
     steps = [line["step"] for line in watched]
-    right.plot(steps, [line["predicted_change"] for line in watched], label="promised: ∇C·Δv")
-    right.plot(steps, [line["loss_change"] for line in watched], label="actual: ΔC")
-    right.axhline(0, color="gray", lw=0.5)
-    right.set(xlabel="step", ylabel="change of the batch's cost", title="a CNN on digits, SGD with momentum")
-    right.legend()
-    shown.images["descent"] = figure
+    lower.plot(steps, [line["predicted_change"] for line in watched], label="promised: ∇C·Δv")
+    lower.plot(steps, [line["loss_change"] for line in watched], label="actual: ΔC")
+    lower.axhline(0, color="gray", linestyle="-", lw=0.5)
+    lower.set(xlabel="step", ylabel="change of the batch's cost", title="a CNN on digits, SGD with momentum")
+    lower.legend(loc="lower right")
+    shown.draw(
+        "descent",
+        figure,
+        "Above, the error of the promised change of the cost, small for small learning rates; below, the promised and "
+        "the actual change at updates of a CNN, which meet as the training ends.",
+    )
     return shown

@@ -38,19 +38,29 @@ def relu() -> Shown:
     silent, flat = ((x == 0).double().mean().item() for x in (a_NCHW, z_NCHW.grad))
     shown.claim("fraction of z ≤ 0, and of outputs that are 0", f"{100 * below:.2f} %", f"{100 * silent:.2f} %")
     shown.claim("fraction of z whose gradient is 0", f"{100 * below:.2f} %", f"{100 * flat:.2f} %")
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axes = figure.subplot_mosaic("ab;cc")
     grid = torch.linspace(-3, 3, 121)
-    left.plot(grid, network.relu(grid), label="max(0, z)")
-    left.hist(z_NCHW.detach().flatten(), 60, density=True, alpha=0.3, label="z after a convolution")
-    left.set(xlabel="z", xlim=(-3, 3), title="ReLU")
-    left.legend()
+    axes["a"].plot(grid, network.relu(grid))
+    axes["a"].set(xlabel="z", ylabel="output", xlim=(-3, 3), title="ReLU: max(0, z)")
+    edges = torch.linspace(-3, 3, 61)
+    for values, label in ((z_NCHW[z_NCHW <= 0], "z ≤ 0, silent"), (z_NCHW[z_NCHW > 0], "z > 0, passed on")):
+        axes["b"].hist(values.detach(), edges, label=label)
+    axes["b"].set(xlabel="z", ylabel="outputs", xlim=(-3, 3), title="z after a convolution")
+    axes["b"].legend(loc="upper right", fontsize=9)
+    axes["b"].margins(y=0.5)  # room for the legend
+    axes["b"].yaxis.set_major_formatter("{x:,.0f}")
     watched = lines_of(path / "gradients.jsonl")
     for layer in watched[0]["zero"]:
-        right.plot([line["step"] for line in watched], [100 * line["zero"][layer] for line in watched], label=layer)
-    right.set(xlabel="step", ylabel="outputs that are 0 (%)", ylim=(0, 100), title="digits: silent ReLUs in training")
-    right.legend()
-    shown.images["relu"] = figure
+        axes["c"].plot([line["step"] for line in watched], [100 * line["zero"][layer] for line in watched], label=layer)
+    axes["c"].set(xlabel="step", ylabel="outputs that are 0 (%)", ylim=(0, 100), title="while a CNN learns digits")
+    axes["c"].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    shown.draw(
+        "relu",
+        figure,
+        "ReLU is 0 up to z = 0 and then rises; about half of the z after a convolution are below 0; while a CNN learns "
+        "digits, about half of the third ReLU's outputs are 0, and fewer of the first two's, which follow max pooling.",
+    )
     return shown
 
 
@@ -78,10 +88,15 @@ def pooling() -> Shown:
     same = torch.equal(smaller, windows.max(4).values)
     shown.claim("each output is the largest of its window, to the bit", True, same)
     bigger = smaller.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    shown.images["pooled"] = tiles_figure(
-        torch.cat((x_NCHW[0], filtered[0], bigger[0])),
-        "max pooling: 28×28 to 14×14",
-        ["image", "filtered, 28×28", "pooled, 14×14"],
+    shown.draw(
+        "pooled",
+        tiles_figure(
+            torch.cat((x_NCHW[0], filtered[0], bigger[0])),
+            "max pooling: 28×28 to 14×14",
+            ["image", "filtered, 28×28", "pooled, 14×14"],
+            label="value",
+        ),
+        "A line, the same line after a filter, and after max pooling, in pixels twice as large.",
     )
     return shown
 
@@ -100,11 +115,18 @@ def dropout(p: float = 0.5, masks: int = 10_000) -> Shown:
                 0 < away < 3)  # fmt: skip
     fraction = (masked_MK[:, 0] != evaluated_K[0]).double().mean().item()
     shown.claim("passes that differ from evaluation's", "> 99 %", f"{100 * fraction:.1f} %", fraction > 0.99)
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = Figure(figsize=(6.4, 3), layout="constrained")
     axes = figure.add_subplot()
-    axes.hist(masked_MK[:, 0], 60, alpha=0.5, label=f"{masks:,} masks")
+    axes.hist(masked_MK[:, 0], 60, alpha=0.5, label=f"training, {masks:,} masks")
     axes.axvline(evaluated_K[0].item(), color="black", label="evaluation")
-    axes.set(xlabel="the first output", ylabel="passes", title=f"one image through dropout with p = {p:g}")
-    axes.legend()
-    shown.images["masks"] = figure
+    axes.set(
+        xlabel="value of the first output", ylabel="forward passes", title=f"one image under dropout with p = {p:g}"
+    )
+    figure.legend(loc="outside lower center", ncols=2)
+    shown.draw(
+        "masks",
+        figure,
+        "A histogram of one output under 10,000 dropout masks, shaped like a bell, with the output in evaluation at "
+        "its middle.",
+    )
     return shown

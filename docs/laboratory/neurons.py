@@ -23,6 +23,7 @@ from laboratory.shown import Shown, accuracy
 from laboratory.updates import gradients, update
 
 QUADRATIC, CROSS_ENTROPY = LOSSES["quadratic"](), LOSSES["bce"](sum_classes=True)
+POINT: dict[str, Any] = {"marker": "o", "linestyle": "", "color": "black", "ms": 9}  # a row of a truth table
 IMAGE, WANTED = torch.ones(1, 1, 1, 1), torch.zeros(1, 1)  # Nielsen, chapter 3: input 1, desired output 0
 
 
@@ -70,12 +71,12 @@ def perceptron() -> Shown:
     model = resolved(cnnlab.compose("experiment=perceptron"))["model"]
     separable = [gate for gate in TABLES if learns(model, gate)]
     shown.claim("of 16 two-input functions, those that one perceptron learns", 14, len(separable))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 3)
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for axis, path, gate, title in (
         (axes[0], learned, "nand", "NAND, learned"),
         (axes[1], failed, "xor", "XOR, one perceptron"),
-        (axes[2], given, "xor", "XOR of NANDs, given"),
+        (axes[2], given, "xor", "XOR, four NANDs"),
     ):
         grid = torch.linspace(-0.25, 1.25, 151)
         x_NCHW = torch.cartesian_prod(grid, grid)[:, None, None].flip(3)
@@ -83,15 +84,23 @@ def perceptron() -> Shown:
         axis.imshow(answer, extent=(-0.25, 1.25, -0.25, 1.25), origin="lower", cmap="Blues", vmin=0, vmax=2)
         inputs, outputs = rows_of(gate)
         for (a, b), wanted in zip(inputs.flatten(1).tolist(), outputs.tolist(), strict=True):
-            axis.plot(a, b, "o", color="black", mfc="black" if wanted else "white", ms=9)
-        axis.set(title=title, xlabel="first input", ylabel="second input", xticks=[0, 1], yticks=[0, 1])
-    dots = {"output 1 wanted": "black", "output 0 wanted": "white"}
-    marks = [
-        Line2D([], [], marker="o", ls="", color="black", mfc=fill, ms=9, label=text) for text, fill in dots.items()
+            axis.plot(a, b, **POINT, mfc="black" if wanted else "white")
+        axis.set(title=title, xlabel="first input", xticks=[0, 1], yticks=[0, 1])
+    axes[0].set_ylabel("second input")
+    blues = colormaps["Blues"]
+    legend = [
+        Line2D([], [], **POINT, mfc="black", label="should be 1"),
+        Line2D([], [], **POINT, mfc="white", label="should be 0"),
+        Patch(facecolor=blues(0.5), edgecolor="0.5", label="the network answers 1"),
+        Patch(facecolor=blues(0.0), edgecolor="0.5", label="it answers 0"),
     ]
-    area = Patch(color=colormaps["Blues"](0.5), label="the network's output is 1")
-    figure.legend(handles=[*marks, area], loc="outside lower center", ncols=3, frameon=False)
-    shown.images["lines"] = figure
+    figure.legend(handles=legend, loc="outside lower center", ncols=2)
+    shown.draw(
+        "lines",
+        figure,
+        "What three networks answer to two inputs: for NAND a straight line separates the outputs; one perceptron gets "
+        "XOR wrong; four NANDs in layers separate it.",
+    )
     return shown
 
 
@@ -111,14 +120,16 @@ def sigmoid() -> Shown:
     largest = max(gradient.abs().max().item() for gradient in found.values())
     shown.claim("the largest gradient before a step, of 51 weights and biases", 0.0, largest)
     z = torch.linspace(-5, 5, 401)
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(z, step(z), color="black", label="step")
+    axes.plot(z, step(z), color="black", linestyle="-", lw=1, label="step")
     for c in (1, 3, 10):
         axes.plot(z, smooth(c * z), label=f"σ({c}·z)" if c > 1 else "σ(z)")
-    axes.set(xlabel="z = w·x + b", ylabel="output")
-    axes.legend()
-    shown.images["curves"] = figure
+    axes.set(xlabel="z = w·x + b", ylabel="output", title="the larger the weights, the closer to a step")
+    axes.legend(loc="upper left")
+    shown.draw(
+        "curves", figure, "The step function and σ(z), σ(3·z), σ(10·z): S-shaped curves, ever closer to the step."
+    )
     return shown
 
 
@@ -143,7 +154,7 @@ def outputs(weight: float, bias: float, *, cross_entropy: bool = False) -> list[
 
 def quadratic_cost() -> Shown:
     shown = Shown(["make notes ARGS=quadratic_cost"])
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     starts = ((0.6, 0.9, "0.82 → 0.09", 6.7), (2.0, 2.0, "0.98 → 0.20", 56.6))
     for axis, (weight, bias, published, ratio) in zip(axes, starts, strict=True):
@@ -157,12 +168,17 @@ def quadratic_cost() -> Shown:
         by_entropy = gradients(logits, CROSS_ENTROPY, IMAGE, WANTED)["z.weight"].item()
         shown.claim("cross-entropy's first gradient, of the quadratic cost's: 1/σ′(z)", ratio,
                     round(by_entropy / by_quadratic, 1))  # fmt: skip
-        axis.plot(found, label="quadratic, η = 0.15")
-        axis.plot(outputs(weight, bias, cross_entropy=True), label="cross-entropy, η = 0.15")
-        axis.set(title=f"w = {weight}, b = {bias}", xlabel="step", ylim=(0, 1))
+        axis.plot(found, label="quadratic cost")
+        axis.plot(outputs(weight, bias, cross_entropy=True), label="cross-entropy")
+        axis.set(title=f"start w = {weight}, b = {bias}", xlabel="step (η = 0.15)", ylim=(0, 1))
     axes[0].set_ylabel("output; 0 is wanted")
-    axes[0].legend(loc="upper right")
-    shown.images["learning"] = figure
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    shown.draw(
+        "learning",
+        figure,
+        "A neuron's output over 300 steps: under cross-entropy it falls at once; under the quadratic cost slowly, and "
+        "from a start near 1 hardly at all for 150 steps.",
+    )
     return shown
 
 
@@ -232,17 +248,23 @@ def why_a_cost() -> Shown:
         "of 200 steps along one weight, those that change the cost", 200, sum(a != b for a, b in pairwise(costs))
     )
     shown.claim("those that leave the number of correct predictions as it is", "> 100", flat, flat > 100)
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
-    left.plot(nudges, costs, color="C0")
-    right.step(nudges, counts, color="C1", where="mid")
+    left.plot(nudges, costs, label="cost (left scale)")
+    right.step(nudges, counts, color="C1", linestyle="-", where="mid", label="correct predictions (right scale)")
     left.set(
         xlabel="nudge to one weight of the output layer",
-        title="the cost slopes; the number of correct predictions jumps",
+        ylabel="quadratic cost",
+        title="the cost changes smoothly, the number of correct ones in jumps",
     )
-    left.set_ylabel("quadratic cost", color="C0")
     right.yaxis.get_major_locator().set_params(integer=True)
-    right.set_ylabel("correct predictions of 500", color="C1")
-    shown.images["nudges"] = figure
+    right.set_ylabel("correct predictions of 500")
+    figure.legend(loc="outside lower center", ncols=2)
+    shown.draw(
+        "nudges",
+        figure,
+        "As one weight is nudged, the cost follows a smooth curve, while the number of correct predictions stays and "
+        "jumps.",
+    )
     return shown

@@ -29,18 +29,29 @@ class Claim:
     holds: bool
 
 
+@dataclass(frozen=True)
+class Image:
+    """What is drawn, or a file of it, and the sentence that stands for it where it cannot be seen."""
+
+    drawn: Figure | Path
+    alt: str
+
+
 @dataclass
 class Shown:
     """A concept: its commands, its images by name, its claims, and text beside them such as a table."""
 
     commands: list[str] = field(default_factory=list)
-    images: dict[str, Figure | Path] = field(default_factory=dict)
+    images: dict[str, Image] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     text: str = ""
 
     def claim(self, what: str, expected: Any, found: Any, holds: bool | None = None) -> None:
         """Holds if both are equal, where `holds` is not given."""
         self.claims.append(Claim(what, str(expected), str(found), bool(expected == found if holds is None else holds)))
+
+    def draw(self, name: str, drawn: Figure | Path, alt: str) -> None:
+        self.images[name] = Image(drawn, alt)
 
     def train(self, name: str, *overrides: str) -> Path:
         """The directory of the run that this command makes, or made before. Raises `RuntimeError`."""
@@ -97,6 +108,11 @@ def _run(script: str, *arguments: str) -> str:
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{ended.stderr}")
     return ended.stdout
+
+
+def signed(value: float, digits: str = ".2f") -> str:
+    """With + or a minus sign."""
+    return f"{value:+{digits}}".replace("-", "−")
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
