@@ -1,4 +1,4 @@
-"""The text of `docs/book.md`: its template, the presets' published figures and what `docs/book.json` holds."""
+"""The text of `docs/book.md`: its template, what the presets say and publish, and what `docs/book.json` holds."""
 
 import json
 import statistics
@@ -8,35 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from laboratory.shown import signed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = REPOSITORY / "configs" / "experiment" / "book"
 RESULTS = REPOSITORY / "docs" / "book.json"
 PAGE = REPOSITORY / "docs" / "book.md"
+CHAPTERS = {
+    1: ("c1-30", "c1-100", "c1-slow", "c1-fast"),
+    3: ("c3-ce30", "c3-ce100", "c3-overfit", "c3-reg1k", "c3-full", "c3-regfull", "c3-98", "c3-init30-large",
+        "c3-init30-small"),
+    5: ("c5-vanish",),
+    6: ("c6-fc", "c6-conv1", "c6-conv2", "c6-relu", "c6-expanded", "c6-fc2", "c6-dropout", "c6-ensemble"),
+}  # fmt: skip
 BEST_OF = {"c6-fc": 3, "c6-conv1": 3, "c6-conv2": 3, "c6-relu": 3}  # runs of which the book took the best
 VANISHING = {2: (0.066, 0.309), 3: (0.012, 0.060, 0.283), 4: (0.0030, 0.017, 0.070, 0.285)}  # by hidden layers
+LARGE_WEIGHTS = "With weights from N(0, 1) much depends on the draw, and one run is published."
+CAUSES = {  # of differences from what is published
+    "c1-30": LARGE_WEIGHTS,
+    "c1-100": "An output neuron may saturate in the first steps and never come back; each that does costs a digit, ten "
+    "points. The book reports a large variance, too.",
+    "c1-slow": "After so little learning, much still depends on the first weights.",
+    "c3-ce30": LARGE_WEIGHTS,
+    "c3-full": LARGE_WEIGHTS,
+    "c3-regfull": LARGE_WEIGHTS,
+    "c3-init30-large": LARGE_WEIGHTS,
+}
 
-HEAD = ("experiment", "published", "ours (%)", "difference", "what explains it", "runs", "chosen by", "minutes")
-CHAPTERS = {
-    "1": "quadratic cost, sigmoid neurons",
-    "3": "cross-entropy, regularisation, first weights",
-    "5": "vanishing gradients",
-    "6": "convolutions",
-}
-# what explains a difference, where it is known; of others, where the published run lies among ours
-CAUSES = {
-    "c1-100": "an output neuron that saturates in the first steps never recovers, and costs a digit: ten points. The "
-    "book reports a large variance, too",
-    "c1-fast": "both guess",
-    "c1-slow": "how far so small a learning rate gets depends on where it starts",
-}
+HEAD = ("experiment", "published (%)", "ours (%)", "difference", "runs and remarks")
 
 Results = dict[str, Any]  # experiment → seed → what a run's row needs; and what was measured without a run
 
 
 def names() -> list[str]:
     """The experiments, in the order of the page."""
-    return [path.stem for path in sorted(PRESETS.glob("c*.yaml"))]
+    return [name for chapter in CHAPTERS.values() for name in chapter]
 
 
 def read_results() -> Results:
@@ -45,46 +51,35 @@ def read_results() -> Results:
 
 def page(results: Results) -> str:
     """The text of `docs/book.md`."""
-    text = (REPOSITORY / "docs" / "book.template.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "book.template.md").read_text()
     for mark, value in {
-        **{f"chapter {chapter}": _chapter(chapter, results) for chapter in CHAPTERS},
+        **{f"chapter {chapter}": _chapter(chapter, results) for chapter in (1, 3, 6)},
         "baselines": _baselines(results.get("baselines")),
+        "c5-vanish": description("c5-vanish"),
         "vanishing": _vanishing(results.get("c5-vanish")),
     }.items():
         text = text.replace(f"<!-- {mark} -->", value)
     return text
 
 
-def _chapter(chapter: str, results: Results) -> str:
-    """What each experiment of a chapter is, and a table of what came out."""
-    own = [name for name in names() if name.startswith(f"c{chapter}-")]
-    rows, beside = [], []
-    for name in own:
-        published, runs = _preset(name).get("published"), list(results.get(name, {}).values())
-        if not runs or published is None:  # c5-vanish has a table of its own
-            continue
-        if name == "c6-ensemble":
-            rows.append(_ensemble_row(published["value"], results[name]))
+def description(name: str) -> str:
+    """What the experiment is: the first comment of its preset."""
+    _package, *lines = (PRESETS / f"{name}.yaml").read_text().splitlines()
+    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def _chapter(chapter: int, results: Results) -> str:
+    rows = []
+    for name in CHAPTERS[chapter]:
+        published = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["published"]
+        found = results.get(name)
+        if not found:
+            rows.append([_title(name), f"{100 * published['value']:.2f}", "not yet run", "", ""])
+        elif name == "c6-ensemble":
+            rows.append(_ensemble_row(published["value"], found))
         else:
-            rows.append(_row(name, published, runs))
-            beside += _rows_beside(name, runs)
-    parts = ["\n".join(f"- `{name}`: {_what(name)}" for name in own)]
-    parts += [_table(HEAD, rows)] if rows else []
-    parts += [_table(("experiment", "figure", "published", "ours (%)"), beside)] if beside else []
-    untried = [f"`{name}`" for name in own if not results.get(name)]
-    return "\n\n".join([*parts, *([f"Not yet run: {', '.join(untried)}."] if untried else [])])
-
-
-def _preset(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
-    return content
-
-
-def _what(name: str) -> str:
-    """What an experiment is: the comment at the beginning of its preset."""
-    lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines[1:]))
-    return comment[:1].lower() + comment[1:] if comment[:2].istitle() else comment
+            rows += [_row(name, published, list(found.values())), *_rows_beside(list(found.values()))]
+    return _table(HEAD, rows)
 
 
 def _row(name: str, published: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,58 +88,61 @@ def _row(name: str, published: Mapping[str, Any], runs: Sequence[Mapping[str, An
     shown = _mean(ours)
     if len(runs) >= BEST_OF.get(name, len(runs) + 1):
         figure = max(runs, key=lambda run: run["val"])["figure"]
-        shown = f"**{100 * figure:.2f}** best of {len(runs)} by validation; {shown}"
-    minutes = statistics.mean(run["seconds"] for run in runs) / 60
-    spread = f" ({100 * min(ours):.2f} … {100 * max(ours):.2f})" if len(ours) > 1 else ""
+        shown = f"**{100 * figure:.2f}**, best of {len(runs)} by validation; {shown}"
     return [
-        f"`{name}`",
+        _title(name),
         f"{100 * published['value']:.2f}",
-        shown + spread,
-        _signed(figure - published["value"]),
-        CAUSES.get(name) or _place(published["value"], ours),
-        str(len(runs)),
-        _chosen_by(runs[0]["monitor"], published["figure"]),
-        f"{minutes:.1f}",
+        shown,
+        signed(100 * (figure - published["value"])),
+        _remarks(name, published, runs),
     ]
 
 
-def _signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}".replace("-", "−")
+def _title(name: str) -> str:
+    return f"`{name}`: {description(name)}"
 
 
-def _place(published: float, ours: Sequence[float]) -> str:
-    """Where the published run lies among ours."""
-    if len(ours) < 2:
-        return "one run each"
-    if published > max(ours):
-        return f"the published run is above all {len(ours)} of ours"
-    if published < min(ours):
-        return f"the published run is below all {len(ours)} of ours"
-    return "the published run is among ours"
+def _remarks(name: str, published: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """How many runs of how many minutes, their range, the chosen epoch, and why they differ from what is published."""
+    ours = [run["figure"] for run in runs]
+    minutes = f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f} min"
+    made = f"1 run of {minutes}"
+    if len(runs) > 1:
+        made = f"{len(runs)} runs of {minutes}, {100 * min(ours):.2f} to {100 * max(ours):.2f}"
+        if not min(ours) <= published["value"] <= max(ours):
+            made += f", all {'below' if published['value'] > max(ours) else 'above'} what is published"
+    chosen = _chosen_by(runs[0]["monitor"], published["figure"])
+    return f"{made}; {chosen}. {CAUSES.get(name, '')}".strip()
 
 
 def _chosen_by(monitor: str | None, figure: str) -> str:
     if monitor is None:
-        return "last epoch" + (" (validation images)" if figure.endswith("/val") else "")
-    return "test peak" if monitor.endswith("/test") else "validation"
+        return "last epoch" + (", on the validation images" if figure.endswith("/val") else "")
+    return f"best epoch on the {'test' if monitor.endswith('/test') else 'validation'} images"
 
 
-def _rows_beside(name: str, runs: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+def _rows_beside(runs: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """What else is published of the experiment above."""
     for figure, found in runs[0]["beside"].items():
         values = [run["beside"][figure]["ours"] for run in runs]
-        yield [f"`{name}`", figure, f"{100 * found['published']:.2f}", _mean(values)]
+        split, _, epoch = figure.partition(", ")
+        images = {"test": "test images", "val": "validation images"}.get(split, split)
+        yield [
+            f"… {images}{epoch and ', '}{epoch}",
+            f"{100 * found['published']:.2f}",
+            _mean(values),
+            signed(100 * (statistics.mean(values) - found["published"])),
+            "",
+        ]
 
 
 def _ensemble_row(published: float, found: Mapping[str, Any]) -> list[str]:
     return [
-        "`c6-ensemble`",
+        _title("c6-ensemble"),
         f"{100 * published:.2f}",
         f"{100 * found['accuracy']:.2f}",
-        _signed(found["accuracy"] - published),
-        "one vote each",
-        f"{found['votes']} votes",
-        "validation",
-        f"{found['seconds'] / 60:.1f}",
+        signed(100 * (found["accuracy"] - published)),
+        f"{found['votes']} votes, {found['seconds'] / 60:.1f} min in all; best epoch on the validation images.",
     ]
 
 
@@ -174,7 +172,7 @@ def _vanishing(found: Mapping[str, Sequence[Sequence[float]]] | None) -> str:
     rows = []
     for layers, norms in VANISHING.items():
         seeds = found[str(layers)]
-        ours = [f"{statistics.mean(layer):.2g} ± {statistics.stdev(layer):.1g}" for layer in zip(*seeds, strict=True)]
-        rows.append([str(layers), ", ".join(f"{norm:.2g}" for norm in norms), ", ".join(ours)])
+        ours = [f"{statistics.mean(layer):#.2g} ± {statistics.stdev(layer):.1g}" for layer in zip(*seeds, strict=True)]
+        rows.append([str(layers), ", ".join(f"{norm:#.2g}" for norm in norms), ", ".join(ours)])
     head = ("hidden layers", "published ‖∂C/∂b‖, first layer first", f"ours, {len(found['2'])} draws")
     return _table(head, rows)
