@@ -1,7 +1,7 @@
 """Makes of `results/*.json` the tables in `results/README.md`, the plots and the table in README.md."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev

@@ -51,7 +51,7 @@ def read_results() -> Results:
 
 def page(results: Results) -> str:
     """The text of `docs/book.md`."""
-    text = (REPOSITORY / "docs" / "book.template.md").read_text()
+    text = (REPOSITORY / "docs" / "book.template.md").read_text(encoding="utf-8")
     for mark, value in {
         **{f"chapter {chapter}": _chapter(chapter, results) for chapter in (1, 3, 6)},
         "baselines": _baselines(results.get("baselines")),
@@ -64,14 +64,14 @@ def page(results: Results) -> str:
 
 def description(name: str) -> str:
     """What the experiment is: the first comment of its preset."""
-    _package, *lines = (PRESETS / f"{name}.yaml").read_text().splitlines()
+    _package, *lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _chapter(chapter: int, results: Results) -> str:
     rows = []
     for name in CHAPTERS[chapter]:
-        published = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["published"]
+        published = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))["published"]
         found = results.get(name)
         if not found:
             rows.append([_title(name), f"{100 * published['value']:.2f}", "not yet run", "", ""])

@@ -8,15 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
-from cycler import cycler
 from matplotlib.figure import Figure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = REPOSITORY / "runs" / "notes"
-# told apart without colour vision, too (Okabe and Ito, 2008)
-matplotlib.rcParams["axes.prop_cycle"] = cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"])
 
 
 @dataclass(frozen=True)
