@@ -20,7 +20,6 @@ from typing import IO
 
 import PIL
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnlab.data.image_files import ImageReader, Keep
@@ -202,6 +201,8 @@ def _usable(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Holds the cache's lock: the jobs of a grid would all decode the same images."""
+    from filelock import FileLock, Timeout  # most runs decode nothing
+
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)

@@ -268,7 +268,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _read_weights(path: Path, tied: Mapping[str, str]) -> dict[str, Tensor]:
-    weights = safetensors.torch.load_file(path)
+    weights = safetensors.torch.load(path.read_bytes())  # not mapped: Windows removes no file that is
     return {**weights, **{name: weights[other] for name, other in tied.items()}}
 
 

@@ -36,7 +36,7 @@ def read_state(path: Path) -> dict[str, Any]:
             structure = (file.metadata() or {}).get(_STRUCTURE, "")
             if len(structure) > LARGEST_STRUCTURE:
                 raise ValueError(f"its structure has more than {LARGEST_STRUCTURE:,} characters")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — it is no mapping
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 — it is no mapping
         state = _unpacked(json.loads(structure), tensors)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"it is no state: {type(error).__name__}: {error}") from error

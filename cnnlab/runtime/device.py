@@ -62,9 +62,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    if device.type == "mps":
-        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 1)
     free = int(psutil.virtual_memory().available)
+    if device.type == "mps":  # which shares main memory
+        return max(min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 1)
     limit, used = (_content(CONTROL_GROUP / name) for name in ("memory.max", "memory.current"))
     if limit.isdigit() and used.isdigit():
         cached = re.search(r"^inactive_file (\d+)$", _content(CONTROL_GROUP / "memory.stat"), re.MULTILINE)

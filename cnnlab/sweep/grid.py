@@ -30,7 +30,7 @@ from cnnlab.config.saved_config import resolved, trusted_names
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
-from cnnlab.runtime.terminal import print_table, width
+from cnnlab.runtime.terminal import print_table, waiting, width
 from cnnlab.sweep.axes import Grid, Job, read_grid
 from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
 from cnnlab.sweep.results import (
@@ -63,7 +63,8 @@ class GridSweeper(Sweeper):
         """Raises `ConfigError` before anything is written, `TrainingError` where a job did not complete."""
         grid = read_grid(arguments)
         print(grid, flush=True)
-        refusals = _refusals(grid, self.loader, self.config)
+        with waiting("checking the jobs"):
+            refusals = _refusals(grid, self.loader, self.config)
         folder = self._make_folder()
         print(f"results in {folder}", flush=True)
         refused = [Result(job, "failed", error=refusals[job.number]) for job in grid.jobs if job.number in refusals]

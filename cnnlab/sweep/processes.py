@@ -17,7 +17,7 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 # what a process gets when its parent is stopped: the other signal, since its first may have come to the whole group
 # already (Ctrl-C in a terminal, a batch system), and a second of the same kind would stop it before it has saved
 PASSED_ON = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT}
-KILLED = -9  # by SIGKILL, which Windows does not have
+KILLED = -signal.SIGKILL if hasattr(signal, "SIGKILL") else 1  # how a process that was killed ends
 STOPPED = {status for number in PASSED_ON for status in (128 + number, -number)}
 
 
