@@ -194,11 +194,10 @@ class Checkpoints:
 
     def _best_at(self, step: int) -> int | None:
         try:
-            best_step = _read_manifest(self.path(step))["best_step"]
+            best_step = _read_manifest(self.path(step)).get("best_step")
         except DamagedCheckpointError:
             return None
-        assert best_step is None or isinstance(best_step, int)
-        return best_step
+        return best_step if isinstance(best_step, int) else None
 
     def _clear_leftovers(self) -> None:
         """What a kill left of an earlier write or removal."""
@@ -216,6 +215,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"that was started with 0.2 or later"
         )
     try:
+        _check_steps(folder, manifest)
         _verify_files(folder, manifest["files"])
         tied = manifest["tied"]
         has_ema = EMA_WEIGHTS in manifest["files"]
@@ -229,6 +229,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise DamagedCheckpointError(f"{folder} is not a checkpoint of cnnlab: {first_line(error)}") from error
+
+
+def _check_steps(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """A step's checkpoint under another name, or one whose best is still to come, was not written here."""
+    step, best, match = manifest["step"], manifest["best_step"], _NAME.fullmatch(folder.name)
+    legal = type(step) is int and (best is None or (type(best) is int and 0 <= best <= step))
+    if not legal or not match or int(match[1]) != step or not isinstance(manifest["meta"], dict):
+        raise DamagedCheckpointError(f"{folder} has the manifest of another checkpoint: its step is {step!r:.40}")
 
 
 def _verify_files(folder: Path, files: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ names of parameters alone.
 """
 
 import copy
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,8 +13,12 @@ import torch
 from torch import Tensor
 
 from cnnlab.engine.optimization import optimizer_state
+from cnnlab.engine.schedule import Schedule
 from cnnlab.engine.trainer import Trainer
 from cnnlab.runtime.errors import ConfigError, listing
+from cnnlab.runtime.randomness import put_back
+
+LARGEST = 2**53  # of a whole number: floats hold it exactly
 
 
 def check_trainer_state(place: str, trainer: Trainer, given: Any, step: int) -> None:
@@ -28,30 +31,55 @@ def check_trainer_state(place: str, trainer: Trainer, given: Any, step: int) -> 
     check_optimizer_state(f"{place} train_state.optimizer", trainer.train_state.optimizer, parts["optimizer"])
     for name in ("schedule", "scaler", "ema", "loss"):
         check_like(f"{place} train_state.{name}", own[name], parts[name])
-    if own["schedule"].keys() == {"steps"} and parts["schedule"]["steps"] != step:
-        _refuse(f"{place} train_state.schedule.steps", str(step), parts["schedule"]["steps"])
+    _check_best(f"{place} progress", trainer.settings.monitor, given["progress"])
+    _check_counters(place, trainer, given, step)
     check_like(f"{place} train", reference["train"], given["train"])
     check_count(f"{place} train.epoch", given["train"]["epoch"])
     check_count(f"{place} train.position", given["train"]["position"], len(trainer.train))
-    check_like(f"{place} tally", reference["tally"], given["tally"])
+    batches = given["train"]["epoch"] * len(trainer.train) + given["train"]["position"]
+    if batches != step:
+        _refuse(f"{place} train", f"the place of batch {step}", batches)
+    _check_mapping(f"{place} tally", reference["tally"], given["tally"], deeply=False)
+    if not (trainer.train_state.scaler.is_enabled() and isinstance(given["tally"]["loss_sum"], float)):
+        check_number(f"{place} tally.loss_sum", given["tally"]["loss_sum"])  # with fp16 a skipped step's is not finite
     check_count(f"{place} tally.count", given["tally"]["count"])
     check_count(f"{place} tally.correct", given["tally"]["correct"], given["tally"]["count"])
     _check_generators(f"{place} generators", reference["generators"], given["generators"])
+
+
+def _check_counters(place: str, trainer: Trainer, given: Mapping[str, Any], step: int) -> None:
+    """What counts steps has counted those of the manifest."""
+    parts, skipped = given["train_state"], given["progress"]["skipped"]
+    own = isinstance(trainer.train_state.schedule, Schedule)
+    if own and (type(parts["schedule"]["steps"]) is not int or parts["schedule"]["steps"] != step):
+        _refuse(f"{place} train_state.schedule.steps", str(step), parts["schedule"]["steps"])
+    updates = step - sum(one <= step for one in skipped)
+    if trainer.train_state.ema and parts["ema"]["updates"] != updates:
+        _refuse(f"{place} train_state.ema.updates", str(updates), parts["ema"]["updates"])
+
+
+def _check_best(place: str, monitor: str | None, given: Mapping[str, Any]) -> None:
+    """The trainer compares with these values at the next validation."""
+    if monitor is not None and given["best"] is not None:
+        compared = {monitor, f"loss/{monitor.split('/')[1]}"}
+        if not compared <= given["best_values"].keys():
+            _refuse(f"{place}.best_values", f"{listing(sorted(compared))} among them", list(given["best_values"]))
 
 
 def _check_progress(place: str, reference: Mapping[str, Any], given: Any, step: int) -> None:
     _check_mapping(place, reference, given, deeply=False)
     if given["step"] != step or type(given["step"]) is not int:
         _refuse(f"{place}.step", f"the {step} of the manifest", given["step"])
-    for name in ("images", "recorded_images", "without_improvement"):
-        check_count(f"{place}.{name}", given[name])
-    for name in ("seconds", "recorded_seconds"):
-        check_number(f"{place}.{name}", given[name], 0)
+    check_count(f"{place}.images", given["images"], LARGEST)
+    check_number(f"{place}.seconds", given["seconds"], 0)
+    check_count(f"{place}.recorded_images", given["recorded_images"], given["images"])
+    check_number(f"{place}.recorded_seconds", given["recorded_seconds"], 0, given["seconds"])
+    check_count(f"{place}.without_improvement", given["without_improvement"], step)
     if given["best"] is not None:
         check_number(f"{place}.best", given["best"])
-    for name, most in (("best_step", step), ("best_epoch", math.inf)):
+    for name in ("best_step", "best_epoch"):
         if given[name] is not None:
-            check_count(f"{place}.{name}", given[name], most)
+            check_count(f"{place}.{name}", given[name], step)
     if not isinstance(given["skipped"], list):
         _refuse(f"{place}.skipped", "a list of steps", given["skipped"])
     for one in given["skipped"]:
@@ -92,7 +120,8 @@ def _is_list(value: Any) -> bool:
 def check_like(place: str, reference: Any, given: Any) -> None:
     """Raises `ConfigError` that names the place where `given` has another structure, type, shape or dtype.
 
-    A whole number does for a float. Values are not compared, but numbers that are finite in a new state stay so.
+    A whole number does for a float. Text is the same, numbers that are finite in a new state stay so, and whole ones
+    do not become negative.
     """
     if isinstance(reference, Tensor):
         _check_tensor(place, reference, given)
@@ -105,8 +134,13 @@ def check_like(place: str, reference: Any, given: Any) -> None:
             check_like(f"{place}[{number}]", one, other)
     elif isinstance(reference, float):
         check_number(place, given)
-    elif type(given) is not type(reference):
-        _refuse(place, f"a value of type {type(reference).__name__}", given)
+    elif type(reference) is int and reference >= 0:
+        if isinstance(given, float):  # such as a learning rate that began as 1
+            check_number(place, given)
+        else:
+            check_count(place, given, LARGEST)
+    elif type(given) is not type(reference) or (isinstance(reference, str) and given != reference):
+        _refuse(place, repr(reference), given)
 
 
 def check_number(place: str, given: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:
@@ -124,46 +158,74 @@ def check_count(place: str, given: Any, maximum: float = math.inf) -> None:
 
 
 def check_optimizer_state(place: str, optimizer: torch.optim.Optimizer, given: Any) -> None:
-    """Compares with the state that a step of a copy makes, with gradients of zero: shapes, dtypes and names.
+    """Compares with the state that a step makes: names, shapes and dtypes. That step is undone.
 
-    A parameter that had no gradient has no state. Raises `ConfigError`.
+    A parameter that had no gradient has no state; what a user's own optimizer adds later has the parameter's shape, or
+    none. Raises `ConfigError`.
     """
     reference = optimizer_state(optimizer)
     _check_mapping(place, {"state": {}, "groups": []}, given, deeply=False)
-    groups = {frozenset(group["names"]): group for group in reference["groups"]}
-    _check_groups(f"{place}.groups", groups, given["groups"])
+    _check_groups(f"{place}.groups", reference["groups"], given["groups"])
     if not isinstance(given["state"], Mapping):
         _refuse(f"{place}.state", "a mapping", given["state"])
-    after_a_step = optimizer_state(_stepped(optimizer))["state"] if given["state"] else {}
+    after_a_step = _state_after_a_step(optimizer) if given["state"] else {}
     for name, values in given["state"].items():
         if name not in after_a_step:
             _refuse(f"{place}.state", f"names among {listing(sorted(after_a_step)[:5])}, …", name)
-        if values:
-            check_like(f"{place}.state.{name}", after_a_step[name], values)
+        _check_values(f"{place}.state.{name}", *after_a_step[name], values)
 
 
-def _check_groups(place: str, groups: Mapping[frozenset[str], Mapping[str, Any]], given: Any) -> None:
-    if not isinstance(given, list) or len(given) != len(groups):
-        _refuse(place, f"{len(groups)} groups of parameters", given)
+def _check_values(place: str, parameter: Tensor, reference: Mapping[str, Any], given: Any) -> None:
+    known = {key: value for key, value in reference.items() if value is not None}
+    if not isinstance(given, Mapping):
+        _refuse(place, f"a mapping with {listing(known)}", given)
+    check_like(place, known, {key: value for key, value in given.items() if key in known})
+    for key, value in given.items():
+        if key not in known and isinstance(value, Tensor) and value.dim():
+            _check_tensor(f"{place}.{key}", parameter.to(value.dtype), value)
+
+
+def _check_groups(place: str, reference: Sequence[Mapping[str, Any]], given: Any) -> None:
+    if not isinstance(given, list) or len(given) != len(reference):
+        _refuse(place, f"{len(reference)} groups of parameters", given)
+    own = {tuple(sorted(group["names"])): group for group in reference}
     for number, group in enumerate(given):
         names = group.get("names") if isinstance(group, Mapping) else None
         known = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        reference = groups.get(frozenset(names or ())) if known else None
-        if reference is None:
+        match = own.pop(tuple(sorted(names or ())), None) if known else None
+        if match is None:
             _refuse(f"{place}[{number}].names", "the names of one of the groups", names)
-        plain = {key: value for key, value in reference.items() if key != "names"}
+        plain = {key: value for key, value in match.items() if key != "names"}
         check_like(f"{place}[{number}]", plain, {key: value for key, value in group.items() if key != "names"})
+        for key in ("lr", "weight_decay", "momentum", "eps"):
+            if isinstance(group.get(key), int | float):
+                check_number(f"{place}[{number}].{key}", group[key], 0)
 
 
-def _stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A copy, with parameters of its own, that took a step with gradients of zero."""
-    other = copy.deepcopy(optimizer)
-    for group in other.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    with torch.no_grad():
-        inspect.unwrap(type(other).step)(other)  # torch's decorators would import its compiler, which takes a second
-    return other
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """Each parameter, and the state that a step with gradients of one gives it, by the parameter's name.
+
+    The step is this optimizer's own, since a copy lacks what a user's class keeps beside state and groups; afterwards
+    parameters, state, groups and generators are as before.
+    """
+    by_name = {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+    kept = {parameter: copy.deepcopy(values) for parameter, values in optimizer.state.items()}
+    groups = [dict(group) for group in optimizer.param_groups]
+    with put_back([*by_name.values()]):
+        for parameter in by_name.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        after = optimizer_state(optimizer)["state"]
+    optimizer.state.clear()
+    optimizer.state.update(kept)
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        group.update(before)
+    optimizer.zero_grad()
+    return {name: (by_name[name], values) for name, values in after.items()}
 
 
 def _check_tensor(place: str, reference: Tensor, given: Any) -> None:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-LARGEST_STRUCTURE = 1 << 26  # bytes of JSON
+LARGEST_STRUCTURE = 1 << 24  # bytes of JSON
 _STRUCTURE = "structure"
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -70,14 +70,14 @@ def _key(key: Any, place: str) -> Any:
     return key
 
 
-def _unpacked(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpacked(packed: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(packed, list):
         return [_unpacked(inner, tensors) for inner in packed]
     if not isinstance(packed, dict):
         return packed
     [(kind, content)] = packed.items()
     if kind == "tensor":
-        return tensors[content]
+        return tensors.pop(content)  # once: no two of a state share memory
     if kind == "float":
         return _NOT_FINITE[content]
     if kind == "tuple":

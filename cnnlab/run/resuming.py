@@ -17,7 +17,7 @@ from cnnlab.engine.state_check import check_trainer_state
 from cnnlab.engine.trainer import Trainer
 from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory
 from cnnlab.run.loaders import load_weights
-from cnnlab.runtime.errors import ConfigError, listing
+from cnnlab.runtime.errors import ConfigError, first_line, listing
 
 # how long the run continues, what is logged and saved, where the data is, the device
 CHANGEABLE = (
@@ -122,7 +122,12 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         load_weights(train_state.ema.network, checkpoint.inference_weights, checkpoint.folder)
     state = checkpoint.state()
     check_trainer_state(f"checkpoint: {checkpoint.folder / STATE}:", trainer, state, checkpoint.step)
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except Exception as error:  # whatever torch's generators or a user's own optimizer or schedule refuse it with
+        raise ConfigError(
+            f"checkpoint: {checkpoint.folder / STATE} was refused: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _check_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:

@@ -1,11 +1,16 @@
 """A state that a trainer could not have saved is refused before it is used, whatever the optimizer."""
 
 import copy
+import dataclasses
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from planted import setting
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +20,7 @@ from cnnlab.data.source import Images
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.optimization import optimizer_state
 from cnnlab.engine.schedule import Schedule, constant
 from cnnlab.engine.settings import TrainerSettings
 from cnnlab.engine.state_check import check_trainer_state
@@ -29,6 +35,34 @@ OPTIMIZERS: dict[str, Any] = {
     "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, momentum=0.9, centered=True),
     "adadelta": torch.optim.Adadelta,
     "plain": lambda parameters: torch.optim.SGD(parameters, 0.1),
+}
+
+
+class Remembers(torch.optim.Optimizer):
+    """A user's own: an attribute beside state and groups, plain values, state of another shape and made late."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1, "seen": 0})
+        self.decay = 0.5
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["seen"] += 1
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["rows"] = parameter.grad.flatten(1).sum(0) * self.decay if parameter.dim() > 1 else None
+                state["count"] = state.get("count", 0) + 1
+                if state["count"] > 2:
+                    state["slow"] = parameter.clone()
+                parameter.sub_(parameter.grad, alpha=group["lr"])
+
+
+OPTIMIZERS |= {
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+    "nadam": torch.optim.NAdam,
+    "own": Remembers,
 }
 NO_LENGTHS: Any = dict.fromkeys(("max_steps", "max_time", "clip_norm", "patience", "checkpoint_every", "ema"))
 
@@ -73,7 +107,7 @@ def test_what_a_trainer_saved_is_accepted_and_continues(tmp_path: Path, kind: st
     before = copy.deepcopy(trainer.train_state.network.state_dict())
     check_trainer_state("state", trainer, state, step)
     assert all(torch.equal(before[name], value) for name, value in trainer.train_state.network.state_dict().items())
-    assert not trainer.train_state.optimizer.state  # nothing is left of the comparison
+    assert_fresh(trainer, make_trainer(tmp_path, kind))  # nothing is left of the comparison
     trainer.load_state_dict(state)
 
 
@@ -162,3 +196,72 @@ def test_a_hyperparameter_of_another_type_is_refused(tmp_path: Path, value: Any)
     state["train_state"]["optimizer"]["groups"][0]["lr"] = value
     with pytest.raises(ConfigError, match=r"groups\[0\].lr: expected a finite number"):
         check_trainer_state("state", make_trainer(tmp_path), state, step)
+
+
+def assert_fresh(trainer: Trainer, other: Trainer) -> None:
+    mine, fresh = (optimizer_state(one.train_state.optimizer) for one in (trainer, other))
+    assert mine["groups"] == fresh["groups"]
+    assert mine["state"].keys() == fresh["state"].keys()
+    for name, values in fresh["state"].items():
+        assert all(torch.equal(value, mine["state"][name][key]) for key, value in values.items())
+
+
+MOMENTUM = "train_state/optimizer/state/0.weight/momentum_buffer"
+GROUP = "train_state/optimizer/groups/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *[
+            (MOMENTUM, value)
+            for value in (torch.zeros(1), torch.zeros(()), torch.zeros(4, 3, 2, 2).double(), None, ...)
+        ],
+        *[("train_state/optimizer/state/0.weight", value) for value in (None, {}, [])],
+        ("train_state/optimizer/state/0.weight/more", torch.zeros(3)),
+        *[(f"{GROUP}/lr", value) for value in (..., None, "0.1", math.nan, -1.0)],
+        *[(f"{GROUP}/names", value) for value in (..., None, ["0.weight"] * 4, [1])],
+        *[("train_state/schedule/steps", value) for value in (-5, 7, 8.0, "zzz", True, None, 10**400)],
+        *[("train_state/ema/updates", value) for value in (-1, 7, 9, 10**12)],
+        *[("train/position", value) for value in (-1, 3, 10**12, 1.0, None)],
+        *[("train/epoch", value) for value in (-1, 0, 10**12)],
+        *[("progress/recorded_images", value) for value in (-1, 10**6)],
+        ("progress/recorded_seconds", 1e9),
+        ("progress/without_improvement", 9),
+        ("progress/best_epoch", 9),
+        *[("tally/loss_sum", value) for value in ("0", None)],
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_value_that_no_run_has_is_refused(tmp_path: Path, path: str, value: Any) -> None:
+    state, step = saved(tmp_path)
+    setting(path, value)(state)
+    with pytest.raises(ConfigError, match=r"^state "):
+        check_trainer_state("state", make_trainer(tmp_path), state, step)
+
+
+def test_a_best_without_the_values_that_the_next_is_compared_with_is_refused(tmp_path: Path) -> None:
+    state, step = saved(tmp_path)
+    trainer = make_trainer(tmp_path)
+    trainer.settings = dataclasses.replace(trainer.settings, monitor="accuracy/val")
+    state["progress"] |= {"best": 0.5, "best_step": 4, "best_epoch": 1, "best_values": {"accuracy/val": 0.5}}
+    with pytest.raises(ConfigError, match=r"best_values: expected accuracy/val, loss/val among them"):
+        check_trainer_state("state", trainer, state, step)
+    state["progress"]["best_values"]["loss/val"] = math.nan
+    check_trainer_state("state", trainer, state, step)
+
+
+def test_a_loss_that_fp16_skipped_is_accepted(tmp_path: Path) -> None:
+    state, step = saved(tmp_path)
+    trainer = make_trainer(tmp_path)
+    trainer.train_state.scaler = torch.amp.GradScaler("cpu")
+    state["train_state"]["scaler"] = trainer.train_state.scaler.state_dict()
+    state["tally"]["loss_sum"] = math.nan
+    check_trainer_state("state", trainer, state, step)
+
+
+def test_a_state_whose_tensors_share_memory_is_refused(tmp_path: Path) -> None:
+    structure = {"dict": [[name, {"tensor": "0"}] for name in "xy"]}
+    safetensors.torch.save_file({"0": torch.zeros(3)}, tmp_path / "state", {"structure": json.dumps(structure)})
+    with pytest.raises(ValueError, match="it is no state"):
+        read_state(tmp_path / "state")
