@@ -19,6 +19,7 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.config.sections import is_quiet
 from cnnlab.engine.autotune import Trial, one_line, table
+from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import make_deterministic
@@ -322,6 +323,9 @@ def _roll_back(run: _Run, trainer: Trainer, observers: Observers, error: NonFini
     if run.plan.settings.on_nonfinite == "stop" or checkpoint is None or len(skipped) >= MOST_ROLLBACKS:
         raise error
     trainer.tally.reset()  # what is pending belongs to steps that are undone
+    trainer.train.close()  # its workers are ahead
+    if isinstance(trainer.train_state.step, Captured):
+        trainer.train_state.step.forget()
     restore(trainer, checkpoint)
     trainer.progress.skipped = sorted({*skipped, *trainer.progress.skipped, error.step})
     observers.log(_started(run, trainer))  # cuts the records of what is undone

@@ -21,8 +21,11 @@ import cnnlab
 from cnnlab.cli import evaluate, train
 from cnnlab.config.run_config import RunConfig
 from cnnlab.data.source import Images
+from cnnlab.engine.backends import cuda_graph
+from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.checkpoint import read_checkpoint
 from cnnlab.engine.schedule import one_cycle
+from cnnlab.engine.step import forward_backward
 from cnnlab.engine.trainer import Trainer
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.process_state import the_only_training
@@ -342,6 +345,34 @@ def test_a_run_rolls_back_and_is_one_without_that_update(in_tmp_path: Path) -> N
     events = EventAccumulator("rolled").Reload()
     steps = [event.step for event in events.Scalars("loss/train")]
     assert steps == sorted(set(steps))
+
+
+def test_a_captured_step_is_captured_anew_after_a_rollback(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph updates the momenta that it was captured with, wherever the optimizer's are later."""
+    stale: list[bool] = []
+
+    def capture(step: Any, batch: Batch, modules: Any, optimizer: Any) -> Any:
+        held = [values["momentum_buffer"] for values in optimizer.state.values()]
+
+        def replay(batch: Batch) -> Any:
+            now = [values["momentum_buffer"] for values in optimizer.state.values()]
+            stale.append(any(one is not other for one, other in zip(held, now, strict=True)))
+            return step(batch)
+
+        return replay
+
+    fit = Trainer.fit
+
+    def fit_captured(trainer: Trainer) -> str:
+        if not isinstance(trainer.train_state.step, Captured):
+            trainer.train_state.step = Captured(trainer.train.batch_size, forward_backward)  # type: ignore[attr-defined]
+        return fit(trainer)
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(Trainer, "fit", fit_captured)
+    ok(train_with({5: math.nan}, [], "run_dir=run", "trainer.on_nonfinite=rollback"))
+    assert len(stale) >= 6
+    assert not any(stale)
 
 
 def test_a_run_rolls_back_three_times_at_most(in_tmp_path: Path) -> None:

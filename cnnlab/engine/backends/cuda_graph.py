@@ -48,6 +48,10 @@ class Captured:
         self.rates = LearningRates()
         self.has_state = False
 
+    def forget(self) -> None:
+        """Captures anew, for an optimizer whose state was replaced: a graph updates the memory it was captured with."""
+        self.graphs, self.rates, self.has_state = Graphs(self.graphs.images), LearningRates(), False
+
     def __call__(
         self, network: Network, loss: LossFunction, optimizer: torch.optim.Optimizer, batch: Batch, **options: Any
     ) -> StepResult:
