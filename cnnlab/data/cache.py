@@ -1,7 +1,8 @@
 """Decoded images, kept for later runs: one file of plain bytes for each split, mapped into memory.
 
-A file's name is a digest of everything its content depends on. It holds a header of JSON, then the images as uint8
-(N, C, H, W); nothing in it is ever executed. Any of the files may be deleted at any time.
+A file's name is a digest of everything its content depends on. It holds a header of JSON, a digest of each image in 8
+bytes, then the images as uint8 (N, C, H, W); nothing in it is ever executed. An image is compared with its digest
+whenever it is read, so a start reads no more than it needs. Any of the files may be deleted at any time.
 """
 
 import contextlib
@@ -22,13 +23,14 @@ import PIL
 import torch
 from torch import Tensor
 
-from cnnlab.data.image_files import ImageReader, Keep
-from cnnlab.data.source import Images
+from cnnlab.data.image_files import ImageReader
+from cnnlab.data.source import Images, MappedFile, image_digest
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line
+from cnnlab.runtime.files import sync_folder
 from cnnlab.runtime.terminal import printable
 
-FORMAT = "cnnlab images 1"
+FORMAT = "cnnlab images 2"
 HEADER = 4096  # bytes
 SPARE = 1 << 26  # bytes that a disk keeps free
 
@@ -46,8 +48,8 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
 
     They are in a file that is mapped into memory, keyed by the images' relative paths, sizes and modification times,
     the labels, the reader's settings and the decoder's version; a file whose content changes while its size and
-    modification time stay is not noticed. Its SHA-256 is checked each time; a damaged file is written again. Raises
-    `ConfigError` for images that cannot be read, or a cache that cannot be written.
+    modification time stay is not noticed. A decoding that was stopped continues with the images that are missing.
+    Raises `ConfigError` for images that cannot be read, or a cache that cannot be written.
     """
     folder = cache_folder()
     if folder.resolve().is_relative_to(root.resolve()):
@@ -66,8 +68,6 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
                 pass
             except _DamagedError as error:
                 print(f"{printable(cached.path)} {error}: it is written again")
-            _check_disk(folder, cached.bytes)
-            print(f"decoding {len(paths):,} images once, into {printable(cached.path)}")
             return cached.make([root / path for path in paths], y_N, reader)
 
 
@@ -83,20 +83,25 @@ class _Cached:
     shape: tuple[int, ...]
 
     @property
-    def bytes(self) -> int:
-        return HEADER + prod(self.shape)
+    def start(self) -> int:
+        """Where the images begin, after the header and 8 bytes for each."""
+        return HEADER + 8 * self.shape[0]
+
+    @property
+    def file_size(self) -> int:
+        return self.start + prod(self.shape)
 
     @property
     def header(self) -> dict[str, object]:
-        """The header without the digest of the content."""
+        """The header without the digest of the digests."""
         return {"format": FORMAT, "shape": list(self.shape), "key": self.path.stem}
 
     def open(self, y_N: Tensor) -> Images:
-        """Maps and checks the file. Raises `FileNotFoundError`, or `_DamagedError` with the reason."""
+        """Maps the file and checks its header. Raises `FileNotFoundError`, or `_DamagedError` with the reason."""
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size != self.bytes:
-                raise _DamagedError(f"is damaged ({size:,} bytes and not {self.bytes:,})")
+            if size != self.file_size:
+                raise _DamagedError(f"is damaged ({size:,} bytes and not {self.file_size:,})")
             try:
                 header = json.loads(file.read(HEADER))
                 digest = header.pop("digest")
@@ -104,40 +109,82 @@ class _Cached:
                 raise _DamagedError("is damaged (its header cannot be read)") from None
             if header != self.header:
                 raise _DamagedError("is damaged (its header is of another file)")
-            images = self._images(file.fileno(), y_N)
-        if images.digest() != digest:
-            raise _DamagedError("is damaged (its content does not match the SHA-256 in its header)")
+            images = self._images(file, y_N)
+        assert images.file
+        if _sha256(images.file.digests_N) != digest:
+            raise _DamagedError("is damaged (its digests do not match the SHA-256 in its header)")
         return images
 
     def make(self, files: Sequence[Path], y_N: Tensor, reader: ImageReader) -> Images:
-        """Decodes into a temporary file, which is renamed once it is complete."""
+        """Decodes into a temporary file, which is renamed once it is complete.
+
+        What a process that was stopped has decoded is checked and kept: this one holds the lock.
+        """
         temporary = self.path.with_suffix(".part")
-        for left in temporary.parent.glob("*.part"):  # by a process that was killed: this one holds the lock
-            left.unlink()
-        image_bytes = prod(self.shape[1:])
-        try:
-            with temporary.open("xb+", buffering=0) as file:
-
-                def keep(row: int, x_CHW: Tensor) -> None:
-                    _write_at(file, HEADER + row * image_bytes, x_CHW.contiguous().numpy().data.cast("B"))
-
-                _decode(reader, files, keep)
-                digest = self._images(file.fileno(), y_N).digest()
-                header = json.dumps({**self.header, "digest": digest}).encode()
-                _write_at(file, 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
-                os.fsync(file.fileno())
-            temporary.replace(self.path)  # nothing has it open: Windows renames no file that is in use
-        finally:
-            temporary.unlink(missing_ok=True)
+        for left in temporary.parent.glob("*.part"):
+            if left != temporary or left.stat().st_size != self.file_size:
+                left.unlink()
+        _check_disk(self.path.parent, self.file_size, temporary)
+        with _create_or_open(temporary) as file:
+            file.truncate(self.file_size)
+            missing = self._missing(file, y_N)
+            print(f"decoding {len(missing):,} images once, into {printable(self.path)}")
+            try:
+                self._decode(file, files, missing, reader)
+            except ConfigError:  # such as an image that is damaged: mended, it makes another cache
+                temporary.unlink()
+                raise
+            digests_N = self._digests(file)
+            header = json.dumps({**self.header, "digest": _sha256(digests_N)}).encode()
+            _write_at(file, 0, memoryview(header.ljust(HEADER - 1) + b"\n"))
+            os.fsync(file.fileno())
+        temporary.replace(self.path)  # nothing has it open: Windows renames no file that is in use
+        sync_folder(self.path.parent)
         with self.path.open("rb") as made:
-            return self._images(made.fileno(), y_N)
+            return self._images(made, y_N)
 
-    def _images(self, descriptor: int, y_N: Tensor) -> Images:
-        content = mmap.mmap(descriptor, self.bytes, access=mmap.ACCESS_READ)
+    def _decode(self, file: IO[bytes], files: Sequence[Path], missing: Sequence[int], reader: ImageReader) -> None:
+        image_bytes = prod(self.shape[1:])
+
+        def keep(number: int, x_CHW: Tensor) -> None:
+            row, x_CHW = missing[number], x_CHW.contiguous()
+            _write_at(file, self.start + row * image_bytes, x_CHW.numpy().data.cast("B"))
+            _write_at(file, HEADER + 8 * row, memoryview(image_digest(x_CHW).to_bytes(8, "little", signed=True)))
+
+        try:
+            reader.read_each([files[row] for row in missing], keep)
+        except ConfigError as error:
+            raise ConfigError(f"data.root: {error}") from error
+
+    def _missing(self, file: IO[bytes], y_N: Tensor) -> list[int]:
+        """The rows whose image is not there, or not whole."""
+        images = self._images(file, y_N)
+        assert images.file
+        digests = images.file.digests_N.tolist()
+        return [
+            row
+            for row, (digest, x_CHW) in enumerate(zip(digests, images.stored_NCHW, strict=True))
+            if not digest or image_digest(x_CHW) != digest
+        ]
+
+    def _digests(self, file: IO[bytes]) -> Tensor:
+        file.seek(HEADER)
+        return torch.frombuffer(bytearray(file.read(8 * self.shape[0])), dtype=torch.int64)
+
+    def _images(self, file: IO[bytes], y_N: Tensor) -> Images:
+        content = mmap.mmap(file.fileno(), self.file_size, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors; these are never written to
-            x_NCHW = torch.frombuffer(content, dtype=torch.uint8, offset=HEADER).reshape(self.shape)
-        return Images.of(x_NCHW, y_N, content)
+            x_NCHW = torch.frombuffer(content, dtype=torch.uint8, offset=self.start).reshape(self.shape)
+        return Images.of(x_NCHW, y_N, MappedFile(self.path, content, self._digests(file)))
+
+
+def _create_or_open(path: Path) -> IO[bytes]:
+    return path.open("rb+" if path.exists() else "xb+", buffering=0)
+
+
+def _sha256(digests_N: Tensor) -> str:
+    return hashlib.sha256(digests_N.numpy().data).hexdigest()
 
 
 def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> str:
@@ -151,13 +198,6 @@ def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> 
         files.append((path, status.st_size, status.st_mtime_ns))
     settings = (FORMAT, PIL.__version__, reader.size, reader.channels, reader.resize)
     return hashlib.sha256(json.dumps([settings, files, y_N.tolist()]).encode()).hexdigest()[:32]
-
-
-def _decode(reader: ImageReader, files: Sequence[Path], keep: Keep) -> None:
-    try:
-        reader.read_each(files, keep)
-    except ConfigError as error:
-        raise ConfigError(f"data.root: {error}") from error
 
 
 _SEEKING = threading.Lock()
@@ -175,8 +215,10 @@ def _write_at(file: IO[bytes], offset: int, content: memoryview) -> None:
         offset, content = offset + written, content[written:]
 
 
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_disk(folder: Path, needed: int, begun: Path) -> None:
+    """Raises `ConfigError` where the folder's disk lacks the space; what `begun` takes of it is there already."""
+    blocks = getattr(begun.stat(), "st_blocks", 0) if begun.exists() else 0
+    free = shutil.disk_usage(folder).free + 512 * blocks
     if needed + SPARE > free:
         raise ConfigError(
             f"CNNLAB_CACHE: the decoded images take {size_text(needed)} ({needed:,} bytes), and {printable(folder)} "

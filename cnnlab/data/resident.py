@@ -24,7 +24,7 @@ class ResidentLoader(ImageLoader):
         **options: Any,
     ) -> None:
         super().__init__(images, normalization, batch_size, device=device, **options)
-        if device.type == "cpu" and images.mapping is None:
+        if device.type == "cpu" and images.file is None:
             self.x_NCHW, self.rows_N = images.stored_NCHW, images.rows_N
         else:
             self.x_NCHW, self.rows_N = _loaded(images, device), None

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from mmap import mmap
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cnnlab.data.image_files import ImageReader
+from cnnlab.runtime.errors import TrainingError
+from cnnlab.runtime.terminal import printable
 
 CHUNK = 1 << 24  # bytes of images in memory at once in a pass over all of them
 
@@ -34,19 +37,51 @@ class DataSpec:
         return len(self.class_names)
 
 
+def image_digest(x_CHW: Tensor) -> int:
+    """64 bits of an image's SHA-256, as a signed integer; never 0."""
+    first = hashlib.sha256(x_CHW.contiguous().numpy().data).digest()[:8]
+    return int.from_bytes(first, "little", signed=True) or 1
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file of images that is mapped into memory, and a digest of each, which is compared whenever it is read.
+
+    Another process may write to the file at any time: what is used is a copy that was compared.
+    """
+
+    path: Path
+    mapping: mmap
+    digests_N: Tensor
+
+    def check(self, rows: Tensor, x_NCHW: Tensor) -> None:
+        """Raises `TrainingError` unless the images, a copy, are those that were stored in these rows.
+
+        The damaged file is removed, so that the next start decodes its images again.
+        """
+        for row, expected, x_CHW in zip(rows.tolist(), self.digests_N[rows].tolist(), x_NCHW, strict=True):
+            if image_digest(x_CHW) != expected:
+                self.path.unlink(missing_ok=True)
+                raise TrainingError(
+                    f"image {row} in {printable(self.path)} is not as it was decoded: the file was overwritten or is "
+                    f"damaged. It was removed, and the next start decodes the images again"
+                )
+
+
 @dataclass(frozen=True)
 class Images:
     """One split: uint8 images or float features (N, …), `y_N` int64 class indices, `index_N` positions in their file.
 
-    Image i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. The storage is in memory, or a file
-    mapped by `mapping`, of which only what is touched is read. A selection copies no pixel.
+    Image i is `stored_NCHW[rows_N[i]]`, or `stored_NCHW[i]` without `rows_N`. The storage is in memory, or a mapped
+    `file`, of which only what is touched is read: by `gather` and `chunks`, which check it. A selection copies no
+    pixel.
     """
 
     stored_NCHW: Tensor
     y_N: Tensor
     index_N: Tensor
     rows_N: Tensor | None = None
-    mapping: mmap | None = None
+    file: MappedFile | None = None
 
     def __len__(self) -> int:
         return len(self.y_N)
@@ -58,35 +93,51 @@ class Images:
 
     @property
     def x_NCHW(self) -> Tensor:  # noqa: N802 — its shape is part of the name
-        """The images in one tensor; of a selection that is a copy, in memory."""
-        return self.stored_NCHW if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N)
+        """The images in one tensor; of a selection or a file that is a copy, in memory."""
+        if self.rows_N is None and self.file is None:
+            return self.stored_NCHW
+        return self.gather(self._stored_rows)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """A copy of the images in these rows of the storage. Raises `TrainingError` where a file was changed."""
+        x_NCHW = self.stored_NCHW.index_select(0, rows)
+        if self.file:
+            self.file.check(rows, x_NCHW)
+        return x_NCHW
 
     def chunks(self) -> Iterator[Tensor]:
         """The images in their order, (n, C, H, W) at a time: no more than `CHUNK` bytes, or one image."""
         count = max(1, CHUNK // self.stored_NCHW[0].nbytes)
         for start in range(0, len(self), count):
-            rows = slice(start, start + count)
-            yield self.stored_NCHW[rows] if self.rows_N is None else self.stored_NCHW.index_select(0, self.rows_N[rows])
+            if self.rows_N is None and self.file is None:
+                yield self.stored_NCHW[start : start + count]
+            else:
+                yield self.gather(self._stored_rows[start : start + count])
+
+    @property
+    def _stored_rows(self) -> Tensor:
+        return torch.arange(len(self)) if self.rows_N is None else self.rows_N
 
     def select(self, rows: Tensor) -> "Images":
         stored_rows = rows if self.rows_N is None else self.rows_N[rows]
         return replace(self, y_N=self.y_N[rows], index_N=self.index_N[rows], rows_N=stored_rows)
 
     @classmethod
-    def of(cls, x_NCHW: Tensor, y_N: Tensor, mapping: mmap | None = None) -> "Images":
+    def of(cls, x_NCHW: Tensor, y_N: Tensor, file: MappedFile | None = None) -> "Images":
         """Images in the order of their file. Raises `ValueError` unless each has one label."""
         if len(x_NCHW) != len(y_N):
             raise ValueError(f"{len(x_NCHW):,} images and {len(y_N):,} labels")
-        return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)), mapping=mapping)
+        return cls(x_NCHW, y_N.to(torch.int64), torch.arange(len(y_N)), file=file)
 
     def digest(self) -> str:
-        """SHA-256 over images and labels, computed once."""
+        """SHA-256 over images and labels, computed once; of a file's images, over the digest of each."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256(str((len(self), *self.shape)).encode())
-        for tensor in (*self.chunks(), self.y_N):
+        content = self.chunks() if self.file is None else [self.file.digests_N[self._stored_rows]]
+        for tensor in (*content, self.y_N):
             digest.update(tensor.contiguous().cpu().numpy().data)
         return digest.hexdigest()
 

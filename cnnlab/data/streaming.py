@@ -41,15 +41,15 @@ class StreamingLoader(ImageLoader):
         **options: Any,
     ) -> None:
         super().__init__(images, normalization, batch_size, device=device, **options)
-        self.stored = _Stored(images.stored_NCHW)
+        self.stored = _Stored(images)
         self.rows_N = images.rows_N
-        if images.mapping is not None:
+        if images.file is not None:
             # images are read in random order: reading ahead after each would take a hundred times as long
             with contextlib.suppress(AttributeError):  # on Windows
-                images.mapping.madvise(mmap.MADV_RANDOM)
+                images.file.mapping.madvise(mmap.MADV_RANDOM)
         self.workers = workers
         self._requests: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
-        self._reader: DataLoader[Tensor] | None = None
+        self._reader: DataLoader[Tensor | str] | None = None
         self._processes: list[BaseProcess] = []
 
     def close(self) -> None:
@@ -60,12 +60,14 @@ class StreamingLoader(ImageLoader):
         self._requests[:] = [rows[block].numpy() for block in blocks]
         gathered = self._prefetched() if self.workers else map(self.stored.__getitem__, list(self._requests))
         for x_NCHW in gathered:
+            if isinstance(x_NCHW, str):
+                raise TrainingError(x_NCHW)
             yield x_NCHW.to(self.device, non_blocking=self.device.type == "cuda")
 
-    def _prefetched(self) -> Iterator[Tensor]:
+    def _prefetched(self) -> Iterator[Tensor | str]:
         """The workers' images in the order of the requests."""
         requests = list(self._requests)
-        results: Iterator[Tensor] | None = None
+        results: Iterator[Tensor | str] | None = None
         for number in range(len(requests)):
             try:
                 results = results or self._start()
@@ -77,7 +79,7 @@ class StreamingLoader(ImageLoader):
                 return
             yield x_NCHW
 
-    def _start(self) -> Iterator[Tensor]:
+    def _start(self) -> Iterator[Tensor | str]:
         """Sends the requests to the workers, which are started if there are none yet."""
         if self._reader is not None:
             return iter(self._reader)
@@ -118,14 +120,20 @@ class StreamingLoader(ImageLoader):
         return bool(dead)
 
 
-class _Stored(Dataset[Tensor]):
-    """The stored images, as a worker reads them."""
+class _Stored(Dataset["Tensor | str"]):
+    """The stored images, as a worker reads them; a message in the place of images that were changed.
 
-    def __init__(self, stored_NCHW: Tensor) -> None:
-        self.stored_NCHW = stored_NCHW
+    What a worker raises reaches the run with its traceback for a message.
+    """
 
-    def __getitem__(self, rows: np.ndarray) -> Tensor:
-        return self.stored_NCHW.index_select(0, torch.from_numpy(rows))
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, rows: np.ndarray) -> "Tensor | str":
+        try:
+            return self.images.gather(torch.from_numpy(rows))
+        except TrainingError as error:
+            return str(error)
 
 
 def _unchanged(images: Any) -> Any:

@@ -11,8 +11,10 @@ from image_folders import write_folders
 
 from cnnlab.data.cache import HEADER, cache_folder, read_files
 from cnnlab.data.image_files import ImageReader
+from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images
-from cnnlab.runtime.errors import ConfigError
+from cnnlab.data.streaming import StreamingLoader
+from cnnlab.runtime.errors import ConfigError, TrainingError
 
 PATHS = ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png"]
 LABELS = torch.tensor([0, 0, 0, 1, 1])
@@ -57,7 +59,7 @@ def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: l
     assert torch.equal(first.x_NCHW, second.x_NCHW)
     assert (first.index_N.tolist(), first.y_N.tolist()) == ([0, 1, 2, 3, 4], LABELS.tolist())
     assert first.digest() == second.digest()
-    assert second.mapping is not None
+    assert second.file is not None
 
 
 def test_a_folder_that_moved_is_found_again(root: Path, decoding: list[Path]) -> None:
@@ -118,8 +120,8 @@ def replaced_header(header: bytes) -> Callable[[bytearray], bytes]:
     [
         (cut, "bytes and not"),
         (lambda content: b"", "0 bytes and not"),
-        (flipped(HEADER), "does not match the SHA-256"),
-        (flipped(-1), "does not match the SHA-256"),
+        (flipped(HEADER), "do not match the SHA-256"),
+        (flipped(HEADER + 39), "do not match the SHA-256"),
         (replaced_header(b"[" * HEADER), "its header cannot be read"),
         (replaced_header(b"[]"), "its header cannot be read"),
         (replaced_header(b'{"digest": 5}'), "its header is of another file"),
@@ -144,6 +146,79 @@ def test_a_damaged_file_is_reported_and_written_again(
     assert capsys.readouterr().out == ""
 
 
+def overwrite(file: Path, row: int) -> None:
+    """Changes a byte of an image in place, as another process might while the file is mapped."""
+    image_bytes = 3 * 6 * 8
+    with file.open("rb+") as opened:
+        opened.seek(HEADER + 8 * len(PATHS) + row * image_bytes + 5)
+        (byte,) = opened.read(1)
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_an_image_that_is_overwritten_under_a_run_is_never_trained_on(
+    root: Path, decoding: list[Path], workers: int | None
+) -> None:
+    """Resident images were copied before and stay as they were; others are compared when they are read."""
+    images, whole = read(root), read(root).x_NCHW
+    options = {"normalization": None, "batch_size": 5, "device": torch.device("cpu"), "shuffle": False}
+    loader = (
+        ResidentLoader(images, **options) if workers is None else StreamingLoader(images, workers=workers, **options)
+    )
+    try:
+        assert torch.equal(next(iter(loader)).x_NCHW, whole.float())
+        overwrite(files()[0], 3)
+        loader.set_epoch(1)
+        if workers is None:
+            assert torch.equal(next(iter(loader)).x_NCHW, whole.float())
+        else:
+            with pytest.raises(TrainingError, match=r"^image 3 in .*images is not as it was decoded"):
+                list(loader)
+            decoding.clear()
+            assert torch.equal(read(root).x_NCHW, whole)
+            assert len(decoding) == 5
+    finally:
+        loader.close()
+
+
+def test_a_file_that_was_damaged_between_two_runs_is_noticed_at_the_image_and_decoded_again(root: Path) -> None:
+    whole = read(root).x_NCHW
+    for row in range(5):
+        overwrite(files()[0], row)
+        with pytest.raises(TrainingError, match=f"image {row} "):
+            list(read(root).chunks())
+        assert torch.equal(read(root).x_NCHW, whole)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_decoding_that_was_stopped_continues_with_what_is_missing(
+    root: Path, decoding: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last image that it wrote is not whole."""
+    whole = READER.read_all([root / path for path in PATHS])
+    with monkeypatch.context() as patch:
+        read_each = ImageReader.read_each
+
+        def stopped(reader: ImageReader, paths: list[Path], keep: Any) -> None:
+            read_each(reader, paths[:4], keep)
+            raise StoppedError
+
+        patch.setattr(ImageReader, "read_each", stopped)
+        with pytest.raises(StoppedError):
+            read(root)
+    (begun,) = cache_folder().glob("*.part")
+    overwrite(begun, 1)
+    decoding.clear()
+    assert torch.equal(read(root).x_NCHW, whole)
+    assert sorted(path.name for path in decoding) == ["001.png", "001.png"]
+    assert {path.parent.name for path in decoding} == {"cat", "dog"}
+    assert not list(cache_folder().glob("*.part"))
+
+
 def test_each_bit_of_the_header_with_a_meaning_is_noticed(root: Path, decoding: list[Path]) -> None:
     read(root)
     whole = files()[0].read_bytes()
@@ -166,7 +241,7 @@ def test_too_small_a_disk_is_reported_before_anything_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch, decoding: list[Path]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 4000, 4000))
-    needed = HEADER + 5 * 3 * 6 * 8
+    needed = HEADER + 5 * 8 + 5 * 3 * 6 * 8
     with pytest.raises(ConfigError) as caught:
         read(root)
     assert all(
