@@ -5,12 +5,13 @@ size and SHA-256 of each. It is written beside its place, made durable and renam
 leaves the old ones or the new one. safetensors notices no damaged bit: nothing is read before its hash agrees.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,24 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The `checkpoints` folder of a run. Keeps the newest two and the best."""
+    """The `checkpoints` folder of a run. Keeps the newest two, the best, and what the settings ask for beside them.
 
-    def __init__(self, folder: Path, notify: Callable[[str], None] = lambda text: None) -> None:
+    `keep_every` are steps: a checkpoint at a multiple of it stays. The `keep_best` with the highest scores stay, too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        notify: Callable[[str], None] = lambda text: None,
+        *,
+        keep_every: int | None = None,
+        keep_best: int = 1,
+    ) -> None:
         self.folder = folder
         self.notify = notify
+        self.keep_every = keep_every
+        self.keep_best = keep_best
+        self._scores: dict[int, list[float]] = {}
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, ascending; order is by step, never by a file's time."""
@@ -86,8 +100,11 @@ class Checkpoints:
         *,
         ema: Mapping[str, Tensor] | None = None,
         best_step: int | None = None,
+        score: Sequence[float] | None = None,
     ) -> None:
         """Writes one checkpoint durably; `best_step` is the best so far, maybe this one.
+
+        `score` is what a validation found here, greater is better; of equal first values the later ones count.
 
         Raises `TrainingError` where the disk refuses; older checkpoints stay whole.
         """
@@ -100,14 +117,14 @@ class Checkpoints:
             if ema is not None:
                 tied[EMA_WEIGHTS] = _write_weights(temporary / EMA_WEIGHTS, ema)
             write_state(temporary / STATE, state)
-            _write_manifest(
-                temporary, {"format": FORMAT, "step": step, "best_step": best_step, "tied": tied, "meta": dict(meta)}
-            )
+            body = {"format": FORMAT, "step": step, "best_step": best_step, "tied": tied, "meta": dict(meta)}
+            _write_manifest(temporary, body | ({"score": list(score)} if score else {}))
             sync_folder(temporary)
             target = self.path(step)
             if target.exists():  # the run resumed from before this step and reached it again
                 shutil.rmtree(target)
             temporary.rename(target)
+            self._scores.pop(step, None)
             sync_folder(self.folder)
             self._name("last", target.name)
             self._name_best(best_step)
@@ -185,9 +202,14 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Keeps the newest two, and what was best at each of them: a resume may need either."""
-        newest = self.steps()[-2:]
+        steps = self.steps()
+        newest = steps[-2:]
         keep = {*newest, self.named("best"), *(self._best_at(step) for step in newest)}
-        for step in self.steps():
+        if self.keep_every:
+            keep.update(step for step in steps if step % self.keep_every == 0)
+        if self.keep_best > 1:
+            keep.update(sorted((step for step in steps if self._score(step)), key=self._score)[-self.keep_best :])
+        for step in steps:
             if step not in keep:
                 # renamed first: a kill half-way leaves no checkpoint with half its files
                 shutil.rmtree(self.path(step).rename(self.folder / f".removing-{step:08d}"))
@@ -198,6 +220,16 @@ class Checkpoints:
         except DamagedCheckpointError:
             return None
         return best_step if isinstance(best_step, int) else None
+
+    def _score(self, step: int) -> list[float]:
+        """What a validation found at the step, read once; empty where it found nothing."""
+        if step not in self._scores:
+            score: Any = None
+            with contextlib.suppress(DamagedCheckpointError):
+                score = _read_manifest(self.path(step)).get("score")
+            numbers = isinstance(score, list) and all(isinstance(value, int | float) for value in score)
+            self._scores[step] = score if numbers else []
+        return self._scores[step]
 
     def _clear_leftovers(self) -> None:
         """What a kill left of an earlier write or removal."""

@@ -13,9 +13,11 @@ class TrainerSettings:
 
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
     that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a better
-    `monitor`. With `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint. `profile` reports
-    where the time of the first steps goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch
-    and of the run, and a `Descent` every `watch_every` steps, with the `watch_top` weights that contribute most.
+    `monitor`. With `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint. The newest
+    two checkpoints are kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor. `profile`
+    reports where the time of the first steps goes. A `Snapshot` is logged at the end of every
+    `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the `watch_top`
+    weights that contribute most.
     """
 
     epochs: int | None
@@ -34,6 +36,8 @@ class TrainerSettings:
     min_delta: float
     profile: bool = False
     on_nonfinite: str = "stop"
+    keep_every: int | None = None
+    keep_best: int = 1
     snapshot_every_epochs: int | None = None
     watch_every: int | None = None
     watch_top: int = 10
@@ -44,6 +48,7 @@ class TrainerSettings:
             "validate_every_epochs",
             "validate_every_steps",
             "checkpoint_every",
+            "keep_every",
             "patience",
             "snapshot_every_epochs",
             "watch_every",
@@ -59,14 +64,16 @@ class TrainerSettings:
         integer("accumulate", self.accumulate, 1)
         integer("log_every", self.log_every, 1)
         integer("watch_top", self.watch_top, 1)
+        integer("keep_best", self.keep_best, 1)
         number("min_delta", self.min_delta, 0)
         if self.clip_norm is not None:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
         if self.ema is not None:
             number("ema", self.ema, 0, 1, open_maximum=True)
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
-        if self.patience is not None and self.monitor is None:
-            raise ArgumentError("patience", "expected a monitor beside it, received monitor=null")
+        for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
+            if chosen and self.monitor is None:
+                raise ArgumentError(name, "expected a monitor beside it, received monitor=null")
 
     def check_monitor(self, metrics: Sequence[str]) -> None:
         """Raises `ArgumentError` for a monitor that is none of loss, accuracy and `metrics` on a measured split."""

@@ -1,5 +1,6 @@
 """The loop around the training step: when to record, validate, save and stop."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -232,7 +233,8 @@ class Trainer:
         """
         status = self._poll()
         validate = status == "completed" or self._validation_is_due()
-        save = validate or status is not None or due(self.progress.step, self.settings.checkpoint_every)
+        cadences = (self.settings.checkpoint_every, self.settings.keep_every)
+        save = validate or status is not None or any(due(self.progress.step, every) for every in cadences)
         if not save and images is None:
             return None
         self._catch_up()
@@ -242,7 +244,7 @@ class Trainer:
             self._validate()
             status = self._poll() or status
         if save:
-            self._save()
+            self._save(self._score() if validate else None)
         self._clock = time.perf_counter()
         return status
 
@@ -354,7 +356,7 @@ class Trainer:
             progress.best, progress.without_improvement = values[monitor], 0
             self._set_best(values)
             return
-        loss = f"loss/{monitor.split('/')[1]}"
+        loss = _loss_beside(monitor)
         if values[monitor] == progress.best and values[loss] < progress.best_values[loss]:
             self._set_best(values)
         progress.without_improvement += 1
@@ -391,7 +393,15 @@ class Trainer:
             f"No checkpoint holds weights that it touched. Try a smaller optimizer.lr or trainer.clip_norm=1",
         )
 
-    def _save(self) -> None:
+    def _score(self) -> list[float] | None:
+        """The latest measurement of the monitor, greater is better; then of the loss. Ends at what is not finite."""
+        monitor, values = self.settings.monitor, self.progress.last_values
+        if monitor is None:
+            return None
+        score = [-values[monitor] if self.lower_is_better else values[monitor], -values[_loss_beside(monitor)]]
+        return list(itertools.takewhile(math.isfinite, score))
+
+    def _save(self, score: list[float] | None = None) -> None:
         self._check_losses()
         train_state = self.train_state
         norms = torch._foreach_norm([p.detach() for p in train_state.network.parameters()])
@@ -408,6 +418,7 @@ class Trainer:
             self.meta,
             ema=train_state.ema.network.state_dict() if train_state.ema else None,
             best_step=self.progress.best_step,
+            score=score,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -426,6 +437,11 @@ class Trainer:
         self.train.load_state_dict(state["train"])
         self.tally.load_state_dict(state["tally"])
         restore_generators(state["generators"])
+
+
+def _loss_beside(monitor: str) -> str:
+    """`loss/val` for `accuracy/val`."""
+    return f"loss/{monitor.split('/')[1]}"
 
 
 def due(count: int, every: int | None) -> bool:

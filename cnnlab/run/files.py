@@ -114,10 +114,11 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # another run is in it
                 folder.rmdir()
 
-    def checkpoints(self, notify: Callable[[str], None] = lambda text: None) -> "Checkpoints":
+    def checkpoints(self, notify: Callable[[str], None] = lambda text: None, **kept: Any) -> "Checkpoints":
+        """`kept` are `keep_every` and `keep_best`, for who writes checkpoints."""
         from cnnlab.engine.checkpoint import Checkpoints  # imports torch, which a grid's own process does without
 
-        return Checkpoints(self.path / CHECKPOINTS, notify)
+        return Checkpoints(self.path / CHECKPOINTS, notify, **kept)
 
     def write_text(self, name: str, text: str) -> Path:
         """Replaces a file at once. Raises `TrainingError` where the disk refuses; the old file is then still there."""

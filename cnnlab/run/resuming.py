@@ -26,6 +26,8 @@ CHANGEABLE = (
     "trainer.max_time",
     "trainer.log_every",
     "trainer.checkpoint_every",
+    "trainer.keep_every",
+    "trainer.keep_best",
     "trainer.profile",
     "trainer.on_nonfinite",
     "trainer.execution.cuda_graph",  # the same bits

@@ -235,7 +235,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
         train_loader(plan, data.train, data.normalization),
         _held_out(plan, data),
         plan.settings,
-        run.directory.checkpoints(),
+        run.directory.checkpoints(keep_every=plan.settings.keep_every, keep_best=plan.settings.keep_best),
         observers.log,
         meta={
             "config_digest": run.config.digest(NOT_DIGESTED),

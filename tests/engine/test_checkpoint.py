@@ -443,6 +443,27 @@ def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(checkpoints: 
     assert newest == sorted(set(newest))
 
 
+# what is kept
+
+
+def test_checkpoints_at_a_cadence_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_every=4)
+    for step in range(1, 12):
+        save(checkpoints, step)
+    assert checkpoints.steps() == [4, 8, 10, 11]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["one process", "a process for each"])
+def test_those_with_the_highest_scores_stay_of_equal_ones_the_lower_loss(tmp_path: Path, again: bool) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_best=3)
+    scores = {1: [0.5, -1.0], 2: [0.9, -0.3], 3: [0.9, -0.2], 4: [0.7, -0.5], 5: None, 6: [0.7, -0.4], 7: [0.1, -9.0]}
+    for step, score in {**scores, 8: None, 9: None}.items():
+        if again:
+            checkpoints = Checkpoints(tmp_path / "checkpoints", keep_best=3)
+        save(checkpoints, step, score=score)
+    assert checkpoints.steps() == [2, 3, 6, 8, 9]
+
+
 # the best
 
 

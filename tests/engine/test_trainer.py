@@ -72,7 +72,7 @@ class Run:
         self.network = network or nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         self.settings = settings(**changes)
         folder.mkdir(exist_ok=True)
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep_best=self.settings.keep_best)
         self.records: list[Record] = []
         self.train = train or loader()
         optimizer = build_optimizer(
@@ -208,6 +208,7 @@ def test_recording_is_training_time_and_validation_is_not(
         ({"validate_every_epochs": 2, "log_every": 5}, [8, 12], [8, 12], [5, 10, 12]),  # and at the end
         ({"validate_every_steps": 3, "checkpoint_every": 5}, [3, 4, 6, 8, 9, 12], [3, 4, 5, 6, 8, 9, 10, 12], None),
         ({"validate_every_epochs": None, "max_steps": 6, "epochs": None, "checkpoint_every": 4}, [6], [4, 6], None),
+        ({"validate_every_epochs": None, "max_steps": 6, "epochs": None, "keep_every": 4}, [6], [4, 6], None),
         ({"max_steps": 0}, [], [], None),
     ],
 )
@@ -334,6 +335,23 @@ def test_the_recorded_lr_is_that_of_the_update_and_advances_once_a_step(tmp_path
 
 
 # which is best, when to stop
+
+
+@pytest.mark.parametrize(
+    ("monitor", "metric", "values", "kept"),
+    [
+        ("accuracy/val", "accuracy", [0.1, 0.5, 0.4, math.nan, 0.2, 0.3], [2, 3, 5, 6]),
+        ("accuracy/val", "loss", [0.4, 0.1, math.nan, 0.2, 0.3, 0.3], [2, 4, 5, 6]),
+        ("loss/val", "loss", [0.4, 0.1, math.nan, 0.2, 0.3, 0.3], [2, 4, 5, 6]),
+    ],
+)
+def test_the_best_two_by_the_monitor_are_kept_beside_the_newest_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, monitor: str, metric: str, values: list[float], kept: list[int]
+) -> None:
+    script_validation(monkeypatch, metric, values)
+    run = Run(tmp_path, monitor=monitor, max_steps=len(values), validate_every_steps=1, keep_best=2)
+    run.trainer.fit()
+    assert run.checkpoints.steps() == kept
 
 
 @pytest.mark.parametrize(
@@ -550,7 +568,15 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
 def test_an_illegal_value_is_refused_by_its_name() -> None:
     positive = ("epochs", "max_time", "accumulate", "clip_norm", "log_every", "validate_every_epochs", "patience")
     positive += ("validate_every_steps", "checkpoint_every", "watch_every", "snapshot_every_epochs", "watch_top")
-    others = ({"epochs": None}, {"max_steps": -1}, {"ema": 1.0}, {"patience": 3, "monitor": None}, {"min_delta": -0.1})
+    positive += ("keep_every", "keep_best")
+    others = (
+        {"keep_best": 2, "monitor": None},
+        {"epochs": None},
+        {"max_steps": -1},
+        {"ema": 1.0},
+        {"patience": 3, "monitor": None},
+        {"min_delta": -0.1},
+    )
     for changes in (*({name: 0} for name in positive), *others):
         with pytest.raises(ArgumentError) as caught:
             settings(**changes)
