@@ -37,8 +37,8 @@ test: $(READY) ## run the tests: every promise at a small count, without data se
 test-all: $(READY) ## run the long tests too: whole trainings, every network of torchvision, every compile mode
 	$(BIN)/python -m pytest $(ARGS)
 
-torture: $(READY) ## repeat kills and damage to their full figures (an hour or more)
-	CNNLAB_TORTURE=1 $(BIN)/python -m pytest -m torture $(ARGS)
+torture: $(READY) ## repeat kills, damage and attacks to their full figures into docs/reliability.md (ARGS='F1 F4' for some)
+	$(BIN)/python docs/make_reliability.py $(ARGS)
 
 verify: $(READY) ## run the tests where Linux gives them no network, not even loopback, and no data set
 	CNNLAB_DATA= unshare --map-current-user --net $(BIN)/python -m pytest -m 'not slow' $(ARGS)

@@ -28,6 +28,8 @@ os.environ.update(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if torture := item.get_closest_marker("torture"):
+        item.user_properties.append(("figure", torture.kwargs["figure"]))
     if item.get_closest_marker("mnist") and not (DATA / "MNIST/raw/train-images-idx3-ubyte").is_file():
         pytest.skip("CNNLAB_DATA names no folder with MNIST")
 

@@ -17,13 +17,14 @@ import yaml
 from commands import Answer, run
 from fast_run import FAST, read_json, train_fast
 from image_folders import write_folders
-from tampering import plant, seal
+from planted import plant_state, seal
 
 import cnnlab
 from cnnlab.cli import evaluate, train
 from cnnlab.engine.checkpoint import MANIFEST
 from cnnlab.inference.reporting import cell
 
+pytestmark = pytest.mark.torture(figure="attacks")
 REPOSITORY = Path(__file__).parents[1]
 NEWEST = Path("run/checkpoints/step-00000006")
 
@@ -58,7 +59,7 @@ def test_an_untouched_run_continues(unfinished: Path) -> None:
 def test_a_momentum_of_another_shape_does_not_write_out_of_bounds(unfinished: Path) -> None:
     """In a fresh process: it would not survive."""
     moments = {"momentum_buffer": torch.zeros(1)}
-    plant(NEWEST, lambda state: state["train_state"]["optimizer"]["state"].update({"conv1.weight": moments}))
+    plant_state(NEWEST, lambda state: state["train_state"]["optimizer"]["state"].update({"conv1.weight": moments}))
     command = [sys.executable, str(REPOSITORY / "train.py"), "resume=run"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert_refused(
@@ -196,7 +197,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("place", CHANGES)
 def test_a_planted_state_is_refused_by_its_place(unfinished: Path, place: str) -> None:
-    plant(NEWEST, CHANGES[place])
+    plant_state(NEWEST, CHANGES[place])
     assert_refused(resume(), "state.safetensors:", place, "expected")
 
 
@@ -269,7 +270,7 @@ def test_a_deleted_run_stops_with_a_sentence_and_is_not_made_again(in_tmp_path: 
     program = (
         "import shutil, cnnlab.engine.trainer as t\n"
         "save = t.Trainer._save\n"
-        "def gone(self): shutil.rmtree('run'); save(self)\n"
+        "def gone(self, score): shutil.rmtree('run'); save(self, score)\n"
         "t.Trainer._save = gone\n"
         "from cnnlab.cli import train; train()"
     )
@@ -304,15 +305,14 @@ def test_a_signal_while_the_test_split_is_measured_leaves_a_run_that_resumes(
 def test_a_second_signal_of_the_other_kind_stops_at_once(in_tmp_path: Path) -> None:
     program = (
         "import time, cnnlab.engine.trainer as t\n"
-        "def slow(self): print('saving', flush=True); time.sleep(60)\n"
+        "def slow(self, score): print('saving', flush=True); time.sleep(60)\n"
         "t.Trainer._save = slow\n"
         "from cnnlab.cli import train; train()"
     )
     command = [sys.executable, "-c", program, FAST, "run_dir=run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
-        while "saving" not in process.stdout.readline():
-            pass
+        assert any("saving" in line for line in process.stdout)
         process.send_signal(signal.SIGTERM)
         time.sleep(1.2)  # what comes sooner is the same request, sent to all processes
         begun = time.monotonic()

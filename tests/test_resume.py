@@ -7,15 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import run as in_this_process
+from planted import plant_state
 from repetitions import times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cnnlab.engine.checkpoint import read_checkpoint
+from cnnlab.cli import train
+from cnnlab.engine.checkpoint import STATE, read_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS = 228
@@ -33,6 +38,7 @@ SETTINGS = (
     "trainer.execution.layout=channels_last",  # fresh runs that choose might choose differently
     "trainer.watch_every=4",
 )
+SENT: list[float] = []  # when signals were sent
 MEASURED_TIME = ("seconds", "recorded_seconds", "images_per_second")
 
 
@@ -57,6 +63,7 @@ def stop_after(run: Path, step: int, number: signal.Signals, *overrides: str) ->
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.005)
+        SENT.append(time.time())
         process.send_signal(number)
         process.communicate(timeout=times(60, 10))  # 10 s are promised, on a machine with nothing else to do
         return process.returncode
@@ -92,7 +99,6 @@ def assert_same_end(run: Path, reference: Path, steps: int = STEPS) -> None:
     ours = read_checkpoint(run / "checkpoints" / f"step-{steps:08d}")
     theirs = read_checkpoint(reference / "checkpoints" / f"step-{steps:08d}")
     assert not differences(ours.weights, theirs.weights)
-    assert ours.ema is not None
     assert not differences(ours.ema, theirs.ema)
     assert not differences(ours.state(), theirs.state())
     assert metric_log(run) == metric_log(reference)
@@ -106,24 +112,37 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.torture
-@pytest.mark.parametrize("seed", range(times(1, 100)))
-def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path, seed: int) -> None:
-    run, step = tmp_path / "run", random.Random(seed).randrange(7, STEPS // 2)
-    assert stop_after(run, step, signal.SIGKILL) == -signal.SIGKILL
-    assert step <= last_step(run) < STEPS
-    run_to_end(f"resume={run}")
-    assert_same_end(run, uninterrupted)
+@pytest.fixture(scope="module")
+def uninterrupted_plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Runs it when it is called first: few tests need it."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+
+    def path() -> Path:
+        if not run.exists():
+            run_to_end(*SETTINGS, *PLAIN, f"run_dir={run}")
+        return run
+
+    return path
 
 
-def test_a_run_that_streams_its_images_is_killed_and_ends_with_the_bits_of_one_that_does_not(
-    uninterrupted: Path, tmp_path: Path
+STREAMING = ("data.memory_fraction=1e-9", "data.workers=1")
+PLAIN = ("~data.augment.mix", "trainer.accumulate=1", "trainer.ema=null", "trainer.clip_norm=null")
+MODES = {"resident": (), "streaming": STREAMING, "without mixup, accumulation and EMA": PLAIN}
+
+
+@pytest.mark.torture(figure="F1")
+@pytest.mark.parametrize("seed", range(times(2, 100)))
+def test_a_killed_run_resumes_to_the_same_bits(
+    uninterrupted: Path, uninterrupted_plain: Callable[[], Path], tmp_path: Path, seed: int
 ) -> None:
-    run = tmp_path / "run"
-    streaming = ("data.memory_fraction=1e-9", "data.workers=1")
-    assert stop_after(run, 28, signal.SIGKILL, *streaming) == -signal.SIGKILL
-    assert "data: streaming from memory with 1 worker" in run_to_end(f"resume={run}")
-    assert_same_end(run, uninterrupted)
+    """A run that streams its images ends with the bits of one that does not."""
+    mode = list(MODES)[seed % 3]
+    run, step = tmp_path / "run", random.Random(seed).randrange(7, STEPS // 2)
+    assert stop_after(run, step, signal.SIGKILL, *MODES[mode]) == -signal.SIGKILL
+    assert step <= last_step(run) < STEPS
+    printed = run_to_end(f"resume={run}")
+    assert ("data: streaming from memory with 1 worker" in printed) is (mode == "streaming")
+    assert_same_end(run, uninterrupted_plain() if MODES[mode] is PLAIN else uninterrupted)
 
 
 def test_a_run_with_a_restarted_schedule_is_killed_and_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -142,30 +161,89 @@ def test_a_run_with_a_restarted_schedule_is_killed_and_ends_with_the_same_bits(t
     assert_same_end(killed, whole, 6 * 19)
 
 
-@pytest.mark.torture
-@pytest.mark.parametrize("kills", range(3, times(4, 11)))
-def test_several_kills_in_one_run_change_nothing(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
+LONG_EPOCH, LONG_STEPS = ("data.batch_size=2", "trainer.max_steps=700", "trainer.accumulate=1"), 700
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_long_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("long") / "run"
+    run_to_end(*SETTINGS, *LONG_EPOCH, f"run_dir={run}")
+    return run
+
+
+@pytest.mark.torture(figure="F3")
+@pytest.mark.parametrize("kills", range(3, 4) if times(0, 1) == 0 else range(1, 11))
+def test_several_kills_in_one_epoch_change_nothing(uninterrupted_long_epoch: Path, tmp_path: Path, kills: int) -> None:
+    """The first epoch has 628 steps."""
     run, draw = tmp_path / "run", random.Random(kills)
-    stop_after(run, 21, signal.SIGKILL)
+    stop_after(run, 21, signal.SIGKILL, *LONG_EPOCH)
     for _ in range(kills - 1):
         process = start(f"resume={run}")
         reached = last_step(run)
         while last_step(run) == reached and process.poll() is None:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.communicate()
+    assert last_step(run) < 628
     run_to_end(f"resume={run}")
+    assert_same_end(run, uninterrupted_long_epoch, LONG_STEPS)
+
+
+@pytest.mark.torture(figure="F6")
+@pytest.mark.parametrize("workers", [2] if times(0, 1) == 0 else [0, 1, 2])
+def test_the_number_of_workers_changes_no_bit(uninterrupted: Path, tmp_path: Path, workers: int) -> None:
+    run = tmp_path / "run"
+    printed = run_to_end(*SETTINGS, f"run_dir={run}", "data.memory_fraction=1e-9", f"data.workers={workers}")
+    assert "data: streaming from memory" in printed
     assert_same_end(run, uninterrupted)
 
 
-@pytest.mark.torture
+def places(state: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of nested dicts, from the top down."""
+    for key, value in state.items() if isinstance(state, dict) else ():
+        yield (*place, key)
+        yield from places(value, (*place, key))
+
+
+def leave_out(state: dict[str, Any], place: tuple[str, ...]) -> None:
+    for key in place[:-1]:
+        state = state[key]
+    del state[place[-1]]
+
+
+@pytest.mark.torture(figure="F5")
+def test_no_part_of_the_state_can_be_missing(
+    uninterrupted: Path, in_tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Left out one at a time, all but what a parameter without a gradient lacks, too."""
+    run = Path(shutil.copytree(uninterrupted, in_tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:08d}")
+    newest = run / "checkpoints" / f"step-{last_step(run):08d}"
+    whole = (newest / STATE).read_bytes()
+    omitted = [one for one in places(read_checkpoint(newest).state()) if len(one) < 5 or one[2] != "state"]
+    draw = random.Random(0)
+    for place in draw.sample(omitted, min(times(8, 1000), len(omitted))):
+        (newest / STATE).write_bytes(whole)
+        plant_state(newest, partial(leave_out, place=place))
+        answer = in_this_process(train, f"resume={run}")
+        assert answer.code == 2, (place, answer.err)
+        assert answer.err.startswith("error: checkpoint: "), (place, answer.err)
+    record_property("count", min(times(8, 1000), len(omitted)))
+
+
+@pytest.mark.torture(figure="F8")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)] * times(1, 50))
 def test_a_signal_saves_and_leaves_with_its_status(
-    uninterrupted: Path, tmp_path: Path, number: signal.Signals, status: int
+    uninterrupted: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    status: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     run = tmp_path / "run"
     assert stop_after(run, 28, number) == status
+    record_property("seconds", (run / "summary.json").stat().st_mtime - SENT[-1])
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
     run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted)

@@ -61,11 +61,14 @@ class RunConfig:
         return isinstance(schedule, Mapping) and schedule.get("restart") is True
 
     def restarted(self, step: int) -> "RunConfig":
-        """This config with `step` among `schedule.restarts` in place of `schedule.restart`."""
+        """This config with `step` among `schedule.restarts` in place of `schedule.restart`.
+
+        Where the command was given before, and no step was saved since, it starts no other cycle.
+        """
         composed = self.composed.copy()
         OmegaConf.set_struct(composed, False)
         composed.schedule.pop("restart")
-        composed.schedule.restarts = [*composed.schedule.get("restarts", []), step]
+        composed.schedule.restarts = sorted({*composed.schedule.get("restarts", []), step})
         return RunConfig(composed, self.overrides)
 
     def digest(self, without: Collection[str]) -> str:

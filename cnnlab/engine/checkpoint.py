@@ -140,6 +140,8 @@ class Checkpoints:
         """The step that `best` or `last` names; None where it names none."""
         try:
             match = _NAME.fullmatch(read_regular(self.folder / name, LARGEST_NAME).decode().strip())
+        except PermissionError as error:
+            raise _unreadable(error) from error
         except (OSError, UnicodeDecodeError):
             return None
         return int(match[1]) if match else None
@@ -239,7 +241,21 @@ class Checkpoints:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Verifies every file against the manifest and reads the weights. Raises `DamagedCheckpointError`."""
+    """Verifies every file against the manifest and reads the weights.
+
+    Raises `DamagedCheckpointError`, or `ConfigError` for what cannot be read, or not by this version.
+    """
+    try:
+        return _read_checkpoint(folder)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> ConfigError:
+    return ConfigError(f"checkpoint: {error.filename or 'a file'} cannot be read: {error.strerror or error}")
+
+
+def _read_checkpoint(folder: Path) -> Checkpoint:
     manifest = _read_manifest(folder)
     if manifest.get("format") == 1:
         raise ConfigError(
@@ -337,6 +353,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         text = path.read_bytes().decode()
         body = json.loads(text)["manifest"]
         whole = _sealed(body) == text
+    except PermissionError as error:
+        raise _unreadable(error) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} is missing or damaged") from error
     if not whole:

@@ -186,12 +186,25 @@ def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
         momenta = [state.get("momentum_buffer") for state in states]
         if any(one is None or one.is_sparse for one in (*gradients, *momenta)):
             if not scaling["found_inf"]:  # None, or a tensor that is read: the device is waited for
+                _begin_missing_momenta(optimizer)
                 inspect.unwrap(type(optimizer).step)(optimizer)
             return
         calls.append((parameters, gradients, momenta, group))
     for parameters, gradients, momenta, group in calls:
         options: dict[str, Any] = {name: group[name] for name in _SGD_OPTIONS}
         torch._fused_sgd_(parameters, gradients, momenta, **options, is_first_step=False, **scaling)
+
+
+def _begin_missing_momenta(optimizer: torch.optim.SGD) -> None:
+    """Zeros for parameters that get their first gradient later than others of their group: torch's step raises there.
+
+    Without dampening the momentum that follows is the gradient, as it would be in a first step.
+    """
+    for group in optimizer.param_groups:
+        trained = [one for one in group["params"] if group["momentum"] and one.grad is not None]
+        new = [one for one in trained if optimizer.state[one].get("momentum_buffer") is None]
+        for parameter in new if len(new) < len(trained) else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _forget_gradients(optimizer: torch.optim.Optimizer, set_to_none: bool = True) -> None:
@@ -202,11 +215,14 @@ def _forget_gradients(optimizer: torch.optim.Optimizer, set_to_none: bool = True
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`{"state": {name: …}, "groups": […]}`: by name, so that the order of the parameters may change."""
+    """`{"state": {name: …}, "groups": […]}`: by name, so that the order of the parameters may change.
+
+    A parameter that had no gradient yet is there with None: a missing one is noticed.
+    """
     state = optimizer.state_dict()
     names = [name for group in optimizer.param_groups for name in group["names"]]
     return {
-        "state": {names[index]: values for index, values in state["state"].items()},
+        "state": {name: state["state"].get(index) for index, name in enumerate(names)},
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]],
     }
 
@@ -227,7 +243,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
                 f"optimizer: the saved state has other groups of parameters: none of them is {listing(group['names'])}"
             )
         groups.append({**match, "names": group["names"], "params": plain["params"]})
-    state = {index_of[name]: values for name, values in saved["state"].items()}
+    state = {index_of[name]: values for name, values in saved["state"].items() if values is not None}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         values.update({name: _laid_out_as(parameter, value) for name, value in values.items()})

@@ -64,6 +64,8 @@ def _check_best(place: str, monitor: str | None, given: Mapping[str, Any]) -> No
         compared = {monitor, f"loss/{monitor.split('/')[1]}"}
         if not compared <= given["best_values"].keys():
             _refuse(f"{place}.best_values", f"{listing(sorted(compared))} among them", list(given["best_values"]))
+    if given["best_values"] and given["best_values"].keys() != given["last_values"].keys():
+        _refuse(f"{place}.last_values", f"values of {listing(given['best_values'])}", list(given["last_values"]))
 
 
 def _check_progress(place: str, reference: Mapping[str, Any], given: Any, step: int) -> None:
@@ -160,7 +162,7 @@ def check_count(place: str, given: Any, maximum: float = math.inf) -> None:
 def check_optimizer_state(place: str, optimizer: torch.optim.Optimizer, given: Any) -> None:
     """Compares with the state that a step makes: names, shapes and dtypes. That step is undone.
 
-    A parameter that had no gradient has no state; what a user's own optimizer adds later has the parameter's shape, or
+    A parameter that had no gradient has None; what a user's own optimizer adds later has the parameter's shape, or
     none. Raises `ConfigError`.
     """
     reference = optimizer_state(optimizer)
@@ -168,11 +170,14 @@ def check_optimizer_state(place: str, optimizer: torch.optim.Optimizer, given: A
     _check_groups(f"{place}.groups", reference["groups"], given["groups"])
     if not isinstance(given["state"], Mapping):
         _refuse(f"{place}.state", "a mapping", given["state"])
-    after_a_step = _state_after_a_step(optimizer) if given["state"] else {}
+    different = sorted(map(str, given["state"].keys() ^ reference["state"].keys()))
+    if different:
+        kind = "without" if different[0] in given["state"] else "with"
+        _refuse(f"{place}.state", f"the parameters of the network, {kind} {different[0]}", list(given["state"])[:5])
+    after_a_step = _state_after_a_step(optimizer) if any(one is not None for one in given["state"].values()) else {}
     for name, values in given["state"].items():
-        if name not in after_a_step:
-            _refuse(f"{place}.state", f"names among {listing(sorted(after_a_step)[:5])}, …", name)
-        _check_values(f"{place}.state.{name}", *after_a_step[name], values)
+        if values is not None:
+            _check_values(f"{place}.state.{name}", *after_a_step[name], values)
 
 
 def _check_values(place: str, parameter: Tensor, reference: Mapping[str, Any], given: Any) -> None:
@@ -225,7 +230,7 @@ def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, tuple[Ten
     for group, before in zip(optimizer.param_groups, groups, strict=True):
         group.update(before)
     optimizer.zero_grad()
-    return {name: (by_name[name], values) for name, values in after.items()}
+    return {name: (by_name[name], values or {}) for name, values in after.items()}
 
 
 def _check_tensor(place: str, reference: Tensor, given: Any) -> None:

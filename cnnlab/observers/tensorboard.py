@@ -1,5 +1,6 @@
 """TensorBoard: curves, hyper-parameters and the layer table in one event file."""
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,7 @@ class TensorBoard:
     def _start(self, record: Started) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _report
         # always a purge_step: without one on the first run, readers show the points of a resumed run twice
         purge_step = record.step + 1 if record.step else 0
         self.close()
@@ -98,6 +100,12 @@ class TensorBoard:
     def close(self) -> None:
         if self.writer:
             self.writer.close()
+
+
+def _report(arguments: threading.ExceptHookArgs) -> None:
+    """Leaves out the traceback of the writer's thread: what it met is raised again at the next record."""
+    if type(arguments.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(arguments)
 
 
 def _scalars(record: Descent) -> dict[str, float]:

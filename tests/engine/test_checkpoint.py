@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import safetensors.torch
 import torch
+from planted import reseal, seal
 from repetitions import times
 from safetensors import SafetensorError
-from tampering import reseal, seal
 
 import cnnlab
 from cnnlab.engine.checkpoint import (
@@ -180,9 +181,11 @@ def test_resolving_a_damaged_checkpoint_is_an_error_and_leaves_it_there(checkpoi
 # damage
 
 
-@pytest.mark.torture
+@pytest.mark.torture(figure="F4")
 @pytest.mark.parametrize("name", FILES)
-def test_any_flipped_byte_and_any_truncation_is_noticed(folder: Path, name: str) -> None:
+def test_any_flipped_byte_and_any_truncation_is_noticed(
+    folder: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
     draw, path = random.Random(0), folder / name
     whole, most = path.read_bytes(), times(30, 300)
     lengths = draw.sample(range(len(whole)), min(most, len(whole)))
@@ -195,6 +198,7 @@ def test_any_flipped_byte_and_any_truncation_is_noticed(folder: Path, name: str)
             read_checkpoint(folder)
     path.write_bytes(whole)
     read_checkpoint(folder)
+    record_property("count", len(damaged) + 1)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -300,8 +304,9 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing that follows is done, no file is cleaned up."""
 
 
+@pytest.mark.torture(figure="F2")
 def test_death_at_any_moment_of_a_write_leaves_a_whole_newest_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
     """Dies before the first, the second, … of all the calls that make something durable, visible or absent."""
     three = Checkpoints(tmp_path / "three")
@@ -322,7 +327,7 @@ def test_death_at_any_moment_of_a_write_leaves_a_whole_newest_checkpoint(
 
         with monkeypatch.context() as patch:
             durable = [(os, name) for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")]
-            for module, name in (*durable, (torch, "save")):
+            for module, name in (*durable, (safetensors.torch, "save_file")):
                 patch.setattr(module, name, dies(getattr(module, name)))
             try:
                 save(checkpoints, 4, best_step=4)
@@ -342,6 +347,7 @@ def test_death_at_any_moment_of_a_write_leaves_a_whole_newest_checkpoint(
         if survived:
             break
     assert moment >= 10
+    record_property("count", moment)
 
 
 @pytest.mark.parametrize("leftover", [".writing-00000002-77", ".removing-00000001"])
@@ -430,9 +436,11 @@ for kill in range(int(sys.argv[3])):
 """
 
 
-@pytest.mark.torture
+@pytest.mark.torture(figure="F2")
 @pytest.mark.parametrize("seed", range(times(1, 20)))
-def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(checkpoints: Checkpoints, seed: int) -> None:
+def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(
+    checkpoints: Checkpoints, seed: int, record_property: Callable[[str, object], None]
+) -> None:
     """The process that is killed is forked from a fresh one, so that torch is imported once."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cnnlab.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLS, str(checkpoints.folder), str(seed), "12"]
@@ -441,6 +449,7 @@ def test_kill_9_at_random_moments_leaves_a_whole_newest_checkpoint(checkpoints: 
     newest = [int(line) for line in answer.stdout.splitlines()]
     assert len(newest) == 12
     assert newest == sorted(set(newest))
+    record_property("count", len(newest))
 
 
 # what is kept

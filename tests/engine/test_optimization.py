@@ -203,6 +203,21 @@ def test_sgds_step_has_the_bits_of_torchs_fused_one(arguments: dict[str, Any]) -
     assert all(torch.equal(mine, other) for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+def test_a_parameter_that_gets_its_first_gradient_later_starts_its_momentum_then() -> None:
+    """As where a layer is skipped at random; torch's fused SGD raises."""
+    ours, theirs = Network(), Network()
+    bare = build_optimizer(component("sgd", momentum=0.9, nesterov=True), ours, {})
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=False)
+    for number in range(4):
+        for network, optimizer in ((ours, bare), (theirs, plain)):
+            give_gradients(network, number)
+            if number < 2:
+                network.get_submodule("output").weight.grad = None
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_a_scaled_step_with_an_infinite_gradient_is_left_out_as_torch_does() -> None:
     network = Network()
     optimizer = build_optimizer(component("sgd", momentum=0.9), network, {})

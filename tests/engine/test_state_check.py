@@ -203,7 +203,7 @@ def assert_fresh(trainer: Trainer, other: Trainer) -> None:
     assert mine["groups"] == fresh["groups"]
     assert mine["state"].keys() == fresh["state"].keys()
     for name, values in fresh["state"].items():
-        assert all(torch.equal(value, mine["state"][name][key]) for key, value in values.items())
+        assert all(torch.equal(value, mine["state"][name][key]) for key, value in (values or {}).items())
 
 
 MOMENTUM = "train_state/optimizer/state/0.weight/momentum_buffer"
@@ -217,7 +217,7 @@ GROUP = "train_state/optimizer/groups/0"
             (MOMENTUM, value)
             for value in (torch.zeros(1), torch.zeros(()), torch.zeros(4, 3, 2, 2).double(), None, ...)
         ],
-        *[("train_state/optimizer/state/0.weight", value) for value in (None, {}, [])],
+        *[("train_state/optimizer/state/0.weight", value) for value in (..., {}, [])],
         ("train_state/optimizer/state/0.weight/more", torch.zeros(3)),
         *[(f"{GROUP}/lr", value) for value in (..., None, "0.1", math.nan, -1.0)],
         *[(f"{GROUP}/names", value) for value in (..., None, ["0.weight"] * 4, [1])],
@@ -245,6 +245,7 @@ def test_a_best_without_the_values_that_the_next_is_compared_with_is_refused(tmp
     trainer = make_trainer(tmp_path)
     trainer.settings = dataclasses.replace(trainer.settings, monitor="accuracy/val")
     state["progress"] |= {"best": 0.5, "best_step": 4, "best_epoch": 1, "best_values": {"accuracy/val": 0.5}}
+    state["progress"]["last_values"] = {"accuracy/val": 0.5, "loss/val": 1.0}
     with pytest.raises(ConfigError, match=r"best_values: expected accuracy/val, loss/val among them"):
         check_trainer_state("state", trainer, state, step)
     state["progress"]["best_values"]["loss/val"] = math.nan

@@ -15,6 +15,7 @@ from planted import plant_manifest, plant_state, setting
 
 from cnnlab.cli import train
 
+pytestmark = pytest.mark.torture(figure="attacks")
 REPOSITORY = Path(__file__).parents[2]
 NEWEST = "checkpoints/step-00000006"
 MOMENTUM = "train_state/optimizer/state/hidden1.weight/momentum_buffer"
