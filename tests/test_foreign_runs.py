@@ -253,6 +253,21 @@ def test_damaged_json_is_answered_or_the_run_continues(unfinished: Path, name: s
         assert f"run/{name}" in answer.err
 
 
+@pytest.mark.parametrize("text", [None, "{}", '{"torch": "1.0"}', "["], ids=str)
+def test_an_environment_that_was_removed_or_edited_is_reported_and_written_again(
+    unfinished: Path, text: str | None
+) -> None:
+    path = unfinished / "environment.json"
+    before = read_json(path)
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    answer = resume()
+    assert answer.code == 0
+    assert "run/environment.json is not what the checkpoint recorded: it is written again" in answer.out
+    assert before.keys() == read_json(path).keys()
+
+
 @pytest.mark.parametrize("text", ["- [", "a: b", "3", "- {", "[[[[" * 20], ids=repr)
 def test_damaged_overrides_are_answered(unfinished: Path, text: str) -> None:
     (unfinished / "overrides.yaml").write_text(text)

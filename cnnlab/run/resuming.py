@@ -16,6 +16,7 @@ from cnnlab.engine.checkpoint import STATE, Checkpoint
 from cnnlab.engine.state_check import check_trainer_state
 from cnnlab.engine.trainer import Trainer
 from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory
+from cnnlab.run.files import ENVIRONMENT as ENVIRONMENT_FILE
 from cnnlab.run.loaders import load_weights
 from cnnlab.runtime.errors import ConfigError, first_line, listing
 
@@ -174,6 +175,18 @@ def check_record(checkpoint: Checkpoint) -> None:
             f"checkpoint: {checkpoint.folder} does not record its data and environment: expected one that this version "
             f"of cnnlab wrote"
         )
+
+
+def describe_record(directory: RunDirectory, checkpoint: Checkpoint | None) -> str:
+    """A sentence where the run's `environment.json` is not what its checkpoint recorded; empty elsewhere."""
+    try:
+        written = directory.read_json(ENVIRONMENT_FILE)
+    except ConfigError:
+        written = {}
+    recorded = checkpoint.meta["environment"] if checkpoint else {}
+    if all(written.get(key) == value for key, value in recorded.items()):
+        return ""
+    return f"{directory.path / ENVIRONMENT_FILE} is not what the checkpoint recorded: it is written again"
 
 
 def check_data(checkpoint: Checkpoint | None, digest: str) -> None:

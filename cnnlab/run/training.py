@@ -46,6 +46,7 @@ from cnnlab.run.resuming import (
     changes_of_environment,
     check_classes,
     check_data,
+    describe_record,
     prepare_resume,
     restore,
 )
@@ -132,6 +133,8 @@ def _resume(run: Resumption) -> Path:
             return run.directory.path
         if checkpoint is None:
             plan = _with_starting_weights(plan)
+        if notice := describe_record(run.directory, checkpoint):
+            print(notice)
         print(describe_placement(plan), end="\n\n")
         with waiting("reading the data"):
             data = read_training_data(plan)
