@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from cnnlab.runtime.checks import integer, one_of
@@ -196,6 +194,9 @@ def _unreadable(refused: list[str], count: int) -> str:
 
 def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
     """Passes the chunks on; on a terminal, a progress bar appears if they take long."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     begun = time.monotonic()
     progress = Progress(console=console, transient=True)

@@ -1,18 +1,18 @@
-"""What the terminal needs: tables that fit it, and a spinner while nothing else moves."""
+"""What the terminal needs: lines and tables that fit it, and a spinner while nothing else moves."""
 
 import os
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.status import Status
-from rich.table import Table
+if TYPE_CHECKING:  # rich is imported where something is drawn: a refusal needs none of it
+    from rich.status import Status
+    from rich.table import Table
 
 WIDEST = 1000  # columns, where the output is no terminal: nothing is cut off
-_spinner: Status | None = None
+UNKNOWN_WIDTH = 80  # columns, where a terminal does not report how many it has
+_spinner: "Status | None" = None
 
 
 def printable(text: object) -> str:
@@ -23,16 +23,27 @@ def printable(text: object) -> str:
     )
 
 
-def width() -> int | None:
-    """The columns of the terminal that stdout is; None where it is a pipe or a file."""
-    return Console().width if sys.stdout.isatty() else None
+def width(stream: TextIO | None = None) -> int | None:
+    """The columns of the terminal that the stream is, stdout by default; None where it is a pipe or a file."""
+    stream = stream or sys.stdout
+    if not stream.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or UNKNOWN_WIDTH
+    except OSError:
+        return UNKNOWN_WIDTH
 
 
 def wrapped(text: str) -> str:
     """Lines of prose broken between words for the terminal that stderr is, each continued below its own beginning."""
-    if not sys.stderr.isatty():
+    columns = width(sys.stderr)
+    if columns is None:
         return text
-    columns = Console(stderr=True).width
+    import textwrap
+
     lines = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
@@ -42,8 +53,11 @@ def wrapped(text: str) -> str:
     return "\n".join(lines)
 
 
-def fitting(variants: Iterable[Table], columns: int | None) -> Table:
+def fitting(variants: "Iterable[Table]", columns: int | None) -> "Table":
     """The first of the variants that fits into so many columns, the last where none does; any fits None."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
     console = Console(width=WIDEST)
     for table in variants:
         if columns is None or Measurement.get(console, console.options, table).maximum <= columns:
@@ -51,8 +65,10 @@ def fitting(variants: Iterable[Table], columns: int | None) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
+def print_table(table: "Table") -> None:
     """Prints a table as it is: rich would squeeze one that is wider than the terminal."""
+    from rich.console import Console
+
     Console(width=width() or WIDEST, highlight=False).print(table)
 
 
@@ -66,6 +82,9 @@ def waiting(text: str, *, quiet: bool = False) -> Iterator[None]:
     if quiet or _spinner or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
+    from rich.console import Console
+    from rich.status import Status
+
     _spinner = Status(text, console=Console())
     try:
         with _spinner:

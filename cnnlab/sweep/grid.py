@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -18,8 +19,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cnnlab.config.compose import CONFIGS, compose_job
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
@@ -42,6 +41,10 @@ from cnnlab.sweep.results import (
     reported_error,
     write_csv,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 NOT_FOR_JOBS = ("hydra.mode", "hydra.launcher", "hydra.sweeper", "hydra/launcher", "hydra/sweeper")
 
@@ -123,6 +126,8 @@ class ProcessLauncher(Launcher):
 
     def run(self, jobs: Sequence[Job], folder: Path) -> tuple[list[Result], int | None]:
         """The results of the jobs, and the signal that stopped them, if one did."""
+        from rich.console import Console
+
         results = {job.number: Result(job, "not started") for job in jobs}
         processes = self.processes(len(jobs))
         console = Console(highlight=False, soft_wrap=True)
@@ -182,8 +187,10 @@ def _log(job: Job, folder: Path) -> Path:
     return folder / f"{job.name}.log"
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: "Console") -> "Progress":
     """One line under those of the jobs, where there is a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     return Progress(
         BarColumn(bar_width=30),
         TextColumn("{task.completed:.0f} of {task.total:.0f} jobs done, {task.fields[running]} running"),

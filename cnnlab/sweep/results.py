@@ -4,15 +4,14 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.run.files import RunDirectory
 from cnnlab.runtime.terminal import fitting
 from cnnlab.sweep.axes import Job
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 LAST_BYTES = 1 << 16  # of a log: enough for its error
 
@@ -64,7 +63,7 @@ def best_result(results: Sequence[Result]) -> Result | None:
     return max(measured, key=lambda result: sign * result.metrics[monitor], default=None)
 
 
-def render_results(results: Sequence[Result], columns: int | None = None) -> Table:
+def render_results(results: Sequence[Result], columns: int | None = None) -> "Table":
     """A row for each job, the best one marked with `*`; for a terminal with so many columns where they are given.
 
     A narrow one gets no directories and seconds, then the monitored metric alone, then no status.
@@ -82,7 +81,11 @@ def render_results(results: Sequence[Result], columns: int | None = None) -> Tab
     return fitting((_table(results, tags, shown) for tags, shown in variants), columns)
 
 
-def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str]) -> Table:
+def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str]) -> "Table":
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     best = best_result(results)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in _header(results, tags):
