@@ -6,6 +6,7 @@ its header before a pixel is decoded; a link is followed only where it stays ins
 
 import os
 import stat
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, first_line
-from cnnlab.runtime.terminal import printable, stop_waiting
+from cnnlab.runtime.terminal import is_live, printable, stop_waiting
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -197,15 +198,14 @@ def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
     begun = time.monotonic()
-    progress = Progress(console=console, transient=True)
+    progress = Progress(console=Console(stderr=True), transient=True)
     task = progress.add_task("reading images", total=count)
     shown = False
     try:
         for chunk in chunks:
             progress.advance(task, CHUNK)
-            if console.is_terminal and not shown and time.monotonic() - begun > PATIENCE:
+            if not shown and is_live(sys.stderr) and time.monotonic() - begun > PATIENCE:
                 stop_waiting()
                 progress.start()
                 shown = True

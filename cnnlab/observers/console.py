@@ -1,4 +1,4 @@
-"""The terminal: a progress bar with the latest figures, or plain lines where there is no terminal."""
+"""The terminal: a progress bar with the latest figures, or plain lines where none can be drawn."""
 
 import shutil
 import time
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from cnnlab.engine.records import Finished, Metrics, Notice, Record, Started
 from cnnlab.runtime.checks import number
-from cnnlab.runtime.terminal import stop_waiting
+from cnnlab.runtime.terminal import is_live, stop_waiting
 
 SHOWN_FIRST = ("loss", "accuracy")
 NARROW = 75  # columns; below, the bar would have no place beside the images per second
@@ -26,7 +26,7 @@ class _Bar(Progress):
 class Console:
     """Shows loss, accuracy, images/s and the time left; one line for each measurement of a held-out split.
 
-    Without a terminal, training figures come as a line at most every `interval` seconds.
+    Without a terminal that redraws its lines, training figures come as a line at most every `interval` seconds.
     """
 
     def __init__(self, interval: float = 10.0) -> None:
@@ -52,7 +52,7 @@ class Console:
         self.epochs, self.total_steps = record.epochs, record.total_steps
         resumed = f", resuming after step {record.step}" if record.step else ""
         self.console.print(f"run: {record.directory}{resumed}", markup=False)
-        if self.console.is_terminal:
+        if is_live(self.console.file):
             stop_waiting()
             self.progress = _Bar(
                 SpinnerColumn(),

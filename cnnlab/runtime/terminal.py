@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:  # rich is imported where something is drawn: a refusal needs none of it
     from rich.status import Status
@@ -23,7 +23,7 @@ def printable(text: object) -> str:
     )
 
 
-def width(stream: TextIO | None = None) -> int | None:
+def width(stream: IO[str] | None = None) -> int | None:
     """The columns of the terminal that the stream is, stdout by default; None where it is a pipe or a file."""
     stream = stream or sys.stdout
     if not stream.isatty():
@@ -35,6 +35,11 @@ def width(stream: TextIO | None = None) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or UNKNOWN_WIDTH
     except OSError:
         return UNKNOWN_WIDTH
+
+
+def is_live(stream: IO) -> bool:
+    """True for a terminal that can redraw a line. FORCE_COLOR asks for colors in a pipe, not for that."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def wrapped(text: str) -> str:
@@ -76,10 +81,10 @@ def print_table(table: "Table") -> None:
 def waiting(text: str, *, quiet: bool = False) -> Iterator[None]:
     """A spinner with `text` while something takes its time; nothing is left of it.
 
-    Nothing is shown where stdout is no terminal, where it is `quiet`, and within another spinner.
+    Nothing is shown where stdout is no terminal that redraws lines, where it is `quiet`, and within another spinner.
     """
     global _spinner
-    if quiet or _spinner or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+    if quiet or _spinner or not is_live(sys.stdout):
         yield
         return
     from rich.console import Console

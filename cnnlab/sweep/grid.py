@@ -29,7 +29,7 @@ from cnnlab.config.saved_config import resolved, trusted_names
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
-from cnnlab.runtime.terminal import print_table, waiting, width
+from cnnlab.runtime.terminal import is_live, print_table, waiting, width
 from cnnlab.sweep.axes import Grid, Job, read_grid
 from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
 from cnnlab.sweep.results import (
@@ -188,7 +188,7 @@ def _log(job: Job, folder: Path) -> Path:
 
 
 def _progress(console: "Console") -> "Progress":
-    """One line under those of the jobs, where there is a terminal."""
+    """One line under those of the jobs, where there is a terminal that redraws it."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
@@ -197,7 +197,7 @@ def _progress(console: "Console") -> "Progress":
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not is_live(sys.stdout),
     )
 
 

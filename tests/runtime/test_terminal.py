@@ -3,14 +3,10 @@ import sys
 
 import pytest
 from rich.table import Table
+from screens import Terminal
 
 from cnnlab.runtime import terminal
 from cnnlab.runtime.terminal import fitting, stop_waiting, waiting, width, wrapped
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def table(text: str) -> Table:
@@ -31,6 +27,7 @@ def test_a_pipe_has_no_width_and_no_spinner(monkeypatch: pytest.MonkeyPatch) -> 
     pipe = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe)
     assert width() is None
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a wish for colors, not for lines drawn again and again
     with waiting("working"):
         print("line")
     assert pipe.getvalue() == "line\n"
@@ -63,7 +60,7 @@ def test_what_moves_itself_ends_the_spinner(monkeypatch: pytest.MonkeyPatch) -> 
         assert "working" not in screen.getvalue()[shown:]
 
 
-@pytest.mark.parametrize(("quiet", "kind"), [(True, "xterm"), (False, "dumb")])
+@pytest.mark.parametrize(("quiet", "kind"), [(True, "xterm"), (False, "dumb"), (False, "unknown")])
 def test_quiet_commands_and_dumb_terminals_have_no_spinner(
     monkeypatch: pytest.MonkeyPatch, quiet: bool, kind: str
 ) -> None:
