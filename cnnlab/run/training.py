@@ -56,7 +56,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
-from cnnlab.runtime.terminal import waiting
+from cnnlab.runtime.terminal import leave_terminal, waiting
 
 # keys without influence on what is learned
 MOST_ROLLBACKS = 3  # of a run
@@ -279,6 +279,7 @@ def _stop_signals() -> Iterator[list[int]]:
             received.append(number)
             first = time.monotonic()
         elif time.monotonic() - first > SAME_REQUEST:
+            leave_terminal()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

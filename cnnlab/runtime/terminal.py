@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # rich is imported where something is drawn: a refusal needs 
 
 WIDEST = 1000  # columns, where the output is no terminal: nothing is cut off
 UNKNOWN_WIDTH = 80  # columns, where a terminal does not report how many it has
+SHOW_CURSOR, ERASE_LINE = b"\x1b[?25h", b"\r\x1b[2K"
 _spinner: "Status | None" = None
 
 
@@ -37,7 +38,7 @@ def width(stream: IO[str] | None = None) -> int | None:
         return UNKNOWN_WIDTH
 
 
-def is_live(stream: IO) -> bool:
+def is_live(stream: IO[str]) -> bool:
     """True for a terminal that can redraw a line. FORCE_COLOR asks for colors in a pipe, not for that."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
@@ -102,3 +103,16 @@ def stop_waiting() -> None:
     """Ends the spinner, if there is one, before something else moves: a terminal shows one at a time."""
     if _spinner:
         _spinner.stop()
+
+
+def leave_terminal() -> None:
+    """Shows the cursor again and removes the spinner: for a signal handler that ends the process at once.
+
+    Takes no lock: the code that the signal interrupted may hold it.
+    """
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream and not stream.closed and is_live(stream):
+            terminal = os.dup(stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # where another thread may still draw
+            os.write(terminal, (ERASE_LINE if _spinner else b"") + SHOW_CURSOR)
+            return

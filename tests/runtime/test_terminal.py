@@ -3,7 +3,7 @@ import sys
 
 import pytest
 from rich.table import Table
-from screens import Terminal
+from screens import HIDE_CURSOR, SHOW_CURSOR, Terminal, on_a_terminal
 
 from cnnlab.runtime import terminal
 from cnnlab.runtime.terminal import fitting, stop_waiting, waiting, width, wrapped
@@ -46,6 +46,24 @@ def test_a_spinner_is_shown_once_and_removed(monkeypatch: pytest.MonkeyPatch) ->
     assert "inner" not in text
     assert text.rstrip().endswith("\x1b[2K")  # the line of the spinner is cleared
     assert terminal._spinner is None
+
+
+INTERRUPTED = """
+import os, signal, time
+from cnnlab.runtime.interrupts import exit_at_interrupt
+from cnnlab.runtime.terminal import waiting
+with exit_at_interrupt(), waiting("starting"):
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_interrupt_leaves_no_spinner_and_shows_the_cursor() -> None:
+    status, shown = on_a_terminal(INTERRUPTED)
+    assert status == 130
+    assert "starting" in shown
+    hidden = shown.rindex(HIDE_CURSOR)
+    assert shown[hidden:].endswith(f"\r\x1b[2K{SHOW_CURSOR}")  # the spinner's line is cleared, and nothing follows
 
 
 def test_what_moves_itself_ends_the_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
