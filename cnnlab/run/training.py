@@ -38,7 +38,7 @@ from cnnlab.run.loaders import (
     read_training_data,
     train_loader,
 )
-from cnnlab.run.process_state import process_state_kept, silenced, the_only_training
+from cnnlab.run.process_state import process_state_kept, the_only_training
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
     NOT_DIGESTED,
@@ -56,7 +56,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
-from cnnlab.runtime.terminal import leave_terminal, waiting
+from cnnlab.runtime.terminal import leave_terminal, silenced, waiting
 
 # keys without influence on what is learned
 MOST_ROLLBACKS = 3  # of a run

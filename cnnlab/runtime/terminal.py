@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:  # rich is imported where something is drawn: a refusal needs none of it
@@ -14,6 +14,7 @@ WIDEST = 1000  # columns, where the output is no terminal: nothing is cut off
 UNKNOWN_WIDTH = 80  # columns, where a terminal does not report how many it has
 SHOW_CURSOR, ERASE_LINE = b"\x1b[?25h", b"\r\x1b[2K"
 _spinner: "Status | None" = None
+_silenced = False
 
 
 def printable(text: object) -> str:
@@ -39,8 +40,11 @@ def width(stream: IO[str] | None = None) -> int | None:
 
 
 def is_live(stream: IO[str]) -> bool:
-    """True for a terminal that can redraw a line. FORCE_COLOR asks for colors in a pipe, not for that."""
-    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    """True for a terminal that can redraw a line. FORCE_COLOR asks for colors in a pipe, not for that.
+
+    False for every stream while the output is silenced.
+    """
+    return not _silenced and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def wrapped(text: str) -> str:
@@ -76,6 +80,21 @@ def print_table(table: "Table") -> None:
     from rich.console import Console
 
     Console(width=width() or WIDEST, highlight=False).print(table)
+
+
+@contextmanager
+def silenced(wanted: bool) -> Iterator[None]:
+    """Nothing is printed to stdout where that is wanted, and no bar is drawn; errors go to stderr."""
+    global _silenced
+    if not wanted:
+        yield
+        return
+    before, _silenced = _silenced, True
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        _silenced = before
 
 
 @contextmanager

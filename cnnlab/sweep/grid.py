@@ -26,10 +26,11 @@ from cnnlab.config.full_error import environment_of_jobs
 from cnnlab.config.hydra_internals import command_line_parser, hydra_config, returned_error
 from cnnlab.config.programs import command, given
 from cnnlab.config.saved_config import resolved, trusted_names
+from cnnlab.config.sections import is_quiet
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
-from cnnlab.runtime.terminal import is_live, print_table, waiting, width
+from cnnlab.runtime.terminal import is_live, print_table, silenced, waiting, width
 from cnnlab.sweep.axes import Grid, Job, read_grid
 from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
 from cnnlab.sweep.results import (
@@ -64,7 +65,10 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Raises `ConfigError` before anything is written, `TrainingError` where a job did not complete."""
-        grid = read_grid(arguments)
+        with silenced(is_quiet(self.config.get("observers"))):
+            self._sweep(read_grid(arguments))
+
+    def _sweep(self, grid: Grid) -> None:
         print(grid, flush=True)
         with waiting("checking the jobs"):
             refusals = _refusals(grid, self.loader, self.config)
@@ -119,7 +123,8 @@ class ProcessLauncher(Launcher):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [Job(initial_job_idx + place, tuple(given), {}) for place, given in enumerate(job_overrides)]
-        results, stopped_by = self.run(jobs, folder)
+        with silenced(is_quiet(self.config.get("observers"))):
+            results, stopped_by = self.run(jobs, folder)
         if stopped_by is not None:
             raise Interrupted(stopped_by)
         return [_job_return(result) for result in results]
