@@ -26,7 +26,7 @@ from cnnlab.data.image_files import ImageReader, Keep
 from cnnlab.data.source import Images
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line
-from cnnlab.runtime.terminal import printable
+from cnnlab.runtime.terminal import print_wrapped, printable
 
 FORMAT = "cnnlab images 1"
 HEADER = 4096  # bytes
@@ -65,9 +65,9 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
             except FileNotFoundError:
                 pass
             except _DamagedError as error:
-                print(f"{printable(cached.path)} {error}: it is written again")
+                print_wrapped(f"{printable(cached.path)} {error}: it is written again")
             _check_disk(folder, cached.bytes)
-            print(f"decoding {len(paths):,} images once, into {printable(cached.path)}")
+            print_wrapped(f"decoding {len(paths):,} images once, into {printable(cached.path)}")
             return cached.make([root / path for path in paths], y_N, reader)
 
 
@@ -207,7 +207,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"waiting for another process that decodes images into {printable(folder)}")
+        print_wrapped(f"waiting for another process that decodes images into {printable(folder)}")
         lock.acquire()
     try:
         yield

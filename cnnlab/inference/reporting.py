@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnlab.metrics import rank_of_label
 from cnnlab.run.files import RunDirectory
-from cnnlab.runtime.terminal import printable
+from cnnlab.runtime.terminal import print_wrapped, printable
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
 MOST_IMAGES = 10  # of an unlabelled folder, in the terminal
@@ -119,7 +119,8 @@ def print_predictions(predictions: ImagePredictions, class_names: Sequence[str])
     if len(predictions.paths) > MOST_IMAGES:
         print(f"and {len(predictions.paths) - MOST_IMAGES:,} more")
     counts = Counter(predictions.predicted_N.tolist()).most_common(MOST_CLASSES)
-    print("predicted: " + ", ".join(f"{printable(class_names[predicted])} {count:,}" for predicted, count in counts))
+    listed = [f"{printable(class_names[predicted])} {count:,}" for predicted, count in counts]
+    print_wrapped(f"predicted: {', '.join(listed)}", *listed)
 
 
 def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:
@@ -136,15 +137,15 @@ def print_report(result: Mapping[str, Any], step: int) -> None:
     """The figures of an evaluation, as `evaluate.py` prints them."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     views = "" if result["tta"] == "none" else f", test-time augmentation {result['tta']}"
-    print(
+    print_wrapped(
         f"{result['split']}: accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f} on "
         f"{result['images']:,} images (step {step}{views})"
     )
     [(k, fraction)] = result["top_k"].items()
-    print(f"top-{k} accuracy {fraction:.4f}, expected calibration error {result['calibration_error']:.4f}")
+    print_wrapped(f"top-{k} accuracy {fraction:.4f}, expected calibration error {result['calibration_error']:.4f}")
     shown = {name: value for name, value in result["metrics"].items() if "." not in name}
     if shown:
-        print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        print_wrapped(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     console.print(_class_table(result))
     if result["most_confused"]:
         console.print(_confused_table(result["most_confused"]))

@@ -56,7 +56,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
-from cnnlab.runtime.terminal import leave_terminal, silenced, waiting
+from cnnlab.runtime.terminal import leave_terminal, print_wrapped, silenced, waiting
 
 # keys without influence on what is learned
 MOST_ROLLBACKS = 3  # of a run
@@ -97,7 +97,7 @@ def _start(config: RunConfig) -> Path | None:
     check_machine(plan)
     plan.source.check()
     plan = _with_starting_weights(plan)
-    print(describe_placement(plan), end="\n\n")
+    print_wrapped(f"{describe_placement(plan)}\n")
     directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
         _write_config(directory, config)  # first: a run that is killed while it reads can be started again
@@ -118,7 +118,7 @@ def _resume(run: Resumption) -> Path:
     plan = run.plan
     print_plan(plan)
     if run.restarted:
-        print(describe_restart(plan))
+        print_wrapped(describe_restart(plan))
     check_machine(plan)
     plan.source.check()
     run.directory.lock()
@@ -126,13 +126,14 @@ def _resume(run: Resumption) -> Path:
         checkpoint = run.newest_checkpoint()
         check_classes(checkpoint, plan.spec.class_names)
         if run.is_complete(checkpoint):
-            print(f"\n{run.directory.path} is complete: there is nothing left to train")
+            path = run.directory.path
+            print_wrapped(f"\n{path} is complete: there is nothing left to train", path)
             print_summary(run.directory.read_json(SUMMARY), run.directory, plan)
             run.directory.release()
-            return run.directory.path
+            return path
         if checkpoint is None:
             plan = _with_starting_weights(plan)
-        print(describe_placement(plan), end="\n\n")
+        print_wrapped(f"{describe_placement(plan)}\n")
         with waiting("reading the data"):
             data = read_training_data(plan)
         check_data(checkpoint, data.digest)

@@ -1,9 +1,12 @@
 """What the terminal needs: lines and tables that fit it, and a spinner while nothing else moves."""
 
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:  # rich is imported where something is drawn: a refusal needs none of it
@@ -12,6 +15,7 @@ if TYPE_CHECKING:  # rich is imported where something is drawn: a refusal needs 
 
 WIDEST = 1000  # columns, where the output is no terminal: nothing is cut off
 UNKNOWN_WIDTH = 80  # columns, where a terminal does not report how many it has
+NO_BREAK = "\0"  # stands for a blank at which no line is broken
 SHOW_CURSOR, ERASE_LINE = b"\x1b[?25h", b"\r\x1b[2K"
 _spinner: "Status | None" = None
 _silenced = False
@@ -47,20 +51,64 @@ def is_live(stream: IO[str]) -> bool:
     return not _silenced and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
-def wrapped(text: str) -> str:
-    """Lines of prose broken between words for the terminal that stderr is, each continued below its own beginning."""
-    columns = width(sys.stderr)
+def wrapped(text: str, stream: IO[str], unbroken: Iterable[object] = ()) -> str:
+    """Lines broken for the terminal that the stream is, each continued below its own beginning.
+
+    A line is broken where two blanks separate its columns, else between words. A word is never broken, nor is what
+    `unbroken` lists, such as a path with blanks: what is wider than the terminal stands on a line of its own.
+    """
+    columns = width(stream)
     if columns is None:
         return text
-    import textwrap
+    for part in map(str, unbroken):
+        text = text.replace(part, part.replace(" ", NO_BREAK))
+    lines = [line for given in text.split("\n") for line in _broken(given, columns)]
+    return "\n".join(lines).replace(NO_BREAK, " ")
 
-    lines = []
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()))
-        lines += textwrap.wrap(
-            line, columns, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
-        ) or [""]
-    return "\n".join(lines)
+
+def _broken(line: str, columns: int) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    done, current = [], ""
+    for gap, part in re.findall(r"( *)([^ ]+(?: [^ ]+)*)", line):
+        if _cells(current + gap + part) <= columns:
+            current += gap + part
+            continue
+        if current and _cells(indent + part) <= columns:
+            done.append(current)
+            current = indent + part
+            continue
+        for word in part.split(" "):
+            if current and _cells(current + gap + word) > columns:
+                done.append(current)
+                current, gap = "", indent if _cells(indent + word) <= columns else ""
+            current, gap = current + gap + word, " "
+    return [*done, current]
+
+
+def _cells(text: str) -> int:
+    """The columns that a text takes: East Asian letters take two."""
+    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text if letter > "\u0fff")
+
+
+def print_wrapped(text: object, *unbroken: object, flush: bool = False) -> None:
+    """Prints lines to stdout as `wrapped` breaks them."""
+    print(wrapped(str(text), sys.stdout, unbroken), flush=flush)
+
+
+def print_command(title: str, program: str, argument: str) -> None:
+    """Prints a command to copy, over two lines of a shell where one is too narrow."""
+    line, columns = f"  {title:<10} {program} {argument}", width()
+    if columns and _cells(line) > columns and os.name != "nt":
+        line = f"  {title:<10} {program} \\\n    {argument}"
+    print(line)
+
+
+def print_written(folder: Path, paths: Sequence[Path]) -> None:
+    """Prints where the files were written: whole paths, or names below the folder where the paths are too wide."""
+    lines, columns = [f"written to {paths[0]}", *(f"           {path}" for path in paths[1:])], width()
+    if columns and max(map(_cells, lines)) > columns:
+        lines = [f"written to {folder}", *(f"  {path.relative_to(folder)}" for path in paths)]
+    print("\n".join(lines))
 
 
 def fitting(variants: "Iterable[Table]", columns: int | None) -> "Table":

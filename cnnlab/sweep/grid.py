@@ -30,7 +30,7 @@ from cnnlab.config.sections import is_quiet
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
-from cnnlab.runtime.terminal import is_live, print_table, silenced, waiting, width
+from cnnlab.runtime.terminal import is_live, print_table, print_wrapped, silenced, waiting, width, wrapped
 from cnnlab.sweep.axes import Grid, Job, read_grid
 from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
 from cnnlab.sweep.results import (
@@ -69,14 +69,14 @@ class GridSweeper(Sweeper):
             self._sweep(read_grid(arguments))
 
     def _sweep(self, grid: Grid) -> None:
-        print(grid, flush=True)
+        print_wrapped(grid, flush=True)
         with waiting("checking the jobs"):
             refusals = _refusals(grid, self.loader, self.config)
         folder = self._make_folder()
-        print(f"results in {folder}", flush=True)
+        print_wrapped(f"results in {folder}", folder, flush=True)
         refused = [Result(job, "failed", error=refusals[job.number]) for job in grid.jobs if job.number in refusals]
         for result in refused:
-            print(result)
+            print_wrapped(result)
         launched, stopped_by = self._launch([job for job in grid.jobs if job.number not in refusals], folder)
         results = sorted([*refused, *launched], key=lambda result: result.job.number)
         _show(results, folder)
@@ -141,7 +141,7 @@ class ProcessLauncher(Launcher):
 
             def ended(number: int, how: Ended) -> None:
                 results[number] = _ended(results[number].job, folder, how)
-                console.print(str(results[number]), markup=False)
+                console.print(wrapped(str(results[number]), console.file), markup=False)
                 progress.advance(task)
 
             processes.run(
@@ -162,7 +162,7 @@ class ProcessLauncher(Launcher):
         threads = shared_threads(os.environ, cpu_count(), at_once)
         each = f", OMP_NUM_THREADS={threads[THREADS[0]]}" if threads else ""
         on = f", on GPUs {','.join(gpus)}" if gpus else ""
-        print(f"{at_once} at a time{each}{on}", flush=True)
+        print_wrapped(f"{at_once} at a time{each}{on}", flush=True)
         return Processes(at_once, gpus, {**environment_of_jobs(), **threads, "PYTHONUNBUFFERED": "1"})
 
     def _task(self, job: Job, folder: Path) -> Task:
@@ -311,6 +311,7 @@ def _show(results: Sequence[Result], folder: Path) -> None:
     print_table(render_results(results, width()))
     best = best_result(results)
     if best:
-        print(f"* best by {best.monitor}: {best.directory}")
-    write_csv(results, folder / "sweep.csv")
-    print(f"table: {folder / 'sweep.csv'}", flush=True)
+        print_wrapped(f"* best by {best.monitor}: {best.directory}", best.directory)
+    table = folder / "sweep.csv"
+    write_csv(results, table)
+    print_wrapped(f"table: {table}", table, flush=True)
