@@ -84,11 +84,11 @@ class Console:
             self._line(record)
 
     def _line(self, record: Metrics) -> None:
-        steps = f"/{self.total_steps}" if self.total_steps else ""
+        step = _of(record.step, self.total_steps)
         rate = record.values.get("images_per_second")
         more = [] if record.split == "train" else [n for n in record.values if n not in SHOWN_FIRST and "." not in n]
         line = (
-            f"{self._epoch(record.epoch)}  step {record.step}{steps}  {record.split:<5}  "
+            f"{self._epoch(record.epoch)}  step {step}  {record.split:<5}  "
             f"loss {record.values['loss']:.4f}  accuracy {record.values['accuracy']:.4f}"
             + "".join(f"  {name} {record.values[name]:.4f}" for name in more)
             + (f"  {rate:,.0f} images/s" if rate else "")
@@ -100,9 +100,14 @@ class Console:
         return wrapped(text, self.console.file, unbroken)
 
     def _epoch(self, epoch: int) -> str:
-        return f"epoch {epoch}/{self.epochs}" if self.epochs else f"epoch {epoch}"
+        return f"epoch {_of(epoch, self.epochs)}"
 
     def close(self) -> None:
         if self.progress:
             self.progress.stop()
             self.progress = None
+
+
+def _of(number: int, total: int | None) -> str:
+    """Such as ` 39/200`, as wide as any number up to the total."""
+    return f"{number:>{len(str(total))}}/{total}" if total else str(number)

@@ -86,7 +86,8 @@ def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Run
     best, test = summary["best"], summary.get("test")
     if test:
         figures = f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f}"
-        print_wrapped(f"\n{figures} (best checkpoint: step {best['step']})")
+        chosen = f"(best checkpoint: step {best['step']})"
+        print_wrapped(f"\n{figures} {chosen}", chosen)
     elif not has_test:
         print_wrapped("\nthe data have no test split: no accuracy was measured on images that selection did not use")
     if summary["last"]:

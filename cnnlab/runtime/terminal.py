@@ -123,11 +123,11 @@ def fitting(variants: "Iterable[Table]", columns: int | None) -> "Table":
     return table
 
 
-def print_table(table: "Table") -> None:
-    """Prints a table as it is: rich would squeeze one that is wider than the terminal."""
+def print_table(table: "Table", *, markup: bool = True) -> None:
+    """Prints a table to stdout, whole where that is no terminal; in one that is too narrow its cells are cut off."""
     from rich.console import Console
 
-    Console(width=width() or WIDEST, highlight=False).print(table)
+    Console(width=width() or WIDEST, highlight=False, markup=markup).print(table)
 
 
 @contextmanager

@@ -78,6 +78,21 @@ def test_the_terminal_is_given_back_at_the_end() -> None:
     assert console(STARTED, Finished({}), terminal=True, close=False).endswith(shows_the_cursor)
 
 
+def test_numbers_below_each_other_are_as_wide_as_their_total() -> None:
+    started = Started(Path("runs/some"), 0, 1200, 30, {}, "")
+    line = "epoch  1/30  step   20/1200  val    loss 1.5000  accuracy 0.6250"
+    assert console(started, VAL).splitlines()[-1] == line
+
+
+def test_lines_are_broken_between_columns() -> None:
+    shown = console(STARTED, VAL, Notice("a sentence with many words"), terminal=True, TERM="dumb", COLUMNS="40")
+    assert shown.splitlines()[1:] == [
+        "epoch 1/3  step 20/60  val",
+        "  loss 1.5000  accuracy 0.6250",
+        "a sentence with many words",
+    ]
+
+
 def test_the_steps_have_no_total_where_only_time_ends_the_run() -> None:
     assert "epoch 1  step 20  val" in console(Started(Path("runs/some"), 0, None, None, {}, ""), VAL)
 
