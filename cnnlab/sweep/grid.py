@@ -83,7 +83,7 @@ class GridSweeper(Sweeper):
         failures = list_failures(results)
         if stopped_by is not None:
             if failures:
-                print(f"interrupted: {failures}", file=sys.stderr)
+                print(wrapped(f"interrupted: {failures}", sys.stderr), file=sys.stderr)
             raise Interrupted(stopped_by)
         if failures:
             raise TrainingError(failures)

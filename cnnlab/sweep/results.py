@@ -71,7 +71,8 @@ def render_results(results: Sequence[Result], columns: int | None = None) -> "Ta
     alone, then no status, then no values of the axes.
     """
     every = _tags(results)
-    monitored = [tag for tag in every if tag.partition("/")[0] == (results[0].monitor or "").partition("/")[0]] or every
+    monitor = next((result.monitor for result in results if result.monitor), "")  # a job that failed has none
+    monitored = [tag for tag in every if tag.partition("/")[0] == monitor.partition("/")[0]] or every
     variants = (
         (every, ("status", "seconds", "directory"), LONGEST),
         (every, ("status", "seconds"), LONGEST),
