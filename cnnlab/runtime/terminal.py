@@ -44,7 +44,7 @@ def width(stream: IO[str] | None = None) -> int | None:
 
 
 def is_live(stream: IO[str]) -> bool:
-    """True for a terminal that can redraw a line. FORCE_COLOR asks for colors in a pipe, not for that.
+    """True for a terminal that can redraw a line. FORCE_COLOR asks for colours in a pipe, not for that.
 
     False for every stream while the output is silenced.
     """

@@ -64,12 +64,12 @@ def test_where_nothing_can_be_redrawn_there_are_plain_lines(terminal: bool, envi
     assert "\x1b" not in shown
 
 
-def test_there_are_no_colors_where_none_are_wanted() -> None:
-    for environment, colored in (({}, True), ({"NO_COLOR": "1"}, False)):
+def test_there_are_no_colours_where_none_are_wanted() -> None:
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         shown = console(STARTED, TRAIN, VAL, Notice("slow"), terminal=True, **environment)
-        assert ("\x1b[33m" in shown) is colored  # the notice's yellow
+        assert ("\x1b[33m" in shown) is coloured  # the notice's yellow
         codes = {code for codes in re.findall(r"\x1b\[([\d;]*)m", shown) for code in codes.split(";")}
-        assert bool({code for code in codes if code[:1] in ("3", "4", "9") and len(code) > 1}) is colored
+        assert bool({code for code in codes if code[:1] in ("3", "4", "9") and len(code) > 1}) is coloured
 
 
 def test_the_terminal_is_given_back_at_the_end() -> None:

@@ -29,7 +29,7 @@ def test_a_pipe_has_no_width_and_no_spinner(monkeypatch: pytest.MonkeyPatch) -> 
     pipe = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe)
     assert width() is None
-    monkeypatch.setenv("FORCE_COLOR", "1")  # a wish for colors, not for lines drawn again and again
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a wish for colours, not for lines drawn again and again
     with waiting("working"):
         print("line")
     assert pipe.getvalue() == "line\n"
