@@ -164,4 +164,4 @@ def _print_error(error: Exception) -> None:
     """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1."""
     if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
-    print(wrapped(f"error: {explain(error, CONFIGS)}"), file=sys.stderr, flush=True)
+    print(wrapped(f"error: {explain(error, CONFIGS)}", sys.stderr), file=sys.stderr, flush=True)

@@ -227,6 +227,10 @@ def _merged(old: Any, new: Any) -> Any:
 
 def _no_such_key(parent: DictConfig, path: list[str]) -> ConfigError:
     names = [str(name) for name in parent]
+    if not names:
+        key, section = ".".join(path), ".".join(path[:-1])
+        entry = "{lr: VALUE}" if section == "optimizer.groups" else "{type: NAME, …}"
+        return ConfigError(f"{key}: nothing is set in {section}; '{key}={entry}' adds an entry")
     return ConfigError(
         f"{'.'.join(path)}: there is no {path[-1]!r} here;{did_you_mean(path[-1], names)} "
         f"expected one of {listing(names)}"

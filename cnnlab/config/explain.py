@@ -85,4 +85,8 @@ def _no_such_key(cause: OmegaConfBaseException, configs: Path) -> str:
     if "." not in key and "model" in names:  # at the top of a run's config, groups are legal too
         names = sorted({*names, *(folder.name for folder in configs.iterdir() if folder.is_dir())})
         return f"{key}: {no_such_top_key(cause.key, names, OmegaConf.to_container(parent, resolve=False))}"
+    if not names:
+        section, _, name = key.rpartition(".")
+        entry = f"+{key}=VALUE" if section.startswith("hydra.") else f"{section}={{{name}: VALUE, …}}"
+        return f"{key}: nothing is set in {section}; '{entry}' adds an entry"
     return f"{key}: {no_such_key(cause.key, names)}"

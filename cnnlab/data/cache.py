@@ -28,7 +28,7 @@ from cnnlab.data.source import Images, MappedFile, image_digest
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line
 from cnnlab.runtime.files import sync_folder
-from cnnlab.runtime.terminal import printable
+from cnnlab.runtime.terminal import print_wrapped, printable
 
 FORMAT = "cnnlab images 2"
 HEADER = 4096  # bytes
@@ -67,7 +67,7 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
             except FileNotFoundError:
                 pass
             except _DamagedError as error:
-                print(f"{printable(cached.path)} {error}: it is written again")
+                print_wrapped(f"{printable(cached.path)} {error}: it is written again")
             return cached.make([root / path for path in paths], y_N, reader)
 
 
@@ -128,7 +128,7 @@ class _Cached:
         with _create_or_open(temporary) as file:
             file.truncate(self.file_size)
             missing = self._missing(file, y_N)
-            print(f"decoding {len(missing):,} images once, into {printable(self.path)}")
+            print_wrapped(f"decoding {len(missing):,} images once, into {printable(self.path)}")
             try:
                 self._decode(file, files, missing, reader)
             except ConfigError:  # such as an image that is damaged: mended, it makes another cache
@@ -249,7 +249,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"waiting for another process that decodes images into {printable(folder)}")
+        print_wrapped(f"waiting for another process that decodes images into {printable(folder)}")
         lock.acquire()
     try:
         yield

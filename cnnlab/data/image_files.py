@@ -6,6 +6,7 @@ its header before a pixel is decoded; a link is followed only where it stays ins
 
 import os
 import stat
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,14 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, first_line
-from cnnlab.runtime.terminal import printable, stop_waiting
+from cnnlab.runtime.terminal import is_live, printable, stop_waiting
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -196,15 +195,17 @@ def _unreadable(refused: list[str], count: int) -> str:
 
 def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
     """Passes the chunks on; on a terminal, a progress bar appears if they take long."""
-    console = Console(stderr=True)
+    from rich.console import Console
+    from rich.progress import Progress
+
     begun = time.monotonic()
-    progress = Progress(console=console, transient=True)
+    progress = Progress(console=Console(stderr=True), transient=True)
     task = progress.add_task("reading images", total=count)
     shown = False
     try:
         for chunk in chunks:
             progress.advance(task, CHUNK)
-            if console.is_terminal and not shown and time.monotonic() - begun > PATIENCE:
+            if not shown and is_live(sys.stderr) and time.monotonic() - begun > PATIENCE:
                 stop_waiting()
                 progress.start()
                 shown = True

@@ -35,24 +35,19 @@ TakeStep = Callable[[], float]  # takes one training step, waits for the device 
 
 @dataclass
 class Trial:
-    """One way to compute a step. `verdict` is empty where it was simply not the fastest."""
+    """One way to compute a step. `verdict` is empty where it was simply not the fastest.
+
+    `milliseconds`, NaN where no step could be timed, are what decides, and what is shown.
+    """
 
     execution: Execution
     times: list[float] = field(default_factory=list)  # seconds per step
     loss: float = math.nan
     verdict: str = ""
-
-    @property
-    def milliseconds(self) -> float:
-        """The median of the times."""
-        return 1000 * statistics.median(self.times)
+    milliseconds: float = math.nan
 
     def clearly_faster_than(self, other: "Trial") -> bool:
-        """Round by round, since other load on the machine slows down all steps of a round alike."""
-        if self.verdict or not self.times:
-            return False
-        ratios = [mine / theirs for mine, theirs in zip(self.times, other.times, strict=True)]
-        return statistics.median(ratios) < CLEARLY_FASTER
+        return not self.verdict and self.milliseconds < CLEARLY_FASTER * other.milliseconds
 
 
 def autotune(
@@ -70,7 +65,8 @@ def autotune(
         names = [name for name in stage if name in defaults]
         choices = product(*(candidates[name] for name in names))
         options = [_with(best, dict(zip(names, values, strict=True))) for values in choices]
-        best, tried = _fastest(list(dict.fromkeys(options)), prepare)
+        before = [trial.milliseconds for trial in trials if trial.execution == best]
+        best, tried = _fastest(list(dict.fromkeys(options)), prepare, *before[-1:])
         trials += tried
     return (best if wanted.compile == AUTO else replace(best, compile=wanted.compile)), trials
 
@@ -81,8 +77,13 @@ def _with(execution: Execution, values: Mapping[str, Any]) -> Execution:
     return Execution(**{**fields, "cuda_graph": fields["cuda_graph"] if fields["precision"] != "fp16" else False})
 
 
-def _fastest(options: Sequence[Execution], prepare: Callable[[Execution], TakeStep]) -> tuple[Execution, list[Trial]]:
-    """The first option, or a later one that is clearly faster and computes the same loss."""
+def _fastest(
+    options: Sequence[Execution], prepare: Callable[[Execution], TakeStep], milliseconds: float = math.nan
+) -> tuple[Execution, list[Trial]]:
+    """The first option, or a later one that is clearly faster and computes the same loss.
+
+    `milliseconds` are what a step with the first was found to take before.
+    """
     if len(options) == 1:
         return options[0], []
     generators = capture_generators()
@@ -91,9 +92,27 @@ def _fastest(options: Sequence[Execution], prepare: Callable[[Execution], TakeSt
         _time(trials, prepare, generators)
     finally:
         restore_generators(generators)
+    compare(trials, milliseconds)
     best = reduce(lambda best, trial: trial if trial.clearly_faster_than(best) else best, trials)
     best.verdict = "chosen" if not best.verdict else f"chosen ({best.verdict})"
     return best.execution, trials
+
+
+def compare(trials: Sequence[Trial], milliseconds: float = math.nan) -> None:
+    """Gives each trial the time of its step: the first's, times the median of the rounds' ratios to the first.
+
+    Other load on the machine slows down all steps of a round alike, so the ratios tell more than the times. The first's
+    own time is what was found before, or the median of its times.
+    """
+    first = trials[0]
+    if first.times and math.isnan(milliseconds):
+        milliseconds = 1000 * statistics.median(first.times)
+    for trial in trials:
+        if trial.verdict == "slow":  # one step was enough to see it
+            trial.milliseconds = 1000 * trial.times[0]
+        elif trial.times:
+            ratios = [mine / theirs for mine, theirs in zip(trial.times, first.times, strict=True)]
+            trial.milliseconds = milliseconds * statistics.median(ratios)
 
 
 def _time(trials: Sequence[Trial], prepare: Callable[[Execution], TakeStep], generators: dict[str, Any]) -> None:

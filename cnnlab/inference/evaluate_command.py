@@ -26,7 +26,7 @@ from cnnlab.run.process_state import process_state_kept
 from cnnlab.run.resuming import check_classes, check_data
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
-from cnnlab.runtime.terminal import waiting
+from cnnlab.runtime.terminal import print_written, waiting
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
 KEYS = ("run", "split", "layers", "index", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
@@ -115,7 +115,7 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
         *_save(run, drawings),
     ]
     print_report(result, run.checkpoint.step)
-    print("written to " + "\n           ".join(map(str, written)))
+    print_written(run.directory.path, written)
 
 
 def _read(run: SavedRun, split: str) -> Images:

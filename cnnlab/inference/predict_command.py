@@ -14,7 +14,7 @@ from cnnlab.inference.reporting import ImagePredictions, print_predictions, writ
 from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import probabilities
 from cnnlab.runtime.errors import ConfigError
-from cnnlab.runtime.terminal import printable, waiting
+from cnnlab.runtime.terminal import print_wrapped, print_written, printable, waiting
 
 CHUNK = 2048  # images in memory at once
 
@@ -29,11 +29,10 @@ def predict_images(run: SavedRun, place: Path, tta: str) -> None:
     suffix = "" if tta == "none" else f"-{tta}"
     file = f"predictions-images-{place.resolve().name}-{run.checkpoint.folder.name}{suffix}.csv"
     written = write_image_predictions(run.directory, file, predictions, class_names)
-    print(
-        f"{len(names):,} {'image' if len(names) == 1 else 'images'} of {printable(place)} (step {run.checkpoint.step})"
-    )
+    counted = f"{len(names):,} {'image' if len(names) == 1 else 'images'}"
+    print_wrapped(f"{counted} of {printable(place)} (step {run.checkpoint.step})", printable(place))
     print_predictions(predictions, class_names)
-    print(f"written to {written}")
+    print_written(run.directory.path, [written])
 
 
 def _found(place: Path) -> tuple[Path, list[str]]:
@@ -52,7 +51,7 @@ def _found(place: Path) -> tuple[Path, list[str]]:
         raise ConfigError(f"images: expected images in {printable(place.absolute())}; there is none{others}")
     if found.others:
         first = printable(Path(found.others[0]))
-        print(f"not read: {_files(found.others)} without an extension of an image, such as {first}")
+        print_wrapped(f"not read: {_files(found.others)} without an extension of an image, such as {first}", first)
     return place, found.images
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from cnnlab.metrics import rank_of_label
 from cnnlab.run.files import RunDirectory
-from cnnlab.runtime.terminal import printable
+from cnnlab.runtime.terminal import WIDEST, print_table, print_wrapped, printable, width
 
 MOST_CLASSES = 25  # in the terminal; the files hold all of them
 MOST_IMAGES = 10  # of an unlabelled folder, in the terminal
+BESIDE = len("probability") + 8  # columns of the predictions' table beside its path and class
+SHORTEST = 20  # columns of a path, where a class name takes all others
 MOST_PROBABILITIES = 100  # classes up to which the file holds every probability
 
 
@@ -108,18 +109,29 @@ def write_image_predictions(
 
 def print_predictions(predictions: ImagePredictions, class_names: Sequence[str]) -> None:
     """Prints the first predictions one by one, and the number of images of each predicted class."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("image")
+    table.add_column("image", no_wrap=True)
     table.add_column("prediction")
     table.add_column("probability", justify="right")
-    for path, predicted, probability_K in islice(predictions.rows(), MOST_IMAGES):
-        table.add_row(printable(path), printable(class_names[predicted]), f"{probability_K[predicted]:.4f}")
-    console.print(table)
+    shown = [(printable(path), printable(class_names[k]), p_K[k]) for path, k, p_K in _first(predictions)]
+    room = (width() or WIDEST) - max(len(name) for name in ("prediction", *(name for _, name, _ in shown)))
+    for path, name, probability in shown:
+        table.add_row(_end(path, max(room - BESIDE, SHORTEST)), name, f"{probability:.4f}")
+    print_table(table, markup=False)
     if len(predictions.paths) > MOST_IMAGES:
         print(f"and {len(predictions.paths) - MOST_IMAGES:,} more")
     counts = Counter(predictions.predicted_N.tolist()).most_common(MOST_CLASSES)
-    print("predicted: " + ", ".join(f"{printable(class_names[predicted])} {count:,}" for predicted, count in counts))
+    listed = [f"{printable(class_names[predicted])} {count:,}" for predicted, count in counts]
+    print_wrapped(f"predicted: {', '.join(listed)}", *listed)
+
+
+def _first(predictions: ImagePredictions) -> Iterator[tuple[str, int, list[float]]]:
+    return islice(predictions.rows(), MOST_IMAGES)
+
+
+def _end(path: str, room: int) -> str:
+    """The end of a path, in which the images of a folder differ."""
+    return path if len(path) <= room else f"…{path[1 - room :]}"
 
 
 def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, class_names: Sequence[str]) -> Path:
@@ -134,20 +146,21 @@ def write_confusion(directory: RunDirectory, name: str, confusion_KK: Tensor, cl
 
 def print_report(result: Mapping[str, Any], step: int) -> None:
     """The figures of an evaluation, as `evaluate.py` prints them."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
     views = "" if result["tta"] == "none" else f", test-time augmentation {result['tta']}"
-    print(
+    checkpoint = f"(step {step}{views})"
+    print_wrapped(
         f"{result['split']}: accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f} on "
-        f"{result['images']:,} images (step {step}{views})"
+        f"{result['images']:,} images {checkpoint}",
+        checkpoint,
     )
     [(k, fraction)] = result["top_k"].items()
-    print(f"top-{k} accuracy {fraction:.4f}, expected calibration error {result['calibration_error']:.4f}")
+    print_wrapped(f"top-{k} accuracy {fraction:.4f}, expected calibration error {result['calibration_error']:.4f}")
     shown = {name: value for name, value in result["metrics"].items() if "." not in name}
     if shown:
-        print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
-    console.print(_class_table(result))
+        print_wrapped(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+    print_table(_class_table(result), markup=False)
     if result["most_confused"]:
-        console.print(_confused_table(result["most_confused"]))
+        print_table(_confused_table(result["most_confused"]), markup=False)
 
 
 def _class_table(result: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from cnnlab.observers.console import Console
 from cnnlab.observers.json_lines import JSONLines
 from cnnlab.observers.tensorboard import TensorBoard
 from cnnlab.runtime.errors import first_line
+from cnnlab.runtime.terminal import wrapped
 
 
 @runtime_checkable
@@ -47,8 +48,8 @@ class Observers:
                 self.observers.remove(observer)
                 with contextlib.suppress(Exception):
                     observer.close()
-                print(
+                warning = (
                     f"warning: the observer {type(observer).__name__} failed and is dropped: "
-                    f"{type(error).__name__}: {first_line(error)}",
-                    file=sys.stderr,
+                    f"{type(error).__name__}: {first_line(error)}"
                 )
+                print(wrapped(warning, sys.stderr), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The terminal: a progress bar with the latest figures, or plain lines where there is no terminal."""
+"""The terminal: a progress bar with the latest figures, or plain lines where none can be drawn."""
 
 import shutil
 import time
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 from cnnlab.engine.records import Finished, Metrics, Notice, Record, Started
 from cnnlab.runtime.checks import number
-from cnnlab.runtime.terminal import stop_waiting
+from cnnlab.runtime.terminal import is_live, stop_waiting, wrapped
 
 SHOWN_FIRST = ("loss", "accuracy")
 NARROW = 75  # columns; below, the bar would have no place beside the images per second
@@ -26,7 +26,7 @@ class _Bar(Progress):
 class Console:
     """Shows loss, accuracy, images/s and the time left; one line for each measurement of a held-out split.
 
-    Without a terminal, training figures come as a line at most every `interval` seconds.
+    Without a terminal that redraws its lines, training figures come as a line at most every `interval` seconds.
     """
 
     def __init__(self, interval: float = 10.0) -> None:
@@ -43,7 +43,7 @@ class Console:
         elif isinstance(record, Metrics):
             self._measure(record)
         elif isinstance(record, Notice):
-            self.console.print(record.text, style="yellow", markup=False)
+            self.console.print(self._wrapped(record.text), style="yellow", markup=False)
         elif isinstance(record, Finished):
             self.close()
 
@@ -51,8 +51,8 @@ class Console:
         self.close()
         self.epochs, self.total_steps = record.epochs, record.total_steps
         resumed = f", resuming after step {record.step}" if record.step else ""
-        self.console.print(f"run: {record.directory}{resumed}", markup=False)
-        if self.console.is_terminal:
+        self.console.print(self._wrapped(f"run: {record.directory}{resumed}", record.directory), markup=False)
+        if is_live(self.console.file):
             stop_waiting()
             self.progress = _Bar(
                 SpinnerColumn(),
@@ -84,21 +84,30 @@ class Console:
             self._line(record)
 
     def _line(self, record: Metrics) -> None:
-        steps = f"/{self.total_steps}" if self.total_steps else ""
+        step = _of(record.step, self.total_steps)
         rate = record.values.get("images_per_second")
         more = [] if record.split == "train" else [n for n in record.values if n not in SHOWN_FIRST and "." not in n]
-        self.console.print(
-            f"{self._epoch(record.epoch)}  step {record.step}{steps}  {record.split:<5}  "
+        line = (
+            f"{self._epoch(record.epoch)}  step {step}  {record.split:<5}  "
             f"loss {record.values['loss']:.4f}  accuracy {record.values['accuracy']:.4f}"
             + "".join(f"  {name} {record.values[name]:.4f}" for name in more)
             + (f"  {rate:,.0f} images/s" if rate else "")
         )
+        self.console.print(self._wrapped(line))
         self.printed = time.monotonic()
 
+    def _wrapped(self, text: str, *unbroken: object) -> str:
+        return wrapped(text, self.console.file, unbroken)
+
     def _epoch(self, epoch: int) -> str:
-        return f"epoch {epoch}/{self.epochs}" if self.epochs else f"epoch {epoch}"
+        return f"epoch {_of(epoch, self.epochs)}"
 
     def close(self) -> None:
         if self.progress:
             self.progress.stop()
             self.progress = None
+
+
+def _of(number: int, total: int | None) -> str:
+    """Such as ` 39/200`, as wide as any number up to the total."""
+    return f"{number:>{len(str(total))}}/{total}" if total else str(number)

@@ -1,9 +1,8 @@
 """Process-wide state that a run changes and restores: a notebook keeps its own generators and torch settings."""
 
-import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
 import torch
 
@@ -25,16 +24,6 @@ def the_only_training() -> Iterator[None]:
         yield
     finally:
         _TRAINING.release()
-
-
-@contextmanager
-def silenced(wanted: bool) -> Iterator[None]:
-    """Nothing is printed to stdout where that is wanted; errors go to stderr."""
-    if not wanted:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        yield
 
 
 @contextmanager

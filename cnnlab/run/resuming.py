@@ -19,6 +19,7 @@ from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory
 from cnnlab.run.files import ENVIRONMENT as ENVIRONMENT_FILE
 from cnnlab.run.loaders import load_weights
 from cnnlab.runtime.errors import ConfigError, first_line, listing
+from cnnlab.runtime.terminal import print_wrapped
 
 # how long the run continues, what is logged and saved, where the data is, the device
 CHANGEABLE = (
@@ -61,9 +62,10 @@ class Resumption:
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint; prints what was set aside, or that there is none yet."""
-        checkpoint = self.directory.checkpoints(print).newest_whole()
+        checkpoint = self.directory.checkpoints(print_wrapped).newest_whole()
         if checkpoint is None:
-            print(f"{self.directory.path} has no checkpoint yet: starting this run again in its directory")
+            path = self.directory.path
+            print_wrapped(f"{path} has no checkpoint yet: starting this run again in its directory", path)
         else:
             check_record(checkpoint)
         return checkpoint
@@ -75,7 +77,7 @@ class Resumption:
         try:
             summary = self.directory.read_json(SUMMARY)
         except ConfigError as error:
-            print(f"{error}: the run continues from its checkpoint, and writes it again")
+            print_wrapped(f"{error}: the run continues from its checkpoint, and writes it again")
             return False
         expected = {"best", "last", *(["test"] if "test" in self.plan.spec.counts else [])}
         ended = (summary.get("status"), summary.get("step")) == ("completed", checkpoint.step)

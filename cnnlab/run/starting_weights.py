@@ -23,6 +23,7 @@ from cnnlab.network import NetworkPlan
 from cnnlab.run.files import CHECKPOINTS, RunDirectory
 from cnnlab.runtime.errors import ConfigError, did_you_mean, first_line, listing
 from cnnlab.runtime.files import sha256_of
+from cnnlab.runtime.terminal import print_wrapped
 
 KEY = "model.init_from"
 LONGEST = 10  # names in a line of the report
@@ -176,12 +177,12 @@ def _first(differences: Iterable[str]) -> str:
 
 def _report(origin: str, loaded: Iterable[str], wanted: Iterable[str], unused: Iterable[str]) -> None:
     loaded = list(loaded)
-    print(f"starting weights from {origin}: {len(loaded)} tensors")
+    print_wrapped(f"starting weights from {origin}: {len(loaded)} tensors", origin)
     fresh = [name for name in wanted if name not in loaded and not name.endswith(COUNTER)]
     left = [name for name in unused if not name.endswith(COUNTER)]
     for what, names in (("as initialised", fresh), ("not used", left)):
         if names:
-            print(f"  {what} ({len(names)}): {_names(names)}")
+            print_wrapped(f"  {what} ({len(names)}): {_names(names)}")
 
 
 def _names(names: Iterable[str]) -> str:
@@ -228,7 +229,7 @@ def _weights_file(url: str, key: str) -> Path:
     prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)
     assert prefix, f"{url} has no hash in its name"
     if not path.is_file():
-        print(f"downloading {url} to {path}", flush=True)
+        print_wrapped(f"downloading {url} to {path}", path, flush=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix[1])
@@ -251,6 +252,7 @@ def _note_normalization(key: str, entry: Any, normalize: str) -> None:
     mean, sd = tuple(expects.mean), tuple(expects.std)
     if (mean, sd) == (IMAGENET_MEAN, IMAGENET_SD):
         if normalize != "imagenet":
-            print(f"{key}: trained on images normalised by data.normalize=imagenet; this run has {normalize}")
+            print_wrapped(f"{key}: trained on images normalised by data.normalize=imagenet; this run has {normalize}")
     else:
-        print(f"{key}: trained on images normalised by mean {mean} and sd {sd} (of 0…1); this run has {normalize}")
+        by = f"mean {mean} and sd {sd} (of 0…1)"
+        print_wrapped(f"{key}: trained on images normalised by {by}; this run has {normalize}")

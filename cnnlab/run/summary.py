@@ -13,15 +13,15 @@ from cnnlab.engine.trainer import Trainer
 from cnnlab.network import render_table
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.loaders import describe_splits
-from cnnlab.runtime.terminal import WIDEST, print_table, width
+from cnnlab.runtime.terminal import WIDEST, print_command, print_table, print_wrapped, width
 
 
 def print_plan(plan: RunPlan) -> None:
     """Prints the network and the data of a run."""
     print_table(render_table(plan.network.rows, plan.network.input_shape, width()))
-    print(describe_splits(plan))
+    print_wrapped(describe_splits(plan))
     for note in plan.source.notes():
-        print(note)
+        print_wrapped(note)
 
 
 def describe_restart(plan: RunPlan) -> str:
@@ -71,13 +71,13 @@ def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _best_and_last(summary: Mapping[str, Any]) -> str:
-    """Such as `best: step 546, accuracy/val 0.9874, loss/val 0.0411; last: step 585, …`, in one line."""
+    """Two lines such as `best: step 546, accuracy/val 0.9874, loss/val 0.0411`; one where they are the same step."""
     best, last = summary["best"], summary["last"]
     shown = [tag for tag in last if tag.split("/")[0] in ("loss", "accuracy") or tag == best["monitor"]]
     figures = [", ".join(f"{tag} {values[tag]:.4f}" for tag in shown) for values in (best, last)]
     if best["step"] == summary["step"]:
         return f"best and last: step {best['step']}, {figures[0]}"
-    return f"best: step {best['step']}, {figures[0]}; last: step {summary['step']}, {figures[1]}"
+    return f"best: step {best['step']}, {figures[0]}\nlast: step {summary['step']}, {figures[1]}"
 
 
 def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: RunPlan) -> None:
@@ -85,17 +85,19 @@ def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Run
     path, has_test = directory.path, "test" in plan.spec.counts
     best, test = summary["best"], summary.get("test")
     if test:
-        print(f"\ntest accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (best checkpoint: step {best['step']})")
+        figures = f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f}"
+        chosen = f"(best checkpoint: step {best['step']})"
+        print_wrapped(f"\n{figures} {chosen}", chosen)
     elif not has_test:
-        print("\nthe data have no test split: no accuracy was measured on images that selection did not use")
+        print_wrapped("\nthe data have no test split: no accuracy was measured on images that selection did not use")
     if summary["last"]:
-        print(_best_and_last(summary))
+        print_wrapped(_best_and_last(summary))
     compared = plan.published.compare(final_metrics(summary)) if plan.published else None
     if compared:
-        print(compared)
-    print(f"{summary['status']}: {path}")
+        print_wrapped(compared)
+    print_wrapped(f"{summary['status']}: {path}", path)
     if summary["status"] == "interrupted":
-        print(f"  resume     {command('train')} {given('resume', path)}")
-    print(f"  curves     {program('tensorboard')} --logdir {shlex.quote(str(path.parent))}")
+        print_command("resume", command("train"), given("resume", path))
+    print_command("curves", program("tensorboard"), f"--logdir {shlex.quote(str(path.parent))}")
     if best["step"] is not None and (has_test or plan.data.has_validation(plan.spec)):
-        print(f"  evaluate   {command('evaluate')} {given('run', path)}{'' if has_test else ' split=val'}")
+        print_command("evaluate", command("evaluate"), given("run", path) + ("" if has_test else " split=val"))

@@ -38,7 +38,7 @@ from cnnlab.run.loaders import (
     read_training_data,
     train_loader,
 )
-from cnnlab.run.process_state import process_state_kept, silenced, the_only_training
+from cnnlab.run.process_state import process_state_kept, the_only_training
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
     NOT_DIGESTED,
@@ -57,7 +57,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
-from cnnlab.runtime.terminal import waiting
+from cnnlab.runtime.terminal import leave_terminal, print_wrapped, silenced, waiting
 
 # keys without influence on what is learned
 MOST_ROLLBACKS = 3  # of a run
@@ -98,7 +98,7 @@ def _start(config: RunConfig) -> Path | None:
     check_machine(plan)
     plan.source.check()
     plan = _with_starting_weights(plan)
-    print(describe_placement(plan), end="\n\n")
+    print_wrapped(f"{describe_placement(plan)}\n")
     directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
         _write_config(directory, config)  # first: a run that is killed while it reads can be started again
@@ -119,7 +119,7 @@ def _resume(run: Resumption) -> Path:
     plan = run.plan
     print_plan(plan)
     if run.restarted:
-        print(describe_restart(plan))
+        print_wrapped(describe_restart(plan))
     check_machine(plan)
     plan.source.check()
     run.directory.lock()
@@ -127,15 +127,16 @@ def _resume(run: Resumption) -> Path:
         checkpoint = run.newest_checkpoint()
         check_classes(checkpoint, plan.spec.class_names)
         if run.is_complete(checkpoint):
-            print(f"\n{run.directory.path} is complete: there is nothing left to train")
+            path = run.directory.path
+            print_wrapped(f"\n{path} is complete: there is nothing left to train", path)
             print_summary(run.directory.read_json(SUMMARY), run.directory, plan)
             run.directory.release()
-            return run.directory.path
+            return path
         if checkpoint is None:
             plan = _with_starting_weights(plan)
         if notice := describe_record(run.directory, checkpoint):
-            print(notice)
-        print(describe_placement(plan), end="\n\n")
+            print_wrapped(notice)
+        print_wrapped(f"{describe_placement(plan)}\n")
         with waiting("reading the data"):
             data = read_training_data(plan)
         check_data(checkpoint, data.digest)
@@ -282,6 +283,7 @@ def _stop_signals() -> Iterator[list[int]]:
             received.append(number)
             first = time.monotonic()
         elif time.monotonic() - first > SAME_REQUEST:
+            leave_terminal()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

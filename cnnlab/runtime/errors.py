@@ -81,6 +81,8 @@ def did_you_mean(name: object, legal: Iterable[str]) -> str:
 def no_such_key(key: object, legal: Iterable[str]) -> str:
     """The message for a key that does not exist, with the nearest legal one."""
     options = list(legal)
+    if not options:
+        return "there is no such key: nothing can be set here"
     return f"there is no such key;{did_you_mean(key, options)} expected one of {listing(options)}"
 
 

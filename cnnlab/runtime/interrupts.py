@@ -5,6 +5,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from cnnlab.runtime.terminal import leave_terminal
 
 
 @contextmanager
@@ -13,7 +16,12 @@ def exit_at_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+
+    def leave(number: int, frame: Any) -> None:
+        leave_terminal()
+        os._exit(128 + number)
+
+    previous = signal.signal(signal.SIGINT, leave)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -18,8 +19,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cnnlab.config.compose import CONFIGS, compose_job
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
@@ -27,10 +26,11 @@ from cnnlab.config.full_error import environment_of_jobs
 from cnnlab.config.hydra_internals import command_line_parser, hydra_config, returned_error
 from cnnlab.config.programs import command, given
 from cnnlab.config.saved_config import resolved, trusted_names
+from cnnlab.config.sections import is_quiet
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
-from cnnlab.runtime.terminal import print_table, waiting, width
+from cnnlab.runtime.terminal import is_live, print_table, print_wrapped, silenced, waiting, width, wrapped
 from cnnlab.sweep.axes import Grid, Job, read_grid
 from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_share, shared_threads
 from cnnlab.sweep.results import (
@@ -42,6 +42,10 @@ from cnnlab.sweep.results import (
     reported_error,
     write_csv,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 NOT_FOR_JOBS = ("hydra.mode", "hydra.launcher", "hydra.sweeper", "hydra/launcher", "hydra/sweeper")
 
@@ -61,22 +65,25 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Raises `ConfigError` before anything is written, `TrainingError` where a job did not complete."""
-        grid = read_grid(arguments)
-        print(grid, flush=True)
+        with silenced(is_quiet(self.config.get("observers"))):
+            self._sweep(read_grid(arguments))
+
+    def _sweep(self, grid: Grid) -> None:
+        print_wrapped(grid, flush=True)
         with waiting("checking the jobs"):
             refusals = _refusals(grid, self.loader, self.config)
         folder = self._make_folder()
-        print(f"results in {folder}", flush=True)
+        print_wrapped(f"results in {folder}", folder, flush=True)
         refused = [Result(job, "failed", error=refusals[job.number]) for job in grid.jobs if job.number in refusals]
         for result in refused:
-            print(result)
+            print_wrapped(result)
         launched, stopped_by = self._launch([job for job in grid.jobs if job.number not in refusals], folder)
         results = sorted([*refused, *launched], key=lambda result: result.job.number)
         _show(results, folder)
         failures = list_failures(results)
         if stopped_by is not None:
             if failures:
-                print(f"interrupted: {failures}", file=sys.stderr)
+                print(wrapped(f"interrupted: {failures}", sys.stderr), file=sys.stderr)
             raise Interrupted(stopped_by)
         if failures:
             raise TrainingError(failures)
@@ -116,13 +123,16 @@ class ProcessLauncher(Launcher):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [Job(initial_job_idx + place, tuple(given), {}) for place, given in enumerate(job_overrides)]
-        results, stopped_by = self.run(jobs, folder)
+        with silenced(is_quiet(self.config.get("observers"))):
+            results, stopped_by = self.run(jobs, folder)
         if stopped_by is not None:
             raise Interrupted(stopped_by)
         return [_job_return(result) for result in results]
 
     def run(self, jobs: Sequence[Job], folder: Path) -> tuple[list[Result], int | None]:
         """The results of the jobs, and the signal that stopped them, if one did."""
+        from rich.console import Console
+
         results = {job.number: Result(job, "not started") for job in jobs}
         processes = self.processes(len(jobs))
         console = Console(highlight=False, soft_wrap=True)
@@ -131,7 +141,7 @@ class ProcessLauncher(Launcher):
 
             def ended(number: int, how: Ended) -> None:
                 results[number] = _ended(results[number].job, folder, how)
-                console.print(str(results[number]), markup=False)
+                console.print(wrapped(str(results[number]), console.file), markup=False)
                 progress.advance(task)
 
             processes.run(
@@ -152,7 +162,7 @@ class ProcessLauncher(Launcher):
         threads = shared_threads(os.environ, cpu_count(), at_once)
         each = f", OMP_NUM_THREADS={threads[THREADS[0]]}" if threads else ""
         on = f", on GPUs {','.join(gpus)}" if gpus else ""
-        print(f"{at_once} at a time{each}{on}", flush=True)
+        print_wrapped(f"{at_once} at a time{each}{on}", flush=True)
         return Processes(at_once, gpus, {**environment_of_jobs(), **threads, "PYTHONUNBUFFERED": "1"})
 
     def _task(self, job: Job, folder: Path) -> Task:
@@ -182,15 +192,17 @@ def _log(job: Job, folder: Path) -> Path:
     return folder / f"{job.name}.log"
 
 
-def _progress(console: Console) -> Progress:
-    """One line under those of the jobs, where there is a terminal."""
+def _progress(console: "Console") -> "Progress":
+    """One line under those of the jobs, where there is a terminal that redraws it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     return Progress(
         BarColumn(bar_width=30),
         TextColumn("{task.completed:.0f} of {task.total:.0f} jobs done, {task.fields[running]} running"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not is_live(sys.stdout),
     )
 
 
@@ -299,6 +311,7 @@ def _show(results: Sequence[Result], folder: Path) -> None:
     print_table(render_results(results, width()))
     best = best_result(results)
     if best:
-        print(f"* best by {best.monitor}: {best.directory}")
-    write_csv(results, folder / "sweep.csv")
-    print(f"table: {folder / 'sweep.csv'}", flush=True)
+        print_wrapped(f"* best by {best.monitor}: {best.directory}", best.directory)
+    table = folder / "sweep.csv"
+    write_csv(results, table)
+    print_wrapped(f"table: {table}", table, flush=True)

@@ -4,16 +4,16 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from cnnlab.run.files import RunDirectory
 from cnnlab.runtime.terminal import fitting
 from cnnlab.sweep.axes import Job
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHORT, LONGEST = 20, 1000  # letters of a value in the table
 LAST_BYTES = 1 << 16  # of a log: enough for its error
 
 
@@ -64,42 +64,68 @@ def best_result(results: Sequence[Result]) -> Result | None:
     return max(measured, key=lambda result: sign * result.metrics[monitor], default=None)
 
 
-def render_results(results: Sequence[Result], columns: int | None = None) -> Table:
+def render_results(results: Sequence[Result], columns: int | None = None) -> "Table":
     """A row for each job, the best one marked with `*`; for a terminal with so many columns where they are given.
 
-    A narrow one gets no directories and seconds, then the monitored metric alone, then no status.
+    A narrow one gets no directories and seconds, then short names of keys and short values, then the monitored metric
+    alone, then no status, then no values of the axes.
     """
     every = _tags(results)
-    monitored = [tag for tag in every if tag.partition("/")[0] == (results[0].monitor or "").partition("/")[0]] or every
+    monitor = next((result.monitor for result in results if result.monitor), "")  # a job that failed has none
+    monitored = [tag for tag in every if tag.partition("/")[0] == monitor.partition("/")[0]] or every
     variants = (
-        (every, ("status", "seconds", "directory")),
-        (every, ("status", "seconds")),
-        (every, ("status",)),
-        (monitored, ("status",)),
-        (monitored, ()),
-        (monitored[-1:], ()),
+        (every, ("status", "seconds", "directory"), LONGEST),
+        (every, ("status", "seconds"), LONGEST),
+        (every, ("status",), LONGEST),
+        (every, ("status",), SHORT),
+        (monitored, ("status",), SHORT),
+        (monitored, (), SHORT),
+        (monitored[-1:], (), SHORT),
+        (monitored[-1:], (), SHORT // 2),
+        (monitored, ("status",), 0),
+        (monitored[-1:], (), 0),
     )
-    return fitting((_table(results, tags, shown) for tags, shown in variants), columns)
+    return fitting((_table(results, *variant) for variant in variants), columns)
 
 
-def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str]) -> Table:
+def _short_names(keys: Sequence[str]) -> list[str]:
+    """Each key's last parts, as many as tell it from the others: `conv1.p` and `conv2.p`, but `lr`."""
+    names = []
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        names.append(next((end for end in ends if sum(f".{one}".endswith(f".{end}") for one in keys) == 1), key))
+    return names
+
+
+def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str], longest: int) -> "Table":
+    """With values of at most so many letters; shorter than `LONGEST`, the keys are short, too; 0 leaves them out."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     best = best_result(results)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in _header(results, tags):
-        if title in (*tags, *shown) or title not in ("status", "seconds", "directory"):
-            is_number = title in (*tags, "seconds")
-            table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+    keys = list(results[0].job.values)
+    names = (_short_names(keys) if longest < LONGEST else keys) if longest else []
+    status, last = [name for name in shown if name == "status"], [name for name in shown if name != "status"]
+    for title in ("job", *names, *status, *tags, *last):
+        is_number = title in (*tags, "seconds")
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
     for result in results:
         mark = "*" if result is best else ""
         metrics = [f"{result.metrics[tag]:.4f}" if tag in result.metrics else "" for tag in tags]
         seconds = "" if result.seconds is None else f"{result.seconds:,.1f}"
-        values = map(escape, result.job.values.values())
+        values = [escape(_shortened(value, longest)) for value in result.job.values.values()] if longest else []
         style = "bold" if mark else "red" if result.status == "failed" else None
         further = {"seconds": seconds, "directory": escape(str(result.directory or "–"))}
-        status = [result.status] if "status" in shown else []
-        last = [text for name, text in further.items() if name in shown]
-        table.add_row(f"{result.job.name}{mark}", *values, *status, *metrics, *last, style=style)
+        ends = [further[name] for name in last]
+        table.add_row(f"{result.job.name}{mark}", *values, *[result.status] * len(status), *metrics, *ends, style=style)
     return table
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:

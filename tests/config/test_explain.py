@@ -24,6 +24,11 @@ from cnnlab.runtime.errors import ConfigError
         ("name=${groups_and_choices:1}", "name: "),
         ("lr=0.1", "lr: there is no such key; did you mean 'optimizer.lr'?"),
         ("epochs=3", "epochs: there is no such key; did you mean 'trainer.epochs'?"),
+        ("data.augment.flip.p=0.5", "nothing is set in data.augment; 'data.augment.flip={type: NAME, …}' adds"),
+        ("metrics.f1=null", "metrics.f1: nothing is set in metrics; 'metrics.f1={type: NAME, …}' adds"),
+        ("optimizer.groups.bias.lr=1", "nothing is set in optimizer.groups; 'optimizer.groups.bias={lr: VALUE}' adds"),
+        ("published.value=1", "published.value: nothing is set in published; 'published={value: VALUE, …}' adds"),
+        ("hydra.job.env_set.A=1", "nothing is set in hydra.job.env_set; '+hydra.job.env_set.A=VALUE' adds"),
         ("kernel_size=3", "did you mean 'model.blocks.conv1.kernel_size' or 'model.blocks.pool1.kernel_size' or"),
     ],
 )

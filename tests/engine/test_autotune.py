@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cnnlab.engine import autotune
-from cnnlab.engine.autotune import LIMIT, ROUNDS, WARM_UP, Trial, one_line, table
+from cnnlab.engine.autotune import LIMIT, ROUNDS, WARM_UP, Trial, compare, one_line, table
 from cnnlab.engine.execution import Execution
 from cnnlab.runtime.errors import TrainingError
 
@@ -63,6 +63,28 @@ def test_what_slows_down_a_whole_round_moves_no_choice(monkeypatch: pytest.Monke
         (0.01 if max(machine.steps.values()) % 2 else 0.05) * (1.05 if execution.layout == "contiguous" else 1)
     )
     assert machine.autotune(Execution(layout="auto"))[0].layout == "channels_last"
+
+
+def test_the_times_shown_are_those_that_decide() -> None:
+    # faster in two rounds of three, by 0.85 and 0.8, though 2.55 is the median of its times, and 2 that of the first's
+    default = Trial(Execution(layout="channels_last"), [0.001, 0.002, 0.003])
+    other = Trial(Execution(layout="contiguous"), [0.005, 0.0016, 0.00255])
+    compare([default, other])
+    assert other.clearly_faster_than(default)
+    assert (default.milliseconds, other.milliseconds) == pytest.approx((2, 0.85 * 2))
+    other.verdict = "chosen"
+    assert one_line([default, other]) == "trainer.execution: layout=contiguous, 1.70 ms a step instead of 2.00 ms"
+
+
+def test_what_is_timed_again_later_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, lambda execution: 0.0)
+    # compiled it takes 0.8 of the time, but the machine has become slower by then
+    machine.seconds = lambda execution: (
+        (0.05 if any(compiled for *_, compiled in machine.steps) else 0.01) * (0.8 if execution.compile else 1)
+    )
+    best, trials = machine.autotune(Execution(layout="auto", compile="auto"))
+    assert best == Execution(compile=True)
+    assert [trial.milliseconds for trial in trials] == pytest.approx([10, 10, 10, 8])
 
 
 def test_nothing_is_timed_where_nothing_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +220,7 @@ def test_the_table_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_line_says_what_was_chosen_beside_the_defaults() -> None:
     default = Trial(Execution("fp32", "channels_last"), [0.002, 0.002], 2.3)
     other = Trial(Execution("bf16", "contiguous"), [0.001, 0.001], 2.3, "chosen")
+    compare([default, other])
     assert one_line([default, other]) == (
         "trainer.execution: precision=bf16 layout=contiguous, 1.00 ms a step instead of 2.00 ms"
     )

@@ -1,16 +1,22 @@
 """The files and tables of an evaluation."""
 
 import csv
+import io
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from screens import Terminal
 
 from cnnlab.inference.reporting import (
     MOST_CLASSES,
     MOST_PROBABILITIES,
+    ImagePredictions,
     Predictions,
+    print_predictions,
     print_report,
     write_confusion,
     write_predictions,
@@ -107,14 +113,28 @@ def test_any_name_of_a_class_survives_the_files(tmp_path: Path) -> None:
 def test_any_name_of_a_class_is_printed_as_it_is_in_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
     out = printed(capsys, AWKWARD)
     assert all(part in out for name in AWKWARD for part in name.splitlines())
     assert "\x1b" not in out
-    out = printed(capsys, ("x" * 90, "hammerhead, " * 12, "cat"))
+    long = ("x" * 90, "hammerhead, " * 12, "cat")
+    assert all(name in printed(capsys, long) for name in long)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    printed(capsys, long)
+    out = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
     assert max(map(len, out.splitlines())) <= 80
     assert "F1" in out
     assert "of the label's" in out
+
+
+def test_a_path_is_cut_off_at_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [f"a/folder/with/a/long/name/image_{number:03}.png" for number in range(2)]
+    for stream, shown in ((io.StringIO(), paths), (Terminal(), [f"…g/name/image_{n:03}.png" for n in range(2)])):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("COLUMNS", "50")
+        print_predictions(ImagePredictions(paths, torch.tensor([0, 1]), torch.eye(2)), ["cat", "dog"])
+        assert [line.split()[0] for line in stream.getvalue().splitlines() if ".png" in line] == shown
 
 
 def test_the_report_names_split_step_views_and_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import rich.console
+from screens import Terminal
 
 from cnnlab.engine.records import Finished, Metrics, Notice, Record, Started
 from cnnlab.observers.console import Console
@@ -15,16 +16,24 @@ VAL = Metrics(20, 1, "val", {"loss": 1.5, "accuracy": 0.625})
 
 
 def console(
-    *records: Record, terminal: bool = False, interval: float = 10.0, close: bool = True, width: int = 120
+    *records: Record,
+    terminal: bool = False,
+    interval: float = 10.0,
+    close: bool = True,
+    width: int = 120,
+    **environment: str,
 ) -> str:
     """What the console prints of the records after a start."""
-    text = io.StringIO()
-    observer = Console(interval)
-    observer.console = rich.console.Console(file=text, force_terminal=terminal, width=width, highlight=False)
-    for record in records:
-        observer.log(record)
-    if close:
-        observer.close()
+    text = Terminal() if terminal else io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ({"TERM": "xterm"} | environment).items():
+            patch.setenv(name, value)
+        observer = Console(interval)
+        observer.console = rich.console.Console(file=text, width=width, highlight=False)
+        for record in records:
+            observer.log(record)
+        if close:
+            observer.close()
     return text.getvalue()
 
 
@@ -48,10 +57,40 @@ def test_a_terminal_shows_training_figures_beside_a_bar_and_measurements_above_i
     assert "val    loss 1.5000  accuracy 0.6250" in shown
 
 
+@pytest.mark.parametrize(("terminal", "environment"), [(False, {"FORCE_COLOR": "1"}), (True, {"TERM": "dumb"})])
+def test_where_nothing_can_be_redrawn_there_are_plain_lines(terminal: bool, environment: dict[str, str]) -> None:
+    shown = console(STARTED, TRAIN, VAL, terminal=terminal, interval=0, **environment)
+    assert [line.split()[0] for line in shown.splitlines()] == ["run:", "epoch", "epoch"]
+    assert "\x1b" not in shown
+
+
+def test_there_are_no_colours_where_none_are_wanted() -> None:
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = console(STARTED, TRAIN, VAL, Notice("slow"), terminal=True, **environment)
+        assert ("\x1b[33m" in shown) is coloured  # the notice's yellow
+        codes = {code for codes in re.findall(r"\x1b\[([\d;]*)m", shown) for code in codes.split(";")}
+        assert bool({code for code in codes if code[:1] in ("3", "4", "9") and len(code) > 1}) is coloured
+
+
 def test_the_terminal_is_given_back_at_the_end() -> None:
     shows_the_cursor = "\x1b[?25h"  # which the bar had hidden
     assert console(STARTED, terminal=True).endswith(shows_the_cursor)
     assert console(STARTED, Finished({}), terminal=True, close=False).endswith(shows_the_cursor)
+
+
+def test_numbers_below_each_other_are_as_wide_as_their_total() -> None:
+    started = Started(Path("runs/some"), 0, 1200, 30, {}, "")
+    line = "epoch  1/30  step   20/1200  val    loss 1.5000  accuracy 0.6250"
+    assert console(started, VAL).splitlines()[-1] == line
+
+
+def test_lines_are_broken_between_columns() -> None:
+    shown = console(STARTED, VAL, Notice("a sentence with many words"), terminal=True, TERM="dumb", COLUMNS="40")
+    assert shown.splitlines()[1:] == [
+        "epoch 1/3  step 20/60  val",
+        "  loss 1.5000  accuracy 0.6250",
+        "a sentence with many words",
+    ]
 
 
 def test_the_steps_have_no_total_where_only_time_ends_the_run() -> None:

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import yaml
 from commands import Answer, ok, run
 from fast_run import read_json, train_fast
 from omegaconf import OmegaConf
+from screens import HIDE_CURSOR, SHOW_CURSOR, on_a_terminal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cnnlab
@@ -299,6 +301,27 @@ def test_a_second_training_in_another_thread_is_refused(in_tmp_path: Path) -> No
     assert "another training runs in this process" in str(refusal)
     with the_only_training():  # the first has ended
         pass
+
+
+INTERRUPTED_TWICE = """
+import os, signal
+from pathlib import Path
+from cnnlab.engine.records import Started
+from cnnlab.observers.console import Console
+from cnnlab.run import training
+training.SAME_REQUEST = 0  # seconds
+with training._stop_signals():
+    Console().log(Started(Path("run"), 0, 60, 3, {}, ""))
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_second_interrupt_shows_the_cursor_that_the_bar_had_hidden() -> None:
+    status, shown = on_a_terminal(INTERRUPTED_TWICE)
+    assert status == -signal.SIGINT
+    assert HIDE_CURSOR in shown
+    assert shown.endswith(SHOW_CURSOR)
 
 
 def test_quiet_observers_leave_stdout_empty(in_tmp_path: Path) -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, Interrupted, did_you_mean, listing
+from cnnlab.runtime.errors import (
+    ArgumentError,
+    Complaints,
+    ConfigError,
+    Interrupted,
+    did_you_mean,
+    listing,
+    no_such_key,
+)
 
 
 def test_all_complaints_come_in_one_error_in_their_order() -> None:
@@ -47,6 +55,7 @@ def test_the_nearest_legal_name_is_offered_where_one_is_near_and_names_are_liste
     assert did_you_mean("epoch", ["epochs", "max_steps"]) == " did you mean 'epochs'?"
     assert did_you_mean("xyz", ["epochs", "max_steps"]) == ""
     assert (listing(["a", 2]), listing([])) == ("a, 2", "–")
+    assert no_such_key("epoch", []) == "there is no such key: nothing can be set here"
 
 
 def test_an_interruption_exits_as_a_shell_does_after_a_signal_and_is_no_exception() -> None:

@@ -113,6 +113,16 @@ def test_what_another_launcher_did_until_it_was_stopped_is_in_the_table(
     assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["completed", "interrupted", "not started"]
 
 
+def test_a_quiet_grid_prints_nothing_but_its_failures(in_tmp_path: Path) -> None:
+    answer = grid(BASIC, "observers=quiet", "optimizer.lr=-1,0.05")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == (
+        "error: 1 of 2 jobs did not complete:\n"
+        "  000 optimizer.lr=-1: failed: optimizer.lr: expected a number ≥ 0, received -1\n"
+    )
+    assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["failed", "completed"]
+
+
 def test_another_sweeper_can_use_our_processes(in_tmp_path: Path) -> None:
     answer = run(train, "-m", FAST, "hydra/sweeper=basic", "trainer.max_steps=0", "seed=1")
     assert answer.code == 0, answer.err
@@ -184,6 +194,11 @@ def test_a_jobs_interpreter_imports_from_where_ours_does(recorded: type[Recorded
     program = command[2].replace("from cnnlab.cli import train; train()", "import cnnlab; print(cnnlab.__file__)")
     answer = subprocess.run([*command[:2], program], capture_output=True, text=True, check=True, cwd="/")
     assert answer.stdout.strip() == cnnlab.__file__
+
+
+def test_the_processes_of_a_quiet_grid_are_started_without_a_word(recorded: type[Recorded]) -> None:
+    answer = grid("observers=quiet", "seed=1,2")
+    assert (answer.out, len(recorded.last.tasks)) == ("", 2)
 
 
 def test_tracebacks_are_for_jobs_where_the_user_asks_for_them(

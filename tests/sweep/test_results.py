@@ -195,4 +195,18 @@ def test_a_narrow_terminal_gets_fewer_columns() -> None:
         ("job", "seed", "status", "accuracy/val", "accuracy/test"),
         ("job", "seed", "accuracy/val", "accuracy/test"),
         ("job", "seed", "accuracy/test"),
+        ("job", "accuracy/test"),
     ]
+
+
+def test_a_narrow_terminal_gets_short_keys_and_values() -> None:
+    keys = {"model.blocks.conv1.p": "1", "model.blocks.conv2.p": "2", "optimizer.lr": "0." + "1" * 40}
+    table = render_results([result(0, accuracy_val=0.9), Result(job(1, **keys), "failed")][1:], 70)
+    assert [str(column.header) for column in table.columns] == ["job", "conv1.p", "conv2.p", "lr", "status"]
+    assert list(table.columns[3].cells) == ["0.11111111111111111…"]
+
+
+def test_a_job_that_failed_first_takes_no_column_from_the_others() -> None:
+    results = [Result(job(0), "failed"), result(1, accuracy_val=0.9, loss_val=0.1, accuracy_test=0.8)]
+    titles = [str(column.header) for column in render_results(results, 60).columns]
+    assert titles == ["job", "seed", "status", "accuracy/val", "accuracy/test"]
