@@ -23,6 +23,7 @@ from cnnlab.config.check_training import (
     check_schedule,
     check_trainer,
     check_trainer_against_data,
+    is_auto,
 )
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.sections import no_such_top_key
@@ -105,6 +106,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
         metrics=metrics,
         augment=augment,
         published=published,
+        lr_is_auto=is_auto(config["optimizer"]),
     )
 
 

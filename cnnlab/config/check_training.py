@@ -16,6 +16,7 @@ from cnnlab.data.source import DataSpec
 from cnnlab.engine import optimization
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.lr_range_test import FIRST
 from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer
 from cnnlab.engine.schedule import SCHEDULES, Cycle, cycles
 from cnnlab.engine.settings import TrainerSettings
@@ -35,6 +36,8 @@ def check_optimizer(
     """The optimizer and its parameter groups, tried on the network without weights."""
     section = as_spec(given)
     groups = section.pop("groups", {})
+    if is_auto(given):
+        section["lr"] = FIRST
     component = bind(section, "optimizer", OPTIMIZER, complaints, withheld=("params",), trust=trust)
     if component is None:
         return None, {}
@@ -50,6 +53,11 @@ def check_optimizer(
     if skeleton is not None and names and len(complaints.messages) == before:
         attempt(lambda: build_optimizer(component, skeleton, checked), complaints)
     return component, checked
+
+
+def is_auto(optimizer: Any) -> bool:
+    """True if the learning rate is to be found when the run starts."""
+    return isinstance(optimizer, Mapping) and optimizer.get("lr") == "auto"
 
 
 def check_trainer(given: Any, complaints: Complaints) -> TrainerSettings | None:

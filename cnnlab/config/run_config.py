@@ -71,6 +71,12 @@ class RunConfig:
         composed.schedule.restarts = sorted({*composed.schedule.get("restarts", []), step})
         return RunConfig(composed, self.overrides)
 
+    def with_value(self, key: str, value: Any) -> "RunConfig":
+        """This config with another value at a dotted key that it has."""
+        composed = self.composed.copy()
+        OmegaConf.update(composed, key, value)
+        return RunConfig(composed, self.overrides)
+
     def digest(self, without: Collection[str]) -> str:
         """SHA-256 of the values of every key but these and those below them, and those of one command."""
         kept = {

@@ -52,6 +52,7 @@ class RunPlan:
     metrics: list[Measure]
     augment: Mapping[str, Augmentation | Mixing]
     published: Published | None
+    lr_is_auto: bool = False  # a placeholder stands in the optimizer, until a learning rate is found
     starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property

@@ -14,10 +14,10 @@ class TrainerSettings:
     A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
     that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a better
     `monitor`. With `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint. The newest
-    two checkpoints are kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor. `profile`
-    reports where the time of the first steps goes. A `Snapshot` is logged at the end of every
-    `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the `watch_top`
-    weights that contribute most.
+    two checkpoints are kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor. `lr_find`
+    suggests a learning rate and ends the run before its first step. `profile` reports where the time of the first steps
+    goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch and of the run, and a `Descent`
+    every `watch_every` steps, with the `watch_top` weights that contribute most.
     """
 
     epochs: int | None
@@ -36,6 +36,7 @@ class TrainerSettings:
     min_delta: float
     profile: bool = False
     on_nonfinite: str = "stop"
+    lr_find: bool = False
     keep_every: int | None = None
     keep_best: int = 1
     snapshot_every_epochs: int | None = None
@@ -70,6 +71,7 @@ class TrainerSettings:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
         if self.ema is not None:
             number("ema", self.ema, 0, 1, open_maximum=True)
+        one_of("lr_find", self.lr_find, (False, True))
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
             if chosen and self.monitor is None:

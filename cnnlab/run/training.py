@@ -38,6 +38,7 @@ from cnnlab.run.loaders import (
     read_training_data,
     train_loader,
 )
+from cnnlab.run.lr_finding import describe_range_test, find_lr, suggestions, with_lr
 from cnnlab.run.process_state import process_state_kept, the_only_training
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
@@ -183,6 +184,15 @@ def _train(run: _Run) -> None:
     with _stop_signals() as stopped_by, closing(Observers(plan.observers)) as observers:
         with waiting("timing steps"):
             plan, trials = resolve(plan, run.data, run.checkpoint)
+        if plan.lr_is_auto or plan.settings.lr_find:
+            with waiting("trying learning rates"):
+                found = find_lr(plan, run.data, directory)
+            print_wrapped(*describe_range_test(found, directory))
+            if plan.settings.lr_find:
+                directory.write_json(SUMMARY, {"status": "completed", "lr_find": suggestions(found)})
+                return
+            lr = float(f"{found.valley:.2g}")
+            plan, run = with_lr(plan, lr), _with_config(run, "optimizer.lr", lr)
         environment = describe_run(plan, run.data)
         directory.write_json(ENVIRONMENT, environment)
         run = replace(run, plan=plan)
@@ -203,6 +213,13 @@ def _train(run: _Run) -> None:
     print_summary(summary, directory, plan)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
+
+
+def _with_config(run: _Run, key: str, value: Any) -> _Run:
+    """The run with a value that was found, which is in its `config.yaml` from now on."""
+    config = run.config.with_value(key, value)
+    _write_config(run.directory, config)
+    return replace(run, config=config)
 
 
 def _started(run: _Run, trainer: Trainer) -> Started:

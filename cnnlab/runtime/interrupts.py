@@ -1,4 +1,4 @@
-"""SIGINT before there is anything to save."""
+"""SIGINT and SIGTERM before there is anything to save."""
 
 import os
 import signal
@@ -12,7 +12,10 @@ from cnnlab.runtime.terminal import leave_terminal
 
 @contextmanager
 def exit_at_interrupt() -> Iterator[None]:
-    """SIGINT ends the process at once, with status 130: an exception within an import of torch has a long traceback."""
+    """Either ends the process at once, with status 130 or 143, and leaves the terminal as it was.
+
+    An exception within an import of torch would have a long traceback.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -21,8 +24,9 @@ def exit_at_interrupt() -> Iterator[None]:
         leave_terminal()
         os._exit(128 + number)
 
-    previous = signal.signal(signal.SIGINT, leave)
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

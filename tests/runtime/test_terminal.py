@@ -56,13 +56,14 @@ from cnnlab.runtime.interrupts import exit_at_interrupt
 from cnnlab.runtime.terminal import waiting
 with exit_at_interrupt(), waiting("starting"):
     time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.NAME)
 """
 
 
-def test_an_interrupt_leaves_no_spinner_and_shows_the_cursor() -> None:
-    status, shown = on_a_terminal(INTERRUPTED)
-    assert status == 130
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_leaves_no_spinner_and_shows_the_cursor(name: str, expected: int) -> None:
+    status, shown = on_a_terminal(INTERRUPTED.replace("NAME", name))
+    assert status == expected
     assert "starting" in shown
     hidden = shown.rindex(HIDE_CURSOR)
     assert shown[hidden:].endswith(f"\r\x1b[2K{SHOW_CURSOR}")  # the spinner's line is cleared, and nothing follows
