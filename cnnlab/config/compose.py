@@ -23,7 +23,7 @@ from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 
-_GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 
 _NO_FILE = re.compile(r"null|true|false|-?[\d.]+|\?\?\?|\[\s*\]")
 
@@ -40,7 +40,7 @@ _COMPONENT = re.compile(
 _OPEN = re.compile(r"(model\.blocks|observers|metrics|data\.augment)\.[^.=]+=")
 # and these are whole components: a mapping may bring arguments that the old one lacks
 _WHOLE_COMPONENT = re.compile(
-    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule|sweep\.space)=\s*\{"
 )
 
 
@@ -53,7 +53,7 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
         group, _, value = argument.partition("=")
         if not group.lstrip("+~"):
             raise ConfigError(f"{argument}: expected KEY=VALUE")
-        if group in _GROUPS and _NO_FILE.fullmatch(value):
+        if group in GROUPS and _NO_FILE.fullmatch(value):
             raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
     return [
         f"++{argument}" if any(rule.match(argument) for rule in (_COMPONENT, _WHOLE_COMPONENT, _OPEN)) else argument
@@ -76,6 +76,13 @@ def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     With `resume=RUN` it is that run's config with the changes of this command, with `resume=latest` that of the latest
     run of this name. `resume=auto` composes as for a new run, and resumes the one in `run_dir` where there is one.
     """
+    config = _compose(composed, overrides)
+    if "sweep" not in config:
+        return config
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "sweep"])  # no run has one
+
+
+def _compose(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if composed.resume == AUTO:
         return _compose_auto(composed, overrides)
     if composed.resume is not None:
@@ -107,7 +114,7 @@ def _compose_auto(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
         raise ConfigError("resume: auto continues or starts the run in run_dir: expected run_dir=PATH beside it")
     new = composed.copy()
     new.resume = None
-    config = compose_job(new, [one for one in overrides if as_given(one) != f"resume={AUTO}"])
+    config = _compose(new, [one for one in overrides if as_given(one) != f"resume={AUTO}"])
     run = Path(str(config.run_dir))
     if (run / "config.yaml").exists():
         config.resume, config.run_dir = str(run), None
@@ -118,7 +125,7 @@ def _compose_auto(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def _remove_empty(folder: Path) -> None:
     """Removes a folder that a batch system made, or in which a run was killed before it wrote anything."""
-    for name in (".lock", ".lock-holder"):
+    for name in (".lock", ".lock-holder", "..lock-holder.tmp", ".config.yaml.tmp"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it has something in it: that it exists is reported later
         folder.rmdir()

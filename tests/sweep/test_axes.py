@@ -3,12 +3,12 @@ from hydra import initialize_config_dir
 
 from cnnlab.config.compose import CONFIGS
 from cnnlab.runtime.errors import ConfigError
-from cnnlab.sweep.axes import MOST_JOBS, Grid, read_grid
+from cnnlab.sweep.axes import MOST_JOBS, Grid, read_axes, read_grid
 
 
 def grid(*arguments: str) -> Grid:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return read_grid(arguments)
+        return read_grid(read_axes(arguments))
 
 
 def values(argument: str) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def test_the_jobs_are_every_combination_with_the_last_axis_fastest() -> None:
 
 
 def test_a_job_is_numbered_and_named_by_its_place() -> None:
-    assert [(job.number, job.name) for job in grid("seed=1,2").jobs] == [(0, "000"), (1, "001")]
+    assert [(job.number, job.name) for job in grid("seed=1,2").jobs] == [(0, "000_seed1"), (1, "001_seed2")]
     assert str(grid("seed=1,2", "model=cnn,mlp").jobs[2]) == "002 seed=2 model=cnn"
 
 

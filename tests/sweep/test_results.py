@@ -39,7 +39,7 @@ def text(results: list[Result]) -> list[list[str]]:
     """The words of each line of the table, header first."""
     console = Console(width=300)
     with console.capture() as capture:
-        console.print(render_results(results))
+        console.print(render_results(results, best=[one.job.number for one in [best_result(results)] if one]))
     return [line.split() for line in capture.get().splitlines() if line.strip() and "──" not in line]
 
 
@@ -118,10 +118,10 @@ def test_the_table_has_values_and_results() -> None:
         Result(job(2), "failed"),
     ]
     assert text(results) == [
-        ["job", "seed", "status", "accuracy/val", "accuracy/test", "seconds", "directory"],
-        ["000", "0", "completed", "0.5000", "0.2500", "1.5", "sweep/000"],
-        ["001*", "1", "completed", "0.7500", "0.5000", "1.5", "sweep/001"],
-        ["002", "2", "failed", "–"],
+        ["number", "status", "seed", "accuracy/val", "accuracy/test", "seconds", "directory"],
+        ["0", "completed", "0", "0.5000", "0.2500", "1.5", "sweep/000"],
+        ["1*", "completed", "1", "0.7500", "0.5000", "1.5", "sweep/001"],
+        ["2", "failed", "2", "–"],
     ]
 
 
@@ -134,7 +134,7 @@ def test_metrics_of_the_test_split_stand_last() -> None:
 
 
 def test_a_value_with_brackets_is_no_markup() -> None:
-    assert text([Result(job(0, **{"data.x": "[red]"}), "completed")])[1][1] == "[red]"
+    assert text([Result(job(0, **{"data.x": "[red]"}), "completed")])[1][2] == "[red]"
 
 
 def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
     first = Result(
         job(0, block="{type:relu,inplace:true}"), "completed", 1.23456, "", Path("s/000"), "m/val", {"m/val": value}
     )
-    write_csv([first, Result(job(1, block="gelu"), "failed")], tmp_path / "sweep.csv")
+    write_csv([first, Result(job(1, block="gelu"), "failed", error="no place")], tmp_path / "sweep.csv")
     with (tmp_path / "sweep.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
-            ["job", "block", "status", "m/val", "seconds", "directory"],
-            ["000", "{type:relu,inplace:true}", "completed", "0.30000000000000004", "1.235", "s/000"],
-            ["001", "gelu", "failed", "", "", ""],
+            ["number", "status", "block", "m/val", "seconds", "directory", "error"],
+            ["0", "completed", "{type:relu,inplace:true}", "0.30000000000000004", "1.235", "s/000", ""],
+            ["1", "failed", "gelu", "", "", "", "no place"],
         ]
 
 
@@ -189,10 +189,10 @@ def test_a_narrow_terminal_gets_fewer_columns() -> None:
     results = [result(number, accuracy_val=0.9, loss_val=0.1, accuracy_test=0.8) for number in range(2)]
     seen = [[str(column.header) for column in render_results(results, width).columns] for width in range(120, 10, -1)]
     assert list(dict.fromkeys(map(tuple, seen))) == [
-        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test", "seconds", "directory"),
-        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test", "seconds"),
-        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test"),
-        ("job", "seed", "status", "accuracy/val", "accuracy/test"),
-        ("job", "seed", "accuracy/val", "accuracy/test"),
-        ("job", "seed", "accuracy/test"),
+        ("number", "status", "seed", "accuracy/val", "loss/val", "accuracy/test", "seconds", "directory"),
+        ("number", "status", "seed", "accuracy/val", "loss/val", "accuracy/test", "seconds"),
+        ("number", "status", "seed", "accuracy/val", "loss/val", "accuracy/test"),
+        ("number", "status", "seed", "accuracy/val", "accuracy/test"),
+        ("number", "seed", "accuracy/val", "accuracy/test"),
+        ("number", "seed", "accuracy/test"),
     ]
