@@ -66,6 +66,8 @@ RUN_FILES = {
 SWEEP_FILES = {
     "sweep.yaml": "what it was started with, without passwords: `resume=SWEEP` continues it",
     "sweep.csv": "the table of results, with every digit and the errors, rewritten after each job",
+    "configs/experiment/best.yaml": "the config of the best: `--config-dir SWEEP/configs experiment=best`",
+    "figures/*.png": "of a search: its course, the importance of each axis, slices, the Pareto front",
     "jobs.json": "of a grid: the jobs that have ended",
     "study.jsonl": "of a search: Optuna's journal",
     "workers/": "of a search: the processes that work in it",

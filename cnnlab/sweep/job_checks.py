@@ -1,7 +1,7 @@
 """The configs of jobs, checked before the first of them starts."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import MissingConfigException
@@ -43,6 +43,10 @@ class JobChecks:
         composed = self.loader.load_sweep_config(self.config, list(overrides))
         _check_place(composed)
         return composed
+
+    def choices(self, job: Job) -> Mapping[str, Any]:
+        """The choice of each group in a job."""
+        return {str(group): choice for group, choice in self._load(job.overrides).hydra.runtime.choices.items()}
 
     def plan(self, overrides: Sequence[str], loaded: DictConfig | None = None) -> "RunPlan":
         """The checked plan of a job. Raises `ConfigError` for what the job itself would refuse."""

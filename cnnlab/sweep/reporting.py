@@ -1,12 +1,15 @@
 """What a sweep shows and writes: table, `sweep.csv`, the best as a command and as YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cnnlab.runtime.terminal import print_table, width
+from cnnlab.sweep.axes import Job
+from cnnlab.sweep.best import again, write_experiment
 from cnnlab.sweep.objectives import Objective
 from cnnlab.sweep.results import Result, best_result, monitored, pareto_front, render_results, write_csv
+from cnnlab.sweep.seeds import configurations, render_seeds
 
 CSV = "sweep.csv"
 
@@ -37,8 +40,11 @@ class Report:
         """Rewrites `sweep.csv`."""
         write_csv(self.run.results(), self.folder / CSV, [by.name for by in self.objectives])
 
-    def show(self) -> None:
-        """Prints the table, the best and where the results are."""
+    def show(self, choices: Callable[[Job], Mapping[str, Any]], options: Mapping[str, str]) -> None:
+        """Prints the table, the best and where the results are.
+
+        `choices` are a job's choices of groups, `options` the command's, which the best needs again.
+        """
         results = self.run.results()
         if not results:
             return
@@ -47,7 +53,18 @@ class Report:
         print()
         print_table(render_results(results, width(), [result.job.number for result in best], shown))
         by = self.objectives or tuple(filter(None, [monitored(results)]))
+        for one in by:
+            self._show_seeds(results, one)
         for result in best:
             print(f"* best by {' and '.join(one.name for one in by)}: {result.directory}")
+        if len(best) == 1:
+            print(f"  again      {again(best[0].job, options)}")
+            if best[0].directory is not None and best[0].directory.is_dir():
+                print(f"  or         {write_experiment(best[0], choices(best[0].job), self.folder)}")
         self.write()
         print(f"table: {self.folder / CSV}", flush=True)
+
+    def _show_seeds(self, results: Sequence[Result], by: Objective) -> None:
+        found = configurations(results, by.name)
+        if any(len(one.by_seed) > 1 for one in found):
+            print_table(render_seeds(found, by.name))

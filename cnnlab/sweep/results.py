@@ -110,7 +110,7 @@ def render_results(
     """A row for each job, those numbered in `best` marked with `*`; for a terminal with so many columns.
 
     `shown` are the metrics that matter most. A narrow terminal gets no directories and seconds, then these alone, then
-    no status.
+    no status, then the job's name in place of the axes.
     """
     every = _tags(results, shown)
     first = (monitored(results) or Objective("", True)).name.partition("/")[0]
@@ -122,6 +122,7 @@ def render_results(
         (wanted, ("status",)),
         (wanted, ()),
         (wanted[-1:], ()),
+        (wanted[-1:], ("name",)),
     )
     return fitting((_table(results, tags, further, set(best)) for tags, further in variants), columns)
 
@@ -129,8 +130,9 @@ def render_results(
 def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str], best: Collection[int]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = short_names(results[0].job.values)
+    by_name = "name" in shown  # in place of a column for each axis
     table.add_column("number", no_wrap=True)
-    for title in [*(["status"] if "status" in shown else []), *names.values()]:
+    for title in [*(["status"] if "status" in shown else []), *(["job"] if by_name else names.values())]:
         table.add_column(title, no_wrap=True)
     for title in [*tags, *(["seconds"] if "seconds" in shown else [])]:
         table.add_column(title, justify="right", no_wrap=True)
@@ -146,7 +148,7 @@ def _table(results: Sequence[Result], tags: Sequence[str], shown: Sequence[str],
         table.add_row(
             f"{result.job.number}{mark}",
             *([result.status] if "status" in shown else []),
-            *(escape(shortened(value)) for value in result.job.values.values()),
+            *([result.job.name] if by_name else (escape(shortened(value)) for value in result.job.values.values())),
             *(_figure(result.value(tag)) for tag in tags),
             *(text for name, text in further.items() if name in shown),
             style=style,

@@ -23,7 +23,7 @@ from cnnlab.config.explain import explain
 from cnnlab.config.hydra_internals import parse_overrides, returned_error
 from cnnlab.config.programs import command, given
 from cnnlab.run.files import make_sweep_directory
-from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
+from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, listing
 from cnnlab.runtime.terminal import waiting
 from cnnlab.sweep.axes import Axes, Job, axis_key, read_axes, read_grid
 from cnnlab.sweep.grid import GridRun
@@ -90,10 +90,11 @@ class GridOrSearch(Sweeper):
                 run.record(result)
                 print(result)
         stopped_by = self._run(run, folder, report)
-        report.show()
+        report.show(checks.choices, options())
         self._end(run.results(), stopped_by)
 
     def _search(self, axes: Axes, settings: SweepSettings, checks: JobChecks, arguments: Sequence[str]) -> None:
+        from cnnlab.sweep.figures import FIGURES, draw_figures
         from cnnlab.sweep.preparing import prepare_search
 
         search = prepare_search(axes, settings, checks)
@@ -106,7 +107,9 @@ class GridOrSearch(Sweeper):
             stopped_by = self._run(run, folder, report)
             if stopped_by is None:
                 stopped_by = self._measure_test(run, folder, report, checks)
-            report.show()
+            report.show(checks.choices, options())
+            drawn = draw_figures(run.study, search.objectives, folder)
+            print(f"figures: {listing(drawn)} in {folder / FIGURES}", flush=True)
             results = run.results()
         finally:
             run.close()

@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from cnnlab.sweep.axes import Job
+from cnnlab.sweep.objectives import Objective
 from cnnlab.sweep.results import (
     Result,
     best_result,
     list_failures,
+    pareto_front,
     read_result,
     render_results,
     reported_error,
@@ -108,6 +110,27 @@ def test_without_a_monitor_in_common_none_is_best() -> None:
     assert best_result([result(0, None, "failed")]) is None
 
 
+def test_a_pruned_trial_is_never_the_best() -> None:
+    results = [result(0, status="pruned", accuracy_val=0.9), result(1, accuracy_val=0.8)]
+    assert best_result(results, Objective("accuracy/val", True)) is results[1]
+
+
+def test_an_objective_may_be_a_constant_and_be_minimized() -> None:
+    results = [Result(job(n), "completed", constants={"macs": macs}) for n, macs in enumerate((30, 10, 20))]
+    assert best_result(results, Objective("macs", False)) is results[1]
+
+
+def test_the_front_holds_what_nothing_else_is_better_than() -> None:
+    points = [(0.9, 5), (0.9, 4), (0.8, 3), (0.7, 3), (0.7, 9), (0.6, 1)]
+    results = [
+        Result(job(n), "completed", metrics={"accuracy/val": accuracy}, constants={"macs": macs})
+        for n, (accuracy, macs) in enumerate(points)
+    ]
+    failed = Result(job(9), "failed", metrics={"accuracy/val": 1.0}, constants={"macs": 0})
+    front = pareto_front([*results, failed], [Objective("accuracy/val", True), Objective("macs", False)])
+    assert [one.job.number for one in front] == [1, 2, 5]
+
+
 # table and CSV
 
 
@@ -195,4 +218,5 @@ def test_a_narrow_terminal_gets_fewer_columns() -> None:
         ("number", "status", "seed", "accuracy/val", "accuracy/test"),
         ("number", "seed", "accuracy/val", "accuracy/test"),
         ("number", "seed", "accuracy/test"),
+        ("number", "job", "accuracy/test"),
     ]

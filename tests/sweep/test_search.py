@@ -21,6 +21,7 @@ from commands import Answer, ok, run
 from fast_run import FAST, read_json
 from repetitions import times
 
+import cnnlab
 from cnnlab.cli import train
 from cnnlab.config.run_config import RunConfig
 from cnnlab.run.files import RunDirectory
@@ -98,6 +99,12 @@ def test_a_search_makes_trials_and_measures_the_test_split_with_the_best_alone(i
     for row, (name, summary) in zip(table, found.items(), strict=True):
         assert Path(row["directory"]).name == name
         assert float(row["accuracy/val"]) == summary["best"]["accuracy/val"]
+    # it can be run again, as a command or as an experiment
+    again = cnnlab.compose("experiment=best", config_dir=sweep / "configs")
+    assert RunConfig(again).digest(()) == RunConfig.read(sweep / best).digest(())
+    (line,) = (line for line in answer.out.splitlines() if line.startswith("  again "))
+    assert f"optimizer.lr={table[int(best[:3])]['optimizer.lr']} data.batch_size=" in line
+    assert {path.name for path in (sweep / "figures").iterdir()} >= {"history.png", "slice.png"}
     # the trials are plain runs: nothing of the search is in their configs
     config = yaml.safe_load((sweep / best / "config.yaml").read_text())
     assert "sweep" not in config
