@@ -1,5 +1,6 @@
 """Images of a search, by Optuna: its course, what mattered, each axis by itself, the Pareto front."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,9 @@ def _draw(plot: Callable[..., Any], study: "optuna.Study", folder: Path, title: 
     place = folder / FIGURES
     place.mkdir(exist_ok=True)
     try:
-        plot(study, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Matplotlib's, about axes with a single value
+            plot(study, **options)
         plt.savefig(place / f"{title}.png", dpi=120, bbox_inches="tight")
     except (ValueError, RuntimeError, ZeroDivisionError):
         return False

@@ -228,6 +228,8 @@ class SearchRun:
             owner = trial.user_attrs.get(OWNER) or {}
             alive = owner.get("sweep") != self.sweep or self.workers.is_alive(owner["worker"])
             return found or read_result(job, "running" if alive else "interrupted", place)
+        if not place.is_dir() and outcome["directory"]:
+            place = Path(outcome["directory"])
         if place.is_dir():
             return read_result(job, outcome["status"], place, outcome["seconds"], outcome["error"])
         return Result(  # of another machine
@@ -241,6 +243,10 @@ class SearchRun:
             outcome["lower_is_better"],
             outcome["constants"],
         )
+
+    def is_running(self) -> bool:
+        """Whether some process runs a trial."""
+        return any(result.status == "running" for result in self.results())
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -6,6 +6,8 @@ Optuna is imported in functions alone: whoever does not search needs none of it.
 import functools
 import importlib.util
 import os
+import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from cnnlab.components import Component
 
 JOURNAL = "study.jsonl"
+PATIENCE = 30  # seconds, with a database that other processes use
+_AT_ONCE = re.compile("already exists|is locked|unique|duplicate", re.IGNORECASE)  # two processes make the tables
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -57,14 +61,20 @@ def open_storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage"
     if url is None:
         path = folder / JOURNAL
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_journal_lock(path)))
-    try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except Exception as error:  # of SQLAlchemy's, of the database's driver, or a driver that is missing
-        reason = without_password(first_line(error))
-        raise ConfigError(
-            f"sweep.storage: {without_password(url)} cannot be reached: {reason}; expected an URL of Optuna's, such as "
-            "sqlite:///sweep.db or postgresql://user@host/database"
-        ) from None
+    patient = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else {}
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **patient})
+        except Exception as error:  # of SQLAlchemy's, of the database's driver, or a driver that is missing
+            if _AT_ONCE.search(str(error)) and time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            reason = without_password(first_line(error)).rstrip(".")
+            raise ConfigError(
+                f"sweep.storage: {without_password(url)} cannot be reached: {reason}; expected an URL of Optuna's, "
+                "such as sqlite:///sweep.db or postgresql://user@host/database"
+            ) from None
 
 
 def _journal_lock(path: Path) -> Any:

@@ -6,7 +6,7 @@ jobs. Ours gives each a fresh process; Hydra's own (`hydra/launcher=basic`) can 
 
 import secrets
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,8 @@ from cnnlab.sweep.launcher import ProcessLauncher, options, overrides_of, status
 from cnnlab.sweep.reporting import Report
 from cnnlab.sweep.results import Result, list_failures, read_result
 from cnnlab.sweep.saved_sweep import SavedSweep, given_to_hydra, without_password
-from cnnlab.sweep.settings import SweepSettings, read_settings
+from cnnlab.sweep.search import SearchRun
+from cnnlab.sweep.settings import GRID, SweepSettings, read_settings
 
 
 class SweepRun(Protocol):
@@ -106,7 +107,7 @@ class GridOrSearch(Sweeper):
         try:
             stopped_by = self._run(run, folder, report)
             if stopped_by is None:
-                stopped_by = self._measure_test(run, folder, report, checks)
+                stopped_by = self._measure_test(run, report, checks)
             report.show(checks.choices, options())
             drawn = draw_figures(run.study, search.objectives, folder)
             print(f"figures: {listing(drawn)} in {folder / FIGURES}", flush=True)
@@ -151,21 +152,23 @@ class GridOrSearch(Sweeper):
             report.write()
 
         report.write()
+        return self._run_jobs(run.jobs(), run.count, folder, ended, run.done)
+
+    def _run_jobs(
+        self, jobs: Iterable[Job | None], count: int, folder: Path, ended: Callable[[Result], None], done: int = 0
+    ) -> int | None:
+        """By our launcher some at a time; by another a grid's at once, and a search's one by one."""
         if isinstance(self.launcher, ProcessLauncher):
-            return self.launcher.run(run.jobs(), run.count, folder, ended, run.done)
-        batch: list[Job] = []
-        for job in run.jobs():
-            if job is not None:
-                batch.append(job)
-            if isinstance(run, GridRun) and len(batch) < run.count - run.done:
-                continue  # a grid's are launched at once, a search's one by one
-            stopped_by = self._launch(batch, folder, ended)
+            return self.launcher.run(jobs, count, folder, ended, done)
+        coming = filter(None, jobs)
+        batches = ([job] for job in coming) if self.config.sweep.sampler != GRID else [list(coming)]
+        for batch in batches:
+            stopped_by = self._launch(batch, folder, ended) if batch else None
             if stopped_by is not None:
                 return stopped_by
-            batch = []
         return None
 
-    def _launch(self, jobs: Sequence[Job], folder: Path, ended: Any) -> int | None:
+    def _launch(self, jobs: Sequence[Job], folder: Path, ended: Callable[[Result], None]) -> int | None:
         try:
             returned = self.launcher.launch([overrides_of(job, folder) for job in jobs], initial_job_idx=0)
         except Interrupted as interruption:
@@ -177,23 +180,29 @@ class GridOrSearch(Sweeper):
             ended(_returned(job, folder, one))
         return None
 
-    def _measure_test(self, run: SweepRun, folder: Path, report: Report, checks: JobChecks) -> int | None:
+    def _measure_test(self, run: SearchRun, report: Report, checks: JobChecks) -> int | None:
         """Measures the test split for the best trials, each of which is resumed as a run of its own for that."""
-        from cnnlab.sweep.search import SearchRun
+        with run.alone():
+            if run.is_running():
+                print("trials of other processes are running: the last of them measures the test split")
+                return None
+            for result in report.best():
+                stopped_by = self._measure_test_of(result, report, checks)
+                if stopped_by is not None:
+                    return stopped_by
+        return None
 
-        assert isinstance(run, SearchRun)
-        jobs = []
-        for result in report.best():
-            job = replace(result.job, is_trial=False)
-            tested = any(tag.endswith("/test") for tag in result.metrics)
-            if not tested and (folder / job.name).is_dir() and "test" in checks.plan(job.overrides).spec.counts:
-                jobs.append(job)
-        if not jobs:
+    def _measure_test_of(self, result: Result, report: Report, checks: JobChecks) -> int | None:
+        job, place = replace(result.job, is_trial=False), result.directory
+        if place is None or any(tag.endswith("/test") for tag in result.metrics):
             return None
-        print("measuring the test split with the best", flush=True)
-        if isinstance(self.launcher, ProcessLauncher):
-            return self.launcher.run(iter(jobs), len(jobs), folder, lambda result: report.write())
-        return self._launch(jobs, folder, lambda result: report.write())
+        if "test" not in checks.plan(job.overrides).spec.counts:
+            return None
+        if not place.is_dir():
+            print(f"{place} is on another machine: {command('train')} {given('resume', place)} measures the test split")
+            return None
+        print(f"measuring the test split with the best, {place.name}", flush=True)
+        return self._run_jobs([job], 1, place.parent, lambda result: report.write())
 
     def _end(self, results: Sequence[Result], stopped_by: int | None) -> None:
         failures = list_failures(results)

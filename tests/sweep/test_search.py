@@ -298,3 +298,17 @@ def test_a_sweep_killed_at_any_time_is_resumed_whole(tmp_path: Path, kind: str, 
     for name in summaries(sweep):
         lines = [json.loads(line) for line in (sweep / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if line["split"] == "val"] == [3, 6]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_storage_and_double_no_trial(tmp_path: Path) -> None:
+    arguments = ("-m", FAST, *MLP, "sweep=tpe", LR, "sweep.n_trials=6", "sweep.storage=sqlite:///shared.db")
+    processes = [start(tmp_path, *arguments, f"hydra.sweep.dir={name}") for name in "ab"]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], (tmp_path / "out.txt").read_text()
+    names = sorted(path.parent.name for name in "ab" for path in (tmp_path / name).glob("*/summary.json"))
+    assert [name[:3] for name in names] == ["000", "001", "002", "003", "004", "005"]
+    tested = [path for path in tmp_path.glob("[ab]/*/summary.json") if "test" in read_json(path)]
+    assert len(tested) == 1
+    assert max(rows(tmp_path / tested[0].parts[-3]), key=lambda row: float(row["accuracy/val"]))["directory"] in str(
+        tested[0]
+    )
