@@ -11,13 +11,15 @@ import yaml
 from cnnlab.config.command_line import CommandLine
 from cnnlab.config.compose import as_given
 from cnnlab.config.hydra_internals import parse_alone
-from cnnlab.config.programs import command, given
+from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.saved_config import load_mapping
 from cnnlab.run.files import RunDirectory
 from cnnlab.runtime.errors import ConfigError, first_line, listing
+from cnnlab.sweep.settings import SweepSettings
 from cnnlab.version import __version__
 
 SWEEP = "sweep.yaml"
+CMAES = "optuna.samplers.CmaEsSampler"
 CHANGEABLE = ("sweep.n_trials", "sweep.timeout", "sweep.storage", "hydra.launcher.n_jobs", "hydra/launcher", "trust")
 # of Hydra's own overrides those that name no code and no YAML, which may be a stranger's
 HARMLESS = ("hydra.launcher.n_jobs", "hydra.sweep.dir", "hydra.job.name")
@@ -135,3 +137,22 @@ def _check_repeated(line: CommandLine, saved: SavedSweep, folder: Path) -> None:
             f"resume: {folder} was started with {listing([*options, *hydra])}, which may name code or YAML that runs "
             f"code; if you know it, repeat it: {again}"
         )
+
+
+def check_trusted(settings: SweepSettings, names: Sequence[str], folder: Path) -> None:
+    """Raises `ConfigError` where a saved sweep, perhaps a stranger's, would run code that this command does not name.
+
+    That is a sampler or a pruner of one's own, and CMA-ES, whose state in the study is a pickle.
+    """
+    wanted = [_class_name(spec) for spec in (settings.sampler, settings.pruner) if spec is not None]
+    own = [name for name in wanted if "." in name and not name.startswith("optuna.")]
+    pickled = [CMAES for name in wanted if name in ("cmaes", CMAES)]
+    missing = [name for name in (*own, *pickled) if name not in names]
+    if missing:
+        again = trusting(f"{command('train')} {given('resume', folder)}")([*names, *missing])
+        why = "its state in the study is a pickle, which may run code" if pickled else "it is not part of cnnlab"
+        raise ConfigError(f"resume: {folder} names {listing(missing)}: {why}; if it is yours, repeat it: {again}")
+
+
+def _class_name(spec: Any) -> str:
+    return str(spec.get("type") if isinstance(spec, Mapping) else spec)

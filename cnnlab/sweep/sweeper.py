@@ -22,6 +22,7 @@ from cnnlab.config.compose import CONFIGS
 from cnnlab.config.explain import explain
 from cnnlab.config.hydra_internals import parse_overrides, returned_error
 from cnnlab.config.programs import command, given
+from cnnlab.config.saved_config import trusted_names
 from cnnlab.run.files import make_sweep_directory
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, listing
 from cnnlab.runtime.terminal import waiting
@@ -31,7 +32,7 @@ from cnnlab.sweep.job_checks import JobChecks
 from cnnlab.sweep.launcher import ProcessLauncher, options, overrides_of, status_of
 from cnnlab.sweep.reporting import Report
 from cnnlab.sweep.results import Result, list_failures, read_result
-from cnnlab.sweep.saved_sweep import SavedSweep, given_to_hydra, without_password
+from cnnlab.sweep.saved_sweep import SavedSweep, check_trusted, given_to_hydra, without_password
 from cnnlab.sweep.search import SearchRun
 from cnnlab.sweep.settings import GRID, SweepSettings, read_settings
 
@@ -69,6 +70,8 @@ class GridOrSearch(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Raises `ConfigError` before anything is written, `TrainingError` where a job did not complete."""
         settings = read_settings(OmegaConf.to_container(self.config.sweep, resolve=True))
+        if self.resumed is not None:
+            check_trusted(settings, trusted_names(OmegaConf.to_container(self.config.trust)), self.resumed)
         axes = read_axes(_without_sweep(arguments), settings.space)
         again = None if self.resumed is None else f"{command('train')} {given('resume', self.resumed)}"
         checks = JobChecks(self.loader, self.config, again)
@@ -92,7 +95,7 @@ class GridOrSearch(Sweeper):
                 print(result)
         stopped_by = self._run(run, folder, report)
         report.show(checks.choices, options())
-        self._end(run.results(), stopped_by)
+        self._end(run.results(), stopped_by, folder)
 
     def _search(self, axes: Axes, settings: SweepSettings, checks: JobChecks, arguments: Sequence[str]) -> None:
         from cnnlab.sweep.figures import FIGURES, draw_figures
@@ -114,7 +117,7 @@ class GridOrSearch(Sweeper):
             results = run.results()
         finally:
             run.close()
-        self._end_search(results, stopped_by)
+        self._end_search(results, stopped_by, folder)
 
     def _to_save(self, axes: Axes, settings: SweepSettings, checks: JobChecks, arguments: Sequence[str]) -> SavedSweep:
         """What `sweep.yaml` gets, without passwords."""
@@ -204,24 +207,29 @@ class GridOrSearch(Sweeper):
         print(f"measuring the test split with the best, {place.name}", flush=True)
         return self._run_jobs([job], 1, place.parent, lambda result: report.write())
 
-    def _end(self, results: Sequence[Result], stopped_by: int | None) -> None:
+    def _end(self, results: Sequence[Result], stopped_by: int | None, folder: Path) -> None:
         failures = list_failures(results)
         if stopped_by is not None:
-            if failures:
-                print(f"interrupted: {failures}", file=sys.stderr)
+            _print_interruption(failures, folder)
             raise Interrupted(stopped_by)
         if failures:
             raise TrainingError(failures)
 
-    def _end_search(self, results: Sequence[Result], stopped_by: int | None) -> None:
+    def _end_search(self, results: Sequence[Result], stopped_by: int | None, folder: Path) -> None:
         """A search has succeeded where one trial has: others may fail."""
         failures = list_failures(results)
-        if failures and (stopped_by is not None or any(result.status == "completed" for result in results)):
-            print(f"{'interrupted: ' if stopped_by is not None else ''}{failures}", file=sys.stderr)
         if stopped_by is not None:
+            _print_interruption(failures, folder)
             raise Interrupted(stopped_by)
         if results and not any(result.status in ("completed", "pruned") for result in results):
             raise TrainingError(failures)
+        if failures:
+            print(f"note: {failures}", file=sys.stderr)
+
+
+def _print_interruption(failures: str, folder: Path) -> None:
+    print(f"interrupted: {failures}" if failures else "interrupted", file=sys.stderr)
+    print(f"  resume     {command('train')} {given('resume', folder)}", flush=True)
 
 
 def _without_sweep(arguments: Sequence[str]) -> list[str]:

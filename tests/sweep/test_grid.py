@@ -290,10 +290,11 @@ def test_a_signal_lets_the_running_job_save_and_starts_no_other(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     (os.killpg if to_all else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     sweep = sweep_of(tmp_path)
     assert statuses(sweep) == {"000_seed1": "interrupted"}
     assert [row["status"] for row in rows(sweep)] == ["interrupted", "not started"]
     assert f"resume={sweep.relative_to(tmp_path)}/000_seed1 continues it" in err
+    assert out.splitlines()[-1].endswith(f"resume={sweep.relative_to(tmp_path)}")
     assert "001_seed2" not in {path.name for path in sweep.iterdir()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from cnnlab.cli import train
 from cnnlab.config.run_config import RunConfig
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.training import SearchTrial
-from cnnlab.runtime.errors import TrainingError
+from cnnlab.runtime.errors import Interrupted, TrainingError
 
 pytest.importorskip("optuna")
 REPOSITORY = Path(__file__).parents[2]
@@ -205,6 +206,29 @@ def test_a_space_can_stand_in_yaml(pretended: Path) -> None:
     table = rows(sweep_of(pretended))
     assert list(table[0])[2:4] == ["model.blocks.hidden1.out_features", "optimizer.dampening"]
     assert len(table) == 2
+
+
+def test_an_interrupted_grid_runs_what_is_left(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[float] = []
+    pretend = importlib.import_module("cnnlab.run.training").run_training
+
+    def interrupted(config: RunConfig, trial: SearchTrial | None = None) -> None:
+        ran.append(config.values["optimizer"]["lr"])
+        if len(ran) == 2:
+            raise Interrupted(signal.SIGTERM)
+        pretend(config, trial)
+
+    monkeypatch.setattr("cnnlab.run.training.run_training", interrupted)
+    assert run(train, "-m", BASIC, *MLP, "optimizer.lr=0.01,2,0.03,0.04").code == 143
+    sweep = sweep_of(pretended)
+    assert [row["status"] for row in rows(sweep)] == ["completed", *["not started"] * 3]
+    ran.append(0)
+    answer = run(train, f"resume={sweep}", BASIC)
+    assert answer.code == 1  # lr=2 fails
+    assert ran == [0.01, 2, 0, 2, 0.03, 0.04]
+    assert [row["status"] for row in rows(sweep)] == ["completed", "failed", "completed", "completed"]
+    assert run(train, f"resume={sweep}", BASIC).code == 1
+    assert len(ran) == 6  # what has failed is not tried again
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from cnnlab.config.compose import CONFIGS
 from cnnlab.engine.settings import TrainerSettings
 from cnnlab.runtime.errors import ConfigError
 from cnnlab.sweep.objectives import Objective, check_pruner, objectives
+from cnnlab.sweep.saved_sweep import check_trusted
 from cnnlab.sweep.settings import SweepSettings, read_settings
 
 
@@ -43,6 +46,22 @@ def test_a_bad_section_is_refused(changes: dict[str, Any], message: str) -> None
 def test_a_grid_refuses_what_only_a_search_has(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"sweep\.{key}: a grid runs every combination"):
         settings("grid", **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sampler": "cmaes"}, "optuna.samplers.CmaEsSampler: its state in the study is a pickle"),
+        ({"sampler": {"type": "optuna.samplers.CmaEsSampler"}}, "is a pickle"),
+        ({"pruner": {"type": "mine.Pruner"}}, "mine.Pruner: it is not part of cnnlab"),
+    ],
+)
+def test_a_saved_sweep_runs_no_code_that_the_command_does_not_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as refused:
+        check_trusted(settings(**changes), [], Path("SWEEP"))
+    (again,) = re.findall(r"'trust=\[(.*)\]'", str(refused.value))
+    check_trusted(settings(**changes), again.split(","), Path("SWEEP"))
+    check_trusted(settings(pruner="median"), [], Path("SWEEP"))
 
 
 def plan(*overrides: str) -> Any:
