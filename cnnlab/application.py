@@ -28,7 +28,7 @@ from cnnlab.config.sections import is_quiet
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, did_you_mean, listing
 from cnnlab.runtime.interrupts import exit_at_interrupt
 from cnnlab.runtime.terminal import waiting, wrapped
-from cnnlab.sweep.saved_sweep import resumed_sweep
+from cnnlab.sweep.saved_sweep import resumed_sweep, without_password
 from cnnlab.sweep.trial import running_trial
 from cnnlab.version import __version__
 
@@ -183,4 +183,4 @@ def _print_error(error: Exception) -> None:
     """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1."""
     if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
-    print(wrapped(f"error: {explain(error, CONFIGS)}"), file=sys.stderr, flush=True)
+    print(wrapped(f"error: {without_password(explain(error, CONFIGS))}"), file=sys.stderr, flush=True)

@@ -1,13 +1,14 @@
 """The configs of jobs, checked before the first of them starts."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.compose import CONFIGS, compose_job
+from cnnlab.config.compose import CONFIGS, compose_job, load_by_groups
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.hydra_internals import hydra_config
 from cnnlab.config.programs import command
@@ -18,6 +19,9 @@ from cnnlab.sweep.axes import Job
 
 if TYPE_CHECKING:
     from cnnlab.config.run_plan import RunPlan
+
+
+REMEMBERED = 64
 
 
 class JobChecks:
@@ -31,22 +35,25 @@ class JobChecks:
         self.config = config
         self.again = again
         self._sources: set[str] = set()
+        # Hydra takes a tenth of a second for a config, and jobs differ in values
+        self._load = lru_cache(REMEMBERED)(self._load_job)
+        self._groups = lru_cache(REMEMBERED)(lambda chosen: load_by_groups(chosen))
 
     def compose(self, overrides: Sequence[str], loaded: DictConfig | None = None) -> RunConfig:
         """The config of a job by our rules, from what Hydra `loaded`. Raises what Hydra raises."""
-        composed = loaded or self._load(overrides)
+        composed = loaded or self._load(tuple(overrides))
         with hydra_config(composed):
             task = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            return RunConfig(compose_job(task, overrides))
+            return RunConfig(compose_job(task, overrides, lambda chosen: self._groups(tuple(chosen)).copy()))
 
-    def _load(self, overrides: Sequence[str]) -> DictConfig:
+    def _load_job(self, overrides: tuple[str, ...]) -> DictConfig:
         composed = self.loader.load_sweep_config(self.config, list(overrides))
         _check_place(composed)
         return composed
 
-    def choices(self, job: Job) -> Mapping[str, Any]:
+    def choices(self, overrides: Sequence[str]) -> Mapping[str, Any]:
         """The choice of each group in a job."""
-        return {str(group): choice for group, choice in self._load(job.overrides).hydra.runtime.choices.items()}
+        return {str(group): choice for group, choice in self._load(tuple(overrides)).hydra.runtime.choices.items()}
 
     def plan(self, overrides: Sequence[str], loaded: DictConfig | None = None) -> "RunPlan":
         """The checked plan of a job. Raises `ConfigError` for what the job itself would refuse."""

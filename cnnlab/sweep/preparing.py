@@ -112,8 +112,7 @@ def _study(search: Search, storage: "optuna.storages.BaseStorage") -> "optuna.St
 
 def _as_it_stands(axes: Axes, checks: JobChecks) -> tuple[DictConfig, Mapping[str, Any]]:
     """The config without what varies, and the choice of each group."""
-    composed = checks.loader.load_sweep_config(checks.config, axes.fixed)
-    return checks.compose(axes.fixed).composed, composed.hydra.runtime.choices
+    return checks.compose(axes.fixed).composed, checks.choices(axes.fixed)
 
 
 def _value(config: DictConfig, choices: Mapping[str, Any], key: str) -> Any:

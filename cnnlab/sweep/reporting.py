@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cnnlab.runtime.terminal import print_table, width
-from cnnlab.sweep.axes import Job
 from cnnlab.sweep.best import again, write_experiment
 from cnnlab.sweep.objectives import Objective
 from cnnlab.sweep.results import Result, best_result, monitored, pareto_front, render_results, write_csv
@@ -40,7 +39,7 @@ class Report:
         """Rewrites `sweep.csv`."""
         write_csv(self.run.results(), self.folder / CSV, [by.name for by in self.objectives])
 
-    def show(self, choices: Callable[[Job], Mapping[str, Any]], options: Mapping[str, str]) -> None:
+    def show(self, choices: Callable[[Sequence[str]], Mapping[str, Any]], options: Mapping[str, str]) -> None:
         """Prints the table, the best and where the results are.
 
         `choices` are a job's choices of groups, `options` the command's, which the best needs again.
@@ -60,7 +59,7 @@ class Report:
         if len(best) == 1:
             print(f"  again      {again(best[0].job, options)}")
             if best[0].directory is not None and best[0].directory.is_dir():
-                print(f"  or         {write_experiment(best[0], choices(best[0].job), self.folder)}")
+                print(f"  or         {write_experiment(best[0], choices(best[0].job.overrides), self.folder)}")
         self.write()
         print(f"table: {self.folder / CSV}", flush=True)
 

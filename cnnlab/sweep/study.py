@@ -70,6 +70,11 @@ def open_storage(url: str | None, folder: Path) -> "optuna.storages.BaseStorage"
             if _AT_ONCE.search(str(error)) and time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
+            if isinstance(error, ImportError):
+                raise ConfigError(
+                    f"sweep.storage: {without_password(url)} needs the driver of its database, such as "
+                    "pip install 'psycopg[binary]' for PostgreSQL"
+                ) from None
             reason = without_password(first_line(error)).rstrip(".")
             raise ConfigError(
                 f"sweep.storage: {without_password(url)} cannot be reached: {reason}; expected an URL of Optuna's, "

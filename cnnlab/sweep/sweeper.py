@@ -88,14 +88,18 @@ class GridOrSearch(Sweeper):
         folder = self._folder(self._to_save(axes, settings, checks, arguments))
         run = GridRun(grid, folder)
         report = Report(run, folder, ())
-        for number, refusal in refusals.items():
-            if run.results()[number].status != "failed":
-                result = Result(grid.jobs[number], "failed", error=refusal)
-                run.record(result)
-                print(result)
-        stopped_by = self._run(run, folder, report)
-        report.show(checks.choices, options())
-        self._end(run.results(), stopped_by, folder)
+        try:
+            for number, refusal in refusals.items():
+                if run.results()[number].status != "failed":
+                    result = Result(grid.jobs[number], "failed", error=refusal)
+                    run.record(result)
+                    print(result)
+            stopped_by = self._run(run, folder, report)
+            report.show(checks.choices, options())
+            results = run.results()
+        finally:
+            run.close()
+        self._end(results, stopped_by, folder)
 
     def _search(self, axes: Axes, settings: SweepSettings, checks: JobChecks, arguments: Sequence[str]) -> None:
         from cnnlab.sweep.figures import FIGURES, draw_figures

@@ -83,7 +83,7 @@ def test_another_launcher_can_be_chosen(in_tmp_path: Path) -> None:
     assert statuses(sweep) == {"000_seed1": "completed", "001_seed2": "completed"}
     assert [row["seed"] for row in rows(sweep)] == ["1", "2"]
     files = {path.name for path in sweep.iterdir() if not path.name.startswith(".lock")}
-    assert files == {"000_seed1", "001_seed2", "jobs.json", "sweep.csv", "sweep.yaml"}
+    assert files == {"000_seed1", "001_seed2", "configs", "jobs.json", "sweep.csv", "sweep.yaml"}
 
 
 def test_with_another_launcher_too_a_job_that_fails_does_not_stop_the_others(in_tmp_path: Path) -> None:

@@ -113,22 +113,10 @@ def test_a_search_makes_trials_and_measures_the_test_split_with_the_best_alone(i
     assert [one for one in overrides if one.lstrip("+").startswith(("sweep", "hydra"))] == []
 
 
-def test_a_finished_search_is_resumed_with_more_trials(pretended: Path) -> None:
-    ok(search(LR))
+def test_a_search_is_resumed_as_it_was(pretended: Path) -> None:
+    ok(search(LR, "sweep.n_trials=2"))
     sweep = sweep_of(pretended)
     before = rows(sweep)
-    resumed = ok(run(train, f"resume={sweep}", BASIC))
-    assert "completed" not in resumed.out.partition("number")[0]  # nothing was left to run
-    assert rows(sweep) == before
-    ok(run(train, f"resume={sweep}", BASIC, "sweep.n_trials=4"))
-    after = rows(sweep)
-    assert [row["optimizer.lr"] for row in after[:3]] == [row["optimizer.lr"] for row in before]
-    assert len({row["optimizer.lr"] for row in after}) == 4
-
-
-def test_a_resumed_search_keeps_its_space(pretended: Path) -> None:
-    ok(search(LR, "sweep.n_trials=1"))
-    sweep = sweep_of(pretended)
     for change, message in (
         ("optimizer.lr=interval(0,1)", "optimizer.lr: a resumed sweep keeps its configs and its space"),
         ("sweep.metric=loss/val", "sweep.metric: a resumed sweep keeps"),
@@ -137,26 +125,24 @@ def test_a_resumed_search_keeps_its_space(pretended: Path) -> None:
     ):
         answer = run(train, f"resume={sweep}", BASIC, change)
         assert (answer.code, message in answer.err) == (2, True), answer.err
+    ok(run(train, f"resume={sweep}", BASIC, "sweep.n_trials=3"))
+    after = rows(sweep)
+    assert [row["optimizer.lr"] for row in after[:2]] == [row["optimizer.lr"] for row in before]
+    assert len({row["optimizer.lr"] for row in after}) == 3
 
-
-def test_a_search_whose_yaml_has_changed_is_not_resumed(pretended: Path) -> None:
-    ok(search(LR, "sweep.n_trials=1"))
-    path = sweep_of(pretended) / "sweep.yaml"
-    path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
-    answer = run(train, f"resume={path.parent}", BASIC)
-    assert answer.code == 2
-    assert "was started with another optimizer" in answer.err
-
-
-def test_what_may_run_code_is_not_taken_from_a_saved_sweep(pretended: Path) -> None:
-    ok(search(LR, "sweep.n_trials=1"))
-    sweep = sweep_of(pretended)
+    # what may run code is not taken from a directory that may be a stranger's
     assert "repeat it" in run(train, f"resume={sweep}").err  # hydra/launcher=basic
-    path = sweep / "sweep.yaml"
-    path.write_text(path.read_text().replace("hydra:\n", "hydra:\n- +hydra.callbacks.x._target_=os.abort\n"))
+    saved = (sweep / "sweep.yaml").read_text()
+    (sweep / "sweep.yaml").write_text(saved.replace("hydra:\n", "hydra:\n- +hydra.callbacks.x._target_=os.abort\n"))
     answer = run(train, f"resume={sweep}", BASIC)
     assert answer.code == 2
     assert "+hydra.callbacks.x._target_=os.abort, which may name code" in answer.err
+
+    # and with other YAML, the rest would be another search
+    (sweep / "sweep.yaml").write_text(saved.replace("momentum: 0.9", "momentum: 0.8"))
+    answer = run(train, f"resume={sweep}", BASIC)
+    assert answer.code == 2
+    assert "was started with another optimizer" in answer.err
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(pretended: Path) -> None:
@@ -258,6 +244,7 @@ def test_a_single_run_has_no_search(in_tmp_path: Path) -> None:
     answer = run(train, "sweep=tpe")
     assert answer.code == 2
     assert "sweep: a single run has none: expected -m beside it" in answer.err
+    assert "secret" not in run(train, "sweep.storage=postgresql://me:secret@host/db").err
 
 
 def test_without_optuna_a_search_names_the_extra(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +286,7 @@ def wait_for(pattern: str, folder: Path, process: "subprocess.Popen[bytes]") -> 
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize(("kind", "at_once"), [("tpe", 2), ("grid", 1), ("tpe", 1), ("grid", 2)][: times(2, 4)])
+@pytest.mark.parametrize(("kind", "at_once"), [("tpe", 2), ("grid", 1), ("tpe", 1), ("grid", 2)][: times(1, 4)])
 def test_a_sweep_killed_at_any_time_is_resumed_whole(tmp_path: Path, kind: str, at_once: int) -> None:
     """The process group is killed: once when a trial has a checkpoint, then at random times."""
     arguments = ("-m", FAST, *MLP, "trainer.checkpoint_every=1", f"hydra.launcher.n_jobs={at_once}", *KINDS[kind])
