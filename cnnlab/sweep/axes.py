@@ -18,6 +18,7 @@ from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, first_
 
 MOST_JOBS = 10_000
 LONGEST_SLUG = 40
+DIGITS = 8  # of a number that is shown
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Job:
         return f"{self.number:03d}_{slug(self.values)}".rstrip("_")
 
     def __str__(self) -> str:
-        return " ".join([f"{self.number:03d}", *(f"{key}={value}" for key, value in self.values.items())])
+        return " ".join([f"{self.number:03d}", *(f"{key}={shortened(value)}" for key, value in self.values.items())])
 
 
 def slug(values: dict[str, str]) -> str:
@@ -63,6 +64,14 @@ def short_names(keys: Collection[str]) -> dict[str, str]:
 def _short(value: str) -> str:
     try:
         return value if value.isdecimal() else f"{float(value):.3g}".replace("+", "")
+    except ValueError:
+        return value
+
+
+def shortened(value: str) -> str:
+    """A value in a cell: a sampled number has up to 17 digits."""
+    try:
+        return value if len(value) <= DIGITS else f"{float(value):.4g}"
     except ValueError:
         return value
 

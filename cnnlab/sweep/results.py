@@ -14,11 +14,10 @@ from rich.table import Table
 
 from cnnlab.run.files import RunDirectory
 from cnnlab.runtime.terminal import fitting
-from cnnlab.sweep.axes import Job, short_names
+from cnnlab.sweep.axes import Job, short_names, shortened
 from cnnlab.sweep.objectives import Objective
 
 LAST_BYTES = 1 << 16  # of a log: enough for its error
-DIGITS = 8  # of a number in the table
 
 
 @dataclass(frozen=True)
@@ -160,14 +159,6 @@ def _figure(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def shortened(value: str) -> str:
-    """A value in a cell: a sampled number has up to 17 digits."""
-    try:
-        return value if len(value) <= DIGITS else f"{float(value):.4g}"
-    except ValueError:
-        return value
 
 
 def write_csv(results: Sequence[Result], path: Path, shown: Sequence[str] = ()) -> None:

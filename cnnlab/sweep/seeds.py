@@ -9,8 +9,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cnnlab.sweep.axes import short_names
-from cnnlab.sweep.results import Result, shortened
+from cnnlab.sweep.axes import short_names, shortened
+from cnnlab.sweep.results import Result
 
 SEED = "seed"
 CONFIDENCE = 0.95
