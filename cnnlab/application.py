@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,15 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config.command_line import CommandLine
-from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, compose_job
+from cnnlab.config.compose import CONFIGS, allow_constructor_arguments, as_given, compose_job
 from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.config.full_error import FULL_ERROR, show_traceback
+from cnnlab.config.programs import command
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.saved_config import resolved
 from cnnlab.config.sections import is_quiet
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, did_you_mean, listing
 from cnnlab.runtime.interrupts import exit_at_interrupt
 from cnnlab.runtime.terminal import waiting, wrapped
+from cnnlab.sweep.saved_sweep import resumed_sweep, without_password
+from cnnlab.sweep.trial import running_trial
 from cnnlab.version import __version__
 
 USER_MISTAKE, FAILURE = 2, 1
@@ -65,10 +68,21 @@ def run_command(name: str) -> None:
 
 def _train_job(composed: DictConfig) -> None:
     overrides = _task_overrides()
+    _check_no_sweep(overrides)
     config = RunConfig(compose_job(composed, overrides), tuple(overrides))
     with exit_at_interrupt(), waiting("starting", quiet=is_quiet(config.values.get("observers"))):
         from cnnlab.run.training import run_training
-    run_training(config)
+    run_training(config, running_trial(os.environ))
+
+
+def _check_no_sweep(overrides: Sequence[str]) -> None:
+    """Raises `ConfigError` for keys of a sweep in a command that makes one run."""
+    for override in overrides:
+        if as_given(override).partition("=")[0].partition(".")[0] == "sweep":
+            raise ConfigError(
+                f"sweep: a single run has none: expected -m beside it, as in {command('train')} -m sweep=tpe …, "
+                f"received {as_given(override)}"
+            )
 
 
 def _task_overrides() -> list[str]:
@@ -89,9 +103,12 @@ def _show_job(name: str, line: CommandLine, composed: DictConfig) -> None:
     config = composed
     if name == "train":
         config = compose_job(composed, _task_overrides())
+        sweep = composed.get("sweep")
         with exit_at_interrupt():
             from cnnlab.config.defaults import with_defaults
         config = with_defaults(config)
+        if config.get("resume") is None:
+            config.sweep = sweep
     shown = _select(config, line.value("--package", "-p"))
     is_section = OmegaConf.is_config(shown)
     print(OmegaConf.to_yaml(shown, resolve=line.has("--resolve")).rstrip() if is_section else shown)
@@ -137,6 +154,8 @@ def _run_application(config_name: str, job: Callable[[DictConfig], None], line: 
     sys.path.append(os.getcwd())  # the user's own classes lie where the command is given
     application: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     try:
+        if config_name == "train":
+            line = resumed_sweep(line)
         overrides = tuple(allow_constructor_arguments(line.overrides))
         sys.argv[1:] = replace(line, overrides=overrides).arguments()
         application()
@@ -164,4 +183,5 @@ def _print_error(error: Exception) -> None:
     """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1."""
     if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
-    print(wrapped(f"error: {explain(error, CONFIGS)}", sys.stderr), file=sys.stderr, flush=True)
+    text = wrapped(f"error: {without_password(explain(error, CONFIGS))}", sys.stderr)
+    print(text, file=sys.stderr, flush=True)

@@ -52,6 +52,9 @@ FIGURES = {
     "F4": Figure("A flipped byte or a truncation in any file of a checkpoint is noticed", 500, "damages"),
     "F5": Figure("Each part of the saved state, left out, is an error that names it", 1, "parts"),
     "F6": Figure("0, 1 and 2 loader workers: the same end", 3, "runs"),
+    "sweeps": Figure(
+        "A grid or a search is killed at random times: none of its trials is lost or doubled", 84, "kills"
+    ),
     "F8": Figure("SIGTERM or SIGINT to a durable checkpoint, 99th percentile below 10 s", 100, "signals", alone=True),
     "fuzz": Figure(
         "Random damage to any file of a run: one sentence and status 2, or the same end; what is changed and sealed "

@@ -47,7 +47,7 @@ RUN_FILES = {
     "model.txt": "the layer table",
     "metrics.jsonl": "a JSON object for each measurement: `step`, `epoch`, `split`, `loss`, `accuracy`, …",
     "gradients.jsonl": "one for each watched update, with `trainer.watch_every`",
-    "summary.json": "`status` (`completed`, `interrupted`, `failed`), `best`, `last`, `test`, speed, parameters",
+    "summary.json": "`status` (`completed`, `interrupted`, `pruned`, `failed`), `best`, `last`, `test`, speed, size",
     "checkpoints/step-*/model.safetensors": "the weights",
     "checkpoints/step-*/ema.safetensors": "the averaged weights, with `trainer.ema`",
     "checkpoints/step-*/state.safetensors": "all else that the next step depends on: optimizer, position, generators",
@@ -64,9 +64,16 @@ RUN_FILES = {
     ".lock-holder": "which one that is, or was",
 }
 SWEEP_FILES = {
-    "sweep.csv": "the table of results, with every digit",
-    "NNN/": "the run of job NNN",
-    "NNN.log": "what it printed",
+    "sweep.yaml": "what it was started with, without passwords: `resume=SWEEP` continues it",
+    "sweep.csv": "the table of results, with every digit and the errors, rewritten after each job",
+    "configs/experiment/best.yaml": "the config of the best: `--config-dir SWEEP/configs experiment=best`",
+    "figures/*.png": "of a search: its course, the importance of each axis, slices, the Pareto front",
+    "jobs.json": "of a grid: the jobs that have ended",
+    "study.jsonl": "of a search: Optuna's journal",
+    "workers/": "of a search: the processes that work in it",
+    "NNN_SLUG/": "the run of job NNN; the slug is what varies, as in `003_lr0.01_mlp`",
+    "NNN_SLUG.log": "what it printed",
+    ".lock": "held by the process that works in a grid",
 }
 NOT_KEYS = ("defaults", "hydra", "type")
 PROVIDED = ("params", "optimizer", "total_steps", "steps_per_epoch", "device", "dtype")  # by the run, not by YAML
@@ -161,6 +168,11 @@ def sections() -> list[Section]:
             keys_of_yaml(CONFIGS / "observers" / "default.yaml", "observers."),
         ),
         Section("published", "", keys_of_class(Published, "published.")),
+        Section(
+            "sweep",
+            "Of `python train.py -m` alone: grids, and [searches](../guides/search.md).",
+            keys_of_yaml(CONFIGS / "sweep" / "base.yaml", "sweep."),
+        ),
         Section(
             "An evaluation", "`python evaluate.py run=RUN`; its keys are not those of a run.", _top_keys("evaluate")
         ),
@@ -358,7 +370,7 @@ def commands_page() -> str:
             f"```text\n{text}\n```",
         ]
     options = {
-        "-m": "one run for each combination of the values given: a [grid](../guides/grids.md)",
+        "-m": "several runs: a [grid](../guides/grids.md) or a [search](../guides/search.md)",
         "--cfg job": "print the config that would run, with every key, and stop",
         "--config-dir FOLDER": "a folder with YAML of your own beside the built-in configs",
         "--help": "groups, choices and examples",
@@ -390,7 +402,7 @@ def files_page() -> str:
                 "# Files of a run",
                 "`runs/NAME/DATE_TIME_xxxx/`, or the directory that `run_dir` names:",
                 table(("file", "what it holds"), [[f"`{name}`", text] for name, text in RUN_FILES.items()]),
-                "`runs/NAME/sweep_DATE_TIME/`, the directory of a grid:",
+                "`runs/NAME/sweep_DATE_TIME/`, the directory of a grid or a search:",
                 table(("file", "what it holds"), [[f"`{name}`", text] for name, text in SWEEP_FILES.items()]),
             ]
         )

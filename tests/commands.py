@@ -57,5 +57,6 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", overrides=list(overrides))
     with open_dict(config):
-        config.pop("hydra", None)
+        for key in ("hydra", "sweep"):  # no run has them
+            config.pop(key, None)
     return resolved(config)

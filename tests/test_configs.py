@@ -59,6 +59,7 @@ def test_every_yaml_belongs_to_a_group_or_a_command() -> None:
         "observers",
         "optimizer",
         "schedule",
+        "sweep",
         "trainer",
     }
 

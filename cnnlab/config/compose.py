@@ -7,7 +7,7 @@ are applied again, by these rules, over the same config without them.
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 _PACKAGE = Path(__file__).parent.parent
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 
-_GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+GROUPS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
 
 _NO_FILE = re.compile(r"null|true|false|-?[\d.]+|\?\?\?|\[\s*\]")
 
@@ -40,7 +40,7 @@ _COMPONENT = re.compile(
 _OPEN = re.compile(r"(model\.blocks|observers|metrics|data\.augment)\.[^.=]+=")
 # and these are whole components: a mapping may bring arguments that the old one lacks
 _WHOLE_COMPONENT = re.compile(
-    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule)=\s*\{"
+    r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule|sweep\.space)=\s*\{"
 )
 
 
@@ -53,7 +53,7 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
         group, _, value = argument.partition("=")
         if not group.lstrip("+~"):
             raise ConfigError(f"{argument}: expected KEY=VALUE")
-        if group in _GROUPS and _NO_FILE.fullmatch(value):
+        if group in GROUPS and _NO_FILE.fullmatch(value):
             raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
     return [
         f"++{argument}" if any(rule.match(argument) for rule in (_COMPONENT, _WHOLE_COMPONENT, _OPEN)) else argument
@@ -70,14 +70,33 @@ def groups_and_choices() -> str:
 OmegaConf.register_new_resolver("groups_and_choices", groups_and_choices)
 
 
-def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def load_by_groups(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes of the job's config and these choices of groups, without the section of Hydra's."""
+    hydra = HydraConfig.get()
+    config = internals.load(str(hydra.job.config_name), [*hydra.overrides.hydra, *overrides])
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config
+
+
+Load = Callable[[Sequence[str]], DictConfig]
+
+
+def compose_job(composed: DictConfig, overrides: Sequence[str], load: Load = load_by_groups) -> DictConfig:
     """The config of a job: Hydra's, with the value overrides applied by our rules. Raises `ConfigError`.
 
     With `resume=RUN` it is that run's config with the changes of this command, with `resume=latest` that of the latest
     run of this name. `resume=auto` composes as for a new run, and resumes the one in `run_dir` where there is one.
     """
+    config = _compose(composed, overrides, load)
+    if "sweep" not in config:
+        return config
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "sweep"])  # no run has one
+
+
+def _compose(composed: DictConfig, overrides: Sequence[str], load: Load) -> DictConfig:
     if composed.resume == AUTO:
-        return _compose_auto(composed, overrides)
+        return _compose_auto(composed, overrides, load)
     if composed.resume is not None:
         if composed.resume != LATEST:
             return _compose_resumed(Path(str(composed.resume)), overrides)
@@ -93,21 +112,21 @@ def compose_job(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
     experiment = choices.pop("experiment", None)
     if not values and not experiment:
         return composed
-    config = _load([str(override.input_line) for override in groups])
+    config = load([str(override.input_line) for override in groups])
     if isinstance(experiment, str):
         chosen = [f"{group}={choice}" for group, choice in choices.items() if not group.startswith("hydra/")]
-        _replace_components(config, _load(chosen), internals.load_file(f"experiment/{experiment}"))
+        _replace_components(config, load(chosen), internals.load_file(f"experiment/{experiment}"))
     apply_overrides(config, values)
     return config
 
 
-def _compose_auto(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def _compose_auto(composed: DictConfig, overrides: Sequence[str], load: Load) -> DictConfig:
     """Raises `ConfigError` without a `run_dir`: each start would make a run of its own."""
     if composed.run_dir is None:
         raise ConfigError("resume: auto continues or starts the run in run_dir: expected run_dir=PATH beside it")
     new = composed.copy()
     new.resume = None
-    config = compose_job(new, [one for one in overrides if as_given(one) != f"resume={AUTO}"])
+    config = _compose(new, [one for one in overrides if as_given(one) != f"resume={AUTO}"], load)
     run = Path(str(config.run_dir))
     if (run / "config.yaml").exists():
         config.resume, config.run_dir = str(run), None
@@ -118,7 +137,7 @@ def _compose_auto(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def _remove_empty(folder: Path) -> None:
     """Removes a folder that a batch system made, or in which a run was killed before it wrote anything."""
-    for name in (".lock", ".lock-holder"):
+    for name in (".lock", ".lock-holder", "..lock-holder.tmp", ".config.yaml.tmp"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it has something in it: that it exists is reported later
         folder.rmdir()
@@ -133,14 +152,6 @@ def _latest(name: str) -> Path:
             f"resume: latest finds no run with a checkpoint in {folder.absolute()}: expected name=NAME of one"
         )
     return runs[-1]
-
-
-def _load(overrides: list[str]) -> DictConfig:
-    hydra = HydraConfig.get()
-    config = internals.load(str(hydra.job.config_name), [*hydra.overrides.hydra, *overrides])
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return config
 
 
 def _replace_components(config: DictConfig, without: DictConfig, experiment: Any) -> None:

@@ -76,6 +76,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create(config_loader=config_loader()).parse_overrides(list(overrides))
 
 
+def parse_alone(override: str) -> Override:
+    """One override, where no Hydra is running yet. Raises `HydraException`."""
+    return OverridesParser.create().parse_override(override)
+
+
 def as_override_value(value: Any) -> str:
     """A parsed value as it is written on a command line."""
     return Transformer.str(value)

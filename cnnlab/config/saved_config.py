@@ -50,6 +50,15 @@ def load_saved_config(path: Path) -> DictConfig:
     return config
 
 
+def load_mapping(path: Path) -> dict[str, Any]:
+    """The content of any YAML file whose top is a mapping, within the limits, as plain text. Raises `ConfigError`."""
+    try:
+        content = yaml.safe_load(_read(path, yaml.MappingStartEvent, "a mapping"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise _no_yaml(path, error) from error
+    return {str(key): value for key, value in content.items()}
+
+
 def load_saved_overrides(path: Path) -> tuple[str, ...]:
     """Reads a run's `overrides.yaml`; empty where there is none. Raises `ConfigError`."""
     if not path.is_file():

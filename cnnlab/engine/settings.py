@@ -1,5 +1,6 @@
 """How long, how often and how far a run trains."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,3 +94,10 @@ class TrainerSettings:
         limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
         limits += [] if self.max_steps is None else [self.max_steps]
         return min(limits) if limits else None
+
+    def validations(self, step: int, steps_per_epoch: int) -> int:
+        """How many validations fall on the first `step` steps by their cadence, that at the end of the run aside."""
+        every = self.validate_every_steps
+        by_epoch = None if self.validate_every_epochs is None else self.validate_every_epochs * steps_per_epoch
+        count = sum(step // cadence for cadence in (every, by_epoch) if cadence)
+        return count - (step // math.lcm(every, by_epoch) if every and by_epoch else 0)

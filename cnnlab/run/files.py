@@ -94,6 +94,18 @@ class RunDirectory:
             self.release()
             raise ConfigError(f"resume: {self.path / LOCK} cannot be locked: {first_line(error)}") from error
 
+    def is_locked(self) -> bool:
+        """Whether a process works in the run at this moment."""
+        from filelock import FileLock, Timeout
+
+        if not (self.path / LOCK).is_file():
+            return False
+        try:
+            with FileLock(self.path / LOCK).acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
     def _holder(self) -> str:
         try:
             return read_regular(self.path / HOLDER, LARGEST_HOLDER).decode().strip() or "another process"

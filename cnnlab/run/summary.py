@@ -38,7 +38,7 @@ def table_text(plan: RunPlan) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
 
 
-def summarize(status: str, trainer: Trainer) -> dict[str, Any]:
+def summarize(status: str, trainer: Trainer, plan: RunPlan) -> dict[str, Any]:
     """The content of `summary.json`, without the test split's."""
     progress, settings = trainer.progress, trainer.settings
     return {
@@ -61,6 +61,7 @@ def summarize(status: str, trainer: Trainer) -> dict[str, Any]:
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
         },
         "parameters": sum(parameter.numel() for parameter in trainer.train_state.network.parameters()),
+        "macs": sum(row.macs for row in plan.network.rows),
     }
 
 

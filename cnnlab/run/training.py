@@ -4,11 +4,11 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -66,6 +66,14 @@ SAME_REQUEST = 1.0  # seconds
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
 
 
+class SearchTrial(Protocol):
+    """Of a search: it selects by validation alone, so its runs leave the test split alone."""
+
+    def is_hopeless(self, validation: int, values: Mapping[str, float]) -> bool:
+        """Whether the run ends after so many validations, the last of which measured `values`, by tag."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Run:
     """A run whose config, machine and data were checked: what follows writes results."""
@@ -75,9 +83,10 @@ class _Run:
     directory: RunDirectory
     data: TrainingData
     checkpoint: Checkpoint | None  # where a resumed run continues
+    trial: SearchTrial | None
 
 
-def run_training(config: RunConfig) -> Path | None:
+def run_training(config: RunConfig, trial: SearchTrial | None = None) -> Path | None:
     """Trains or resumes; returns the run's directory, or None where only the table was printed.
 
     Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
@@ -85,11 +94,11 @@ def run_training(config: RunConfig) -> Path | None:
     with the_only_training(), process_state_kept(), silenced(is_quiet(config.values.get("observers"))):
         trusted = trusted_names(config.values.get("trust", []))
         if config.values.get("resume") is not None:
-            return _resume(prepare_resume(config, trusted))
-        return _start(config)
+            return _resume(prepare_resume(config, trusted), trial)
+        return _start(config, trial)
 
 
-def _start(config: RunConfig) -> Path | None:
+def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     """Checks a new run, makes its directory and trains."""
     with waiting("checking the config"):
         plan = check_config(config.values, Trust())
@@ -111,11 +120,11 @@ def _start(config: RunConfig) -> Path | None:
         directory.discard()
         raise
     with _failures_in_summary(directory):
-        _train(_Run(plan, config, directory, data, None))
+        _train(_Run(plan, config, directory, data, None, trial))
     return directory.path
 
 
-def _resume(run: Resumption) -> Path:
+def _resume(run: Resumption, trial: SearchTrial | None) -> Path:
     """Checks an existing run and trains what is left of it."""
     plan = run.plan
     print_plan(plan)
@@ -146,7 +155,7 @@ def _resume(run: Resumption) -> Path:
         raise
     with _failures_in_summary(run.directory):
         _write_config(run.directory, run.config)
-        _train(_Run(plan, run.config, run.directory, data, checkpoint))
+        _train(_Run(plan, run.config, run.directory, data, checkpoint, trial))
     return run.directory.path
 
 
@@ -204,9 +213,9 @@ def _train(run: _Run) -> None:
             for notice in [*changes_of_environment(run.checkpoint, environment), *_costs(plan, trials)]:
                 observers.log(Notice(notice))
             status = _fit(run, trainer, observers)
-            summary = summarize(status, trainer)
+            summary = summarize(status, trainer, plan)
             directory.write_json(SUMMARY, summary)
-            if status == "completed" and "test" in plan.spec.counts:
+            if status == "completed" and "test" in plan.spec.counts and run.trial is None:
                 summary["test"] = _measure_test(run, trainer, observers, stopped_by)
                 directory.write_json(SUMMARY, summary)
             observers.log(Finished(final_metrics(summary)))
@@ -251,7 +260,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
     def notify(text: str) -> None:
         observers.log(Notice(text))
 
-    return Trainer(
+    trainer = Trainer(
         build_train_state(plan),
         train_loader(plan, data.train, data.normalization),
         _held_out(plan, data),
@@ -269,8 +278,26 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
         },
         meter=plan.meter(),
         profiler=make_profiler(run.directory.path, notify) if plan.settings.profile else None,
-        stop=lambda: "interrupted" if stopped_by else None,
+        stop=lambda: "interrupted" if stopped_by else pruned(),
     )
+    pruned = _pruning(run.trial, trainer)
+    return trainer
+
+
+def _pruning(trial: SearchTrial | None, trainer: Trainer) -> Callable[[], str | None]:
+    """For the trainer's `stop`: asks the trial once after each validation of this process."""
+    judged = trainer.progress.last_values
+
+    def pruned() -> str | None:
+        nonlocal judged
+        values = trainer.progress.last_values
+        if trial is None or values is judged or not values:
+            return None
+        judged = values
+        validation = trainer.settings.validations(trainer.progress.step, len(trainer.train))
+        return "pruned" if trial.is_hopeless(validation, values) else None
+
+    return pruned
 
 
 def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:

@@ -1,37 +1,95 @@
 """The overrides after `-m`: axes, checked before anything else, and the jobs that they make."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice, product
 from typing import Any
 
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from cnnlab.config.compose import allow_constructor_arguments, as_given
+from cnnlab.config.compose import GROUPS, allow_constructor_arguments, as_given
 from cnnlab.config.hydra_internals import as_override_value, parse_overrides
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, first_line
 
 MOST_JOBS = 10_000
+LONGEST_SLUG = 40
+DIGITS = 8  # of a number that is shown
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point of the grid; `values` are those of the axes, as on a command line."""
+    """One point of a grid or a trial of a search; `values` are those of the axes, as on a command line."""
 
     number: int
     overrides: tuple[str, ...]
     values: dict[str, str]
+    is_trial: bool = False  # judged by a pruner, and without the test split
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
-        return f"{self.number:03d}"
+        """The name of its directory, such as `003_lr0.01_mlp`."""
+        return f"{self.number:03d}_{slug(self.values)}".rstrip("_")
 
     def __str__(self) -> str:
-        return " ".join([self.name, *(f"{key}={value}" for key, value in self.values.items())])
+        return " ".join([f"{self.number:03d}", *(f"{key}={shortened(value)}" for key, value in self.values.items())])
+
+
+def slug(values: dict[str, str]) -> str:
+    """What varies, as a part of a file's name: `lr0.01_mlp`, numbers with three digits."""
+    names = short_names(values)
+    parts = [("" if key in GROUPS else names[key]) + _short(value) for key, value in values.items()]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))[:LONGEST_SLUG].strip("-_")
+
+
+def short_names(keys: Collection[str]) -> dict[str, str]:
+    """Each key's last words, as few as tell it from the others: `conv1.out_channels`."""
+
+    def last(key: str, words: int) -> str:
+        return ".".join(key.split(".")[-words:])
+
+    found = {}
+    for key in keys:
+        words = 1
+        while words <= key.count(".") and sum(last(other, words) == last(key, words) for other in keys) > 1:
+            words += 1
+        found[key] = last(key, words)
+    return found
+
+
+def _short(value: str) -> str:
+    try:
+        return value if value.isdecimal() else f"{float(value):.3g}".replace("+", "")
+    except ValueError:
+        return value
+
+
+def shortened(value: str, longest: int | None = None) -> str:
+    """A value in a cell: a sampled number has up to 17 digits. What is longer than `longest` is cut off."""
+    try:
+        return value if len(value) <= DIGITS else f"{float(value):.4g}"
+    except ValueError:
+        return value if longest is None or len(value) <= longest else f"{value[: longest - 1]}…"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The overrides of a command line, those with several values among them, in their order."""
+
+    overrides: tuple[Override, ...]
+
+    @property
+    def fixed(self) -> list[str]:
+        """What is the same in every job."""
+        return [str(one.input_line) for one in self.overrides if not one.is_sweep_override()]
+
+    @property
+    def varied(self) -> dict[str, Override]:
+        return {axis_key(one): one for one in self.overrides if one.is_sweep_override()}
 
 
 @dataclass(frozen=True)
@@ -46,57 +104,75 @@ class Grid:
         return f"grid: {len(self.jobs):,} job{'s' if len(self.jobs) > 1 else ''}" + (f" = {sides}" if sides else "")
 
 
-def read_grid(arguments: Sequence[str]) -> Grid:
-    """The grid of a command line's overrides. Raises `ConfigError` with every complaint about its axes."""
+def read_axes(arguments: Sequence[str], space: Mapping[str, str] | None = None) -> Axes:
+    """The overrides of a command line, and axes from YAML for keys that it lacks. Raises `ConfigError`."""
     complaints = Complaints()
-    overrides = parse_overrides(arguments)
-    _check_keys(overrides, complaints)
-    axes: dict[str, tuple[str, ...]] = {}
+    given = parse_overrides(arguments)
+    _check_keys(given, complaints)
+    known = {axis_key(override) for override in given}
+    further = [f"{key}={values}" for key, values in (space or {}).items() if key not in known]
+    overrides = (*given, *parse_overrides(allow_constructor_arguments(further)))
+    for override in overrides[len(given) :]:
+        if not override.is_sweep_override():
+            value = override.get_value_string()
+            complaints.add(
+                f"sweep.space.{axis_key(override)}",
+                f"expected several values, such as '8,16,32' or 'interval(0, 1)', received {value}",
+            )
+    complaints.raise_if_any()
+    return Axes(overrides)
+
+
+def read_grid(axes: Axes) -> Grid:
+    """Every combination of the axes' values. Raises `ConfigError` with every complaint about them."""
+    complaints = Complaints()
+    texts: dict[str, tuple[str, ...]] = {}
     columns: list[list[str]] = []  # for each override, what a job can get of it
-    for override in overrides:
+    for override in axes.overrides:
         if not override.is_sweep_override():
             columns.append([str(override.input_line)])
             continue
         try:
-            values = _values(override)
-            allow_constructor_arguments([f"{_key(override)}={value}" for value in values])  # no number for a group
+            values = choices(override)
         except ConfigError as error:
             complaints.add("", str(error))
             continue
-        axes[_key(override)] = values
+        texts[axis_key(override)] = values
         columns.append([f"{override.get_key_element()}={value}" for value in values])
     complaints.raise_if_any()
-    _check_size(axes)
-    points = product(*axes.values())
+    _check_size(texts)
+    points = product(*texts.values())
     jobs = (
-        Job(number, overrides, dict(zip(axes, point, strict=True)))
+        Job(number, overrides, dict(zip(texts, point, strict=True)))
         for number, (overrides, point) in enumerate(zip(product(*columns), points, strict=True))
     )
-    return Grid(axes, tuple(jobs))
+    return Grid(texts, tuple(jobs))
 
 
-def _key(override: Override) -> str:
+def axis_key(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
 
 
 def _check_keys(overrides: Sequence[Override], complaints: Complaints) -> None:
     """The key of an axis may not be given twice: one of the two would be ignored without a message."""
-    times = Counter(map(_key, overrides))
-    for key in {_key(override): None for override in overrides if override.is_sweep_override()}:
+    times = Counter(map(axis_key, overrides))
+    for key in {axis_key(override): None for override in overrides if override.is_sweep_override()}:
         if times[key] > 1:
-            given = [as_given(str(override.input_line)) for override in overrides if _key(override) == key]
+            given = [as_given(str(override.input_line)) for override in overrides if axis_key(override) == key]
             complaints.add(key, f"expected one axis, received {' and '.join(given)}")
 
 
-def _values(override: Override) -> tuple[str, ...]:
+def choices(override: Override) -> tuple[str, ...]:
     """The axis's values as they were written. Raises `ConfigError` where it has none, or one twice."""
-    key, given = _key(override), override.get_value_string()
+    key, given = axis_key(override), override.get_value_string()
     if override.is_interval_sweep():
         raise ArgumentError(
-            key, f"expected values that a grid can go through, such as 0.01,0.1 or range(1,4), received {given}"
+            key,
+            f"expected values that a grid can go through, such as 0.01,0.1 or range(1,4), or sweep=tpe, which "
+            f"searches: received {given}",
         )
     try:
-        values: list[Any] = list(islice(override.sweep_iterator(), MOST_JOBS + 1))
+        values: list[Any] = list(islice(_iterate(override), MOST_JOBS + 1))
     except (HydraException, ValueError) as error:  # a range with a step of 0
         raise ArgumentError(key, f"expected values, received {given}: {first_line(error)}") from error
     if not values:
@@ -105,24 +181,39 @@ def _values(override: Override) -> tuple[str, ...]:
     if "(" in given or "\\" in given or len(texts) != len(values):  # a function, an escape, commas within a value
         texts = [as_override_value(value) for value in values]
     seen: dict[Any, str] = {}
-    for value, text in zip(map(_meaning, values), texts, strict=True):
+    for value, text in zip(map(meaning, values), texts, strict=True):
         if value in seen:
             again = "comes twice" if seen[value] == text else f"is {seen[value]} again"
             raise ArgumentError(key, f"expected each value once, received {given}: {text} {again}")
         seen[value] = text
+    allow_constructor_arguments([f"{key}={text}" for text in texts])  # no number for a group
     return tuple(texts)
 
 
-def _meaning(value: Any) -> Any:
+def _iterate(override: Override) -> Iterator[Any]:
+    """The values of an axis. Hydra's ranges of floats may contain their end, which they are said to exclude."""
+    value: Any = override.value()
+    if not isinstance(value, RangeSweep) or value.shuffle or isinstance(value.range(), range):
+        yield from override.sweep_iterator()
+        return
+    number, stop, step = (Decimal(str(one)) for one in (value.start, value.stop, value.step))
+    if step == 0:
+        raise ValueError("its step is 0")
+    while number < stop if step > 0 else number > stop:
+        yield float(number)
+        number += step
+
+
+def meaning(value: Any) -> Any:
     """Equal for values that denote the same: 1 and 1.0 do, 1 and true, which Python takes for equal, do not."""
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, bool):
         return bool, value
     if isinstance(value, dict):
-        return dict, tuple((_meaning(key), _meaning(inner)) for key, inner in value.items())
+        return dict, tuple((meaning(key), meaning(inner)) for key, inner in value.items())
     if isinstance(value, list):
-        return list, tuple(_meaning(inner) for inner in value)
+        return list, tuple(meaning(inner) for inner in value)
     return value
 
 

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 # already (Ctrl-C in a terminal, a batch system), and a second of the same kind would stop it before it has saved
 PASSED_ON = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT}
 KILLED = -signal.SIGKILL if hasattr(signal, "SIGKILL") else 1  # how a process that was killed ends
+END = object()  # of the tasks
 STOPPED = {status for number in PASSED_ON for status in (128 + number, -number)}
 
 
@@ -83,14 +83,27 @@ class Processes:
     def stopped_by(self) -> int | None:
         return self.received[0] if self.received else None
 
-    def run(self, tasks: Mapping[int, Task], ended: Callable[[int, Ended], None], look: Callable[[], None]) -> None:
-        """Calls `ended` with a task's number as it ends, and `look` whenever some have started or ended."""
-        waiting = deque(tasks.items())
+    def run(
+        self,
+        tasks: Iterable[tuple[int, Task] | None],
+        ended: Callable[[int, Ended], None],
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Calls `ended` with a task's number as it ends, and `look` whenever some have started or ended.
+
+        The next task is asked for when there is room for it; None in its place means that there is none yet.
+        """
+        coming = iter(tasks)
+        more = True
         try:
             with self._stop_signals():
-                while self.running or (waiting and not self.received):
-                    while waiting and not self.received and len(self.running) < self.at_once:
-                        self._start(*waiting.popleft())
+                while self.running or (more and not self.received):
+                    while more and not self.received and len(self.running) < self.at_once:
+                        task = next(coming, END)
+                        more = task is not END
+                        if not isinstance(task, tuple):
+                            break
+                        self._start(*task)
                         look()
                     self._pass_signals_on()
                     for child in [child for child in self.running if child.process.poll() is not None]:
@@ -105,7 +118,7 @@ class Processes:
     def _start(self, number: int, task: Task) -> None:
         gpu = least_used(self.gpus, [child.gpu for child in self.running]) if self.gpus else ""
         environment = {**self.environment, **({GPUS: gpu} if gpu else {})}
-        with task.log.open("wb") as log:
+        with task.log.open("ab") as log:  # a job that is continued adds to its log
             process = subprocess.Popen(
                 task.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )

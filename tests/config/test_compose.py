@@ -204,7 +204,7 @@ def test_an_experiment_of_the_users_own_is_found(in_tmp_path: Path) -> None:
 
 def test_each_job_of_a_sweep_has_its_own_value(monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[dict[str, Any]] = []
-    monkeypatch.setattr("cnnlab.run.training.run_training", lambda config: configs.append(config.values))
+    monkeypatch.setattr("cnnlab.run.training.run_training", lambda config, trial: configs.append(config.values))
     answer = run(train, "-m", "model.blocks.conv1.out_channels=4,8", "seed=3", "hydra/launcher=basic")
     assert answer.code == 0, answer.err
     assert [config["model"]["blocks"]["conv1"]["out_channels"] for config in configs] == [4, 8]

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import Answer, ok, run
-from fast_run import read_json, train_fast
+from fast_run import FAST, read_json, train_fast
 from omegaconf import OmegaConf
 from screens import HIDE_CURSOR, SHOW_CURSOR, on_a_terminal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -412,3 +412,25 @@ def test_a_run_stops_by_default_and_without_a_checkpoint(in_tmp_path: Path, over
     answer = train_with({bad: math.nan}, [], "run_dir=run", *overrides)
     assert answer.code == 1
     assert f"error: the loss of step {bad} is not a finite number" in answer.err
+
+
+class Hopeless:
+    """A trial that is given up at its second validation."""
+
+    def __init__(self) -> None:
+        self.judged: list[tuple[int, set[str]]] = []
+
+    def is_hopeless(self, validation: int, values: Mapping[str, float]) -> bool:
+        self.judged.append((validation, set(values)))
+        return validation == 2
+
+
+def test_a_trial_is_judged_at_each_validation_and_leaves_the_test_split_alone(in_tmp_path: Path) -> None:
+    config = RunConfig(cnnlab.compose(FAST, "model=mlp", "run_dir=run", "trainer.validate_every_steps=2"))
+    trial = Hopeless()
+    run_training(config, trial)
+    assert trial.judged == [(1, {"accuracy/val", "loss/val"}), (2, {"accuracy/val", "loss/val"})]
+    summary = read_json(Path("run/summary.json"))
+    assert (summary["status"], summary["step"], "test" in summary) == ("pruned", 4, False)
+    run_training(RunConfig(cnnlab.compose("resume=run")))  # by itself it is a run like any other
+    assert read_json(Path("run/summary.json"))["status"] == "completed"

@@ -3,12 +3,12 @@ from hydra import initialize_config_dir
 
 from cnnlab.config.compose import CONFIGS
 from cnnlab.runtime.errors import ConfigError
-from cnnlab.sweep.axes import MOST_JOBS, Grid, read_grid
+from cnnlab.sweep.axes import MOST_JOBS, Grid, Job, read_axes, read_grid
 
 
 def grid(*arguments: str) -> Grid:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return read_grid(arguments)
+        return read_grid(read_axes(arguments))
 
 
 def values(argument: str) -> tuple[str, ...]:
@@ -26,8 +26,28 @@ def test_the_jobs_are_every_combination_with_the_last_axis_fastest() -> None:
 
 
 def test_a_job_is_numbered_and_named_by_its_place() -> None:
-    assert [(job.number, job.name) for job in grid("seed=1,2").jobs] == [(0, "000"), (1, "001")]
+    assert [(job.number, job.name) for job in grid("seed=1,2").jobs] == [(0, "000_seed1"), (1, "001_seed2")]
     assert str(grid("seed=1,2", "model=cnn,mlp").jobs[2]) == "002 seed=2 model=cnn"
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "007"),
+        ({"optimizer.lr": "0.0123456789", "model": "mlp"}, "007_lr0.0123_mlp"),
+        ({"optimizer.lr": "1e-05", "seed": "12345"}, "007_lr1e-05_seed12345"),
+        ({"a.conv1.out": "8", "a.conv2.out": "16"}, "007_conv1.out8_conv2.out16"),
+        ({"model.blocks.x": "{type: linear, bias: false}"}, "007_x-type-linear-bias-false"),
+        ({"experiment": "rnn_vs_cnn/lstm"}, "007_rnn_vs_cnn-lstm"),
+        ({"name": "a" * 99}, "007_name" + "a" * 36),
+    ],
+)
+def test_a_directory_says_what_varies(values: dict[str, str], name: str) -> None:
+    assert Job(7, (), values).name == name
+
+
+def test_a_sampled_number_is_shown_with_four_digits() -> None:
+    assert str(Job(7, (), {"optimizer.lr": "0.0001847298930563126"})) == "007 optimizer.lr=0.0001847"
 
 
 def test_what_has_one_value_is_in_every_job_in_its_place() -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from cnnlab.cli import train
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, Interrupted
-from cnnlab.sweep.grid import ProcessLauncher
+from cnnlab.sweep.launcher import ProcessLauncher
 from cnnlab.sweep.processes import Processes, Task
 
 REPOSITORY = Path(__file__).parents[2]
@@ -80,16 +80,17 @@ def test_another_launcher_can_be_chosen(in_tmp_path: Path) -> None:
     assert answer.code == 0, answer.err
     assert answer.out.startswith("grid: 2 jobs = 2 seed\nresults in runs/fast/sweep_")
     sweep = sweep_of(in_tmp_path)
-    assert statuses(sweep) == {"000": "completed", "001": "completed"}
+    assert statuses(sweep) == {"000_seed1": "completed", "001_seed2": "completed"}
     assert [row["seed"] for row in rows(sweep)] == ["1", "2"]
-    assert sorted(path.name for path in sweep.iterdir()) == ["000", "001", "sweep.csv"]
+    files = {path.name for path in sweep.iterdir() if not path.name.startswith(".lock")}
+    assert files == {"000_seed1", "001_seed2", "configs", "jobs.json", "sweep.csv", "sweep.yaml"}
 
 
 def test_with_another_launcher_too_a_job_that_fails_does_not_stop_the_others(in_tmp_path: Path) -> None:
     answer = grid(BASIC, "optimizer.lr=-1,1e30,0.05")
     assert answer.code == 1
     sweep = sweep_of(in_tmp_path)
-    assert statuses(sweep) == {"001": "failed", "002": "completed"}
+    assert statuses(sweep) == {"001_lr1e30": "failed", "002_lr0.05": "completed"}
     assert [row["status"] for row in rows(sweep)] == ["failed", "failed", "completed"]
     failures = answer.err.split("error: 2 of 3 jobs did not complete:\n")[1].splitlines()
     assert failures[0] == "  000 optimizer.lr=-1: failed: optimizer.lr: expected a number ≥ 0, received -1"
@@ -116,10 +117,8 @@ def test_what_another_launcher_did_until_it_was_stopped_is_in_the_table(
 def test_a_quiet_grid_prints_nothing_but_its_failures(in_tmp_path: Path) -> None:
     answer = grid(BASIC, "observers=quiet", "optimizer.lr=-1,0.05")
     assert (answer.code, answer.out) == (1, "")
-    assert answer.err == (
-        "error: 1 of 2 jobs did not complete:\n"
-        "  000 optimizer.lr=-1: failed: optimizer.lr: expected a number ≥ 0, received -1\n"
-    )
+    assert answer.err.startswith("error: 1 of 2 jobs did not complete:\n")
+    assert "failed: optimizer.lr: expected a number ≥ 0, received -1\n" in answer.err
     assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["failed", "completed"]
 
 
@@ -153,14 +152,19 @@ class Recorded(Processes):
     last: "Recorded"
     tasks: Mapping[int, Task]
 
-    def run(self, tasks: Mapping[int, Task], ended: Callable[..., None], look: Callable[[], None]) -> None:
+    def run(
+        self,
+        tasks: Iterable[tuple[int, Task] | None],
+        ended: Callable[..., None],
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
         Recorded.last = self
-        self.tasks = tasks
+        self.tasks = dict(filter(None, tasks))
 
 
 @pytest.fixture
 def recorded(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
-    monkeypatch.setattr("cnnlab.sweep.grid.Processes", Recorded)
+    monkeypatch.setattr("cnnlab.sweep.launcher.Processes", Recorded)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return Recorded
 
@@ -182,9 +186,9 @@ def test_a_jobs_command_is_the_users_with_a_value_of_each_axis(recorded: type[Re
     sweep = sweep_of(in_tmp_path).relative_to(in_tmp_path)
     own = recorded.last.tasks[0].command[3:]
     assert own[:2] == ["--config-dir=mine", "hydra.job.name=mine"]
-    assert own[-3:] == ["model=small", "++optimizer.dampening=0", f"run_dir='{sweep}/000'"]
+    assert own[-3:] == ["model=small", "++optimizer.dampening=0", f"run_dir='{sweep}/000_small'"]
     assert [one for one in own if "launcher" in one or "hydra.mode" in one] == []
-    assert recorded.last.tasks[0].log == sweep / "000.log"
+    assert recorded.last.tasks[0].log == sweep / "000_small.log"
     assert "HYDRA_FULL_ERROR" not in recorded.last.environment  # set while Hydra runs here, not by the user
 
 
@@ -278,12 +282,12 @@ def test_a_job_that_is_killed_leaves_the_others_whole(tmp_path: Path) -> None:
     assert (killed["status"], killed["accuracy/test"]) == ("failed", "")
     for row in table:
         if row is not killed:
-            assert float(row["accuracy/test"]) == summaries[row["job"]]["test"]["accuracy"]
-            assert float(row["accuracy/val"]) == summaries[row["job"]]["best"]["accuracy/val"]
+            assert float(row["accuracy/test"]) == summaries[Path(row["directory"]).name]["test"]["accuracy"]
+            assert float(row["accuracy/val"]) == summaries[Path(row["directory"]).name]["best"]["accuracy/val"]
     best = max((row for row in table if row is not killed), key=lambda row: float(row["accuracy/val"]))
     assert f"* best by accuracy/val: {best['directory']}\n" in out
     assert err.startswith("error: 1 of 3 jobs did not complete:\n")
-    assert f"{killed['job']} optimizer.lr={killed['optimizer.lr']}: failed: killed by SIGKILL" in err
+    assert f"{int(killed['number']):03d} optimizer.lr={killed['optimizer.lr']}: failed: killed by SIGKILL" in err
     environment = read_json(tmp_path / best["directory"] / "environment.json")
     assert environment["threads"] == max(1, cpu_count() // 2)
 
@@ -294,15 +298,17 @@ def test_a_signal_lets_the_running_job_save_and_starts_no_other(
 ) -> None:
     process = start(tmp_path, "seed=1,2", "trainer.epochs=5000", "trainer.checkpoint_every=5", "observers=quiet")
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("runs/*/*/000/checkpoints/step-*")):
+    while not list(tmp_path.glob("runs/*/*/000_*/checkpoints/step-*")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     (os.killpg if to_all else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     sweep = sweep_of(tmp_path)
-    assert statuses(sweep) == {"000": "interrupted"}
+    assert statuses(sweep) == {"000_seed1": "interrupted"}
     assert [row["status"] for row in rows(sweep)] == ["interrupted", "not started"]
-    assert f"resume={sweep.relative_to(tmp_path)}/000 continues it" in err
-    assert "001" not in {path.name for path in sweep.iterdir()}
+    assert f"resume={sweep.relative_to(tmp_path)}/000_seed1 continues it" in err
+    assert err.splitlines()[-1].endswith(f"resume={sweep.relative_to(tmp_path)}")
+    assert out == ""
+    assert "001_seed2" not in {path.name for path in sweep.iterdir()}

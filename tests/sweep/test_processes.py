@@ -27,7 +27,7 @@ def run(
     ended: dict[int, Ended] = {}
     processes = Processes(at_once, gpus, dict(os.environ))
     tasks = {number: python(program, folder / f"{number}.log") for number, program in enumerate(programs)}
-    processes.run(tasks, ended.__setitem__, lambda: look(processes))
+    processes.run(tasks.items(), ended.__setitem__, lambda: look(processes))
     return ended, processes
 
 
@@ -177,7 +177,7 @@ from cnnlab.sweep.processes import Processes, Task
 ended = {{}}
 task = Task([{sys.executable!r}, "-c", {once.format(more=0.5)!r}], Path({str(tmp_path / "0.log")!r}))
 processes = Processes(1, [], dict(os.environ))
-processes.run({{0: task}}, ended.__setitem__, lambda: None)
+processes.run([(0, task)], ended.__setitem__, lambda: None)
 print(ended[0].status, ended[0].remark)
 """
     group = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from cnnlab.sweep.axes import Job
+from cnnlab.sweep.objectives import Objective
 from cnnlab.sweep.results import (
     Result,
     best_result,
     list_failures,
+    pareto_front,
     read_result,
     render_results,
     reported_error,
@@ -39,7 +41,7 @@ def text(results: list[Result]) -> list[list[str]]:
     """The words of each line of the table, header first."""
     console = Console(width=300)
     with console.capture() as capture:
-        console.print(render_results(results))
+        console.print(render_results(results, best=[one.job.number for one in [best_result(results)] if one]))
     return [line.split() for line in capture.get().splitlines() if line.strip() and "──" not in line]
 
 
@@ -108,6 +110,27 @@ def test_without_a_monitor_in_common_none_is_best() -> None:
     assert best_result([result(0, None, "failed")]) is None
 
 
+def test_a_pruned_trial_is_never_the_best() -> None:
+    results = [result(0, status="pruned", accuracy_val=0.9), result(1, accuracy_val=0.8)]
+    assert best_result(results, Objective("accuracy/val", True)) is results[1]
+
+
+def test_an_objective_may_be_a_constant_and_be_minimized() -> None:
+    results = [Result(job(n), "completed", constants={"macs": macs}) for n, macs in enumerate((30, 10, 20))]
+    assert best_result(results, Objective("macs", False)) is results[1]
+
+
+def test_the_front_holds_what_nothing_else_is_better_than() -> None:
+    points = [(0.9, 5), (0.9, 4), (0.8, 3), (0.7, 3), (0.7, 9), (0.6, 1)]
+    results = [
+        Result(job(n), "completed", metrics={"accuracy/val": accuracy}, constants={"macs": macs})
+        for n, (accuracy, macs) in enumerate(points)
+    ]
+    failed = Result(job(9), "failed", metrics={"accuracy/val": 1.0}, constants={"macs": 0})
+    front = pareto_front([*results, failed], [Objective("accuracy/val", True), Objective("macs", False)])
+    assert [one.job.number for one in front] == [1, 2, 5]
+
+
 # table and CSV
 
 
@@ -118,10 +141,10 @@ def test_the_table_has_values_and_results() -> None:
         Result(job(2), "failed"),
     ]
     assert text(results) == [
-        ["job", "seed", "status", "accuracy/val", "accuracy/test", "seconds", "directory"],
-        ["000", "0", "completed", "0.5000", "0.2500", "1.5", "sweep/000"],
-        ["001*", "1", "completed", "0.7500", "0.5000", "1.5", "sweep/001"],
-        ["002", "2", "failed", "–"],
+        ["number", "status", "seed", "accuracy/val", "accuracy/test", "seconds", "directory"],
+        ["0", "completed", "0", "0.5000", "0.2500", "1.5", "sweep/000"],
+        ["1*", "completed", "1", "0.7500", "0.5000", "1.5", "sweep/001"],
+        ["2", "failed", "2", "–"],
     ]
 
 
@@ -134,7 +157,7 @@ def test_metrics_of_the_test_split_stand_last() -> None:
 
 
 def test_a_value_with_brackets_is_no_markup() -> None:
-    assert text([Result(job(0, **{"data.x": "[red]"}), "completed")])[1][1] == "[red]"
+    assert text([Result(job(0, **{"data.x": "[red]"}), "completed")])[1][2] == "[red]"
 
 
 def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
@@ -142,12 +165,12 @@ def test_the_csv_is_the_table_with_every_digit(tmp_path: Path) -> None:
     first = Result(
         job(0, block="{type:relu,inplace:true}"), "completed", 1.23456, "", Path("s/000"), "m/val", {"m/val": value}
     )
-    write_csv([first, Result(job(1, block="gelu"), "failed")], tmp_path / "sweep.csv")
+    write_csv([first, Result(job(1, block="gelu"), "failed", error="no place")], tmp_path / "sweep.csv")
     with (tmp_path / "sweep.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
-            ["job", "block", "status", "m/val", "seconds", "directory"],
-            ["000", "{type:relu,inplace:true}", "completed", "0.30000000000000004", "1.235", "s/000"],
-            ["001", "gelu", "failed", "", "", ""],
+            ["number", "status", "block", "m/val", "seconds", "directory", "error"],
+            ["0", "completed", "{type:relu,inplace:true}", "0.30000000000000004", "1.235", "s/000", ""],
+            ["1", "failed", "gelu", "", "", "", "no place"],
         ]
 
 
@@ -189,24 +212,24 @@ def test_a_narrow_terminal_gets_fewer_columns() -> None:
     results = [result(number, accuracy_val=0.9, loss_val=0.1, accuracy_test=0.8) for number in range(2)]
     seen = [[str(column.header) for column in render_results(results, width).columns] for width in range(120, 10, -1)]
     assert list(dict.fromkeys(map(tuple, seen))) == [
-        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test", "seconds", "directory"),
-        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test", "seconds"),
-        ("job", "seed", "status", "accuracy/val", "loss/val", "accuracy/test"),
-        ("job", "seed", "status", "accuracy/val", "accuracy/test"),
-        ("job", "seed", "accuracy/val", "accuracy/test"),
-        ("job", "seed", "accuracy/test"),
-        ("job", "accuracy/test"),
+        ("number", "status", "seed", "accuracy/val", "loss/val", "accuracy/test", "seconds", "directory"),
+        ("number", "status", "seed", "accuracy/val", "loss/val", "accuracy/test", "seconds"),
+        ("number", "status", "seed", "accuracy/val", "loss/val", "accuracy/test"),
+        ("number", "status", "seed", "accuracy/val", "accuracy/test"),
+        ("number", "seed", "accuracy/val", "accuracy/test"),
+        ("number", "seed", "accuracy/test"),
+        ("number", "job", "accuracy/test"),
     ]
 
 
 def test_a_narrow_terminal_gets_short_keys_and_values() -> None:
-    keys = {"model.blocks.conv1.p": "1", "model.blocks.conv2.p": "2", "optimizer.lr": "0." + "1" * 40}
-    table = render_results([result(0, accuracy_val=0.9), Result(job(1, **keys), "failed")][1:], 70)
-    assert [str(column.header) for column in table.columns] == ["job", "conv1.p", "conv2.p", "lr", "status"]
-    assert list(table.columns[3].cells) == ["0.11111111111111111…"]
+    keys = {"model.blocks.conv1.p": "1", "model.blocks.conv2.p": "2", "data.augment": "{flip: horizontal_flip, a: b}"}
+    table = render_results([Result(job(1, **keys), "failed")], 60)
+    assert [str(column.header) for column in table.columns] == ["number", "status", "conv1.p", "conv2.p", "augment"]
+    assert list(table.columns[4].cells) == ["{flip: horizontal_f…"]
 
 
 def test_a_job_that_failed_first_takes_no_column_from_the_others() -> None:
     results = [Result(job(0), "failed"), result(1, accuracy_val=0.9, loss_val=0.1, accuracy_test=0.8)]
     titles = [str(column.header) for column in render_results(results, 60).columns]
-    assert titles == ["job", "seed", "status", "accuracy/val", "accuracy/test"]
+    assert titles == ["number", "status", "seed", "accuracy/val", "accuracy/test"]

@@ -2,16 +2,17 @@
 
 from hydra.core.config_store import ConfigStore
 
-from cnnlab.sweep.grid import GridSweeper, ProcessLauncher
+from cnnlab.sweep.launcher import ProcessLauncher
+from cnnlab.sweep.sweeper import GridOrSearch
 
-for plugin in (GridSweeper, ProcessLauncher):
+for plugin in (GridOrSearch, ProcessLauncher):
     plugin.__module__ = __name__  # Hydra calls nothing that is from elsewhere
 
 _store = ConfigStore.instance().store
 _store(
     group="hydra/sweeper",
-    name="cnnlab_grid",
-    node={"_target_": f"{__name__}.{GridSweeper.__name__}"},
+    name="cnnlab_sweeper",
+    node={"_target_": f"{__name__}.{GridOrSearch.__name__}", "resume": None},  # a sweep's directory
     provider="cnnlab",
 )
 _store(

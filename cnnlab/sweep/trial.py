@@ -1,0 +1,62 @@
+"""A run that is a trial: its own process asks the study whether it is hopeless."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnlab.sweep.optuna_internals import open_trial, stored_trial
+from cnnlab.sweep.saved_sweep import SavedSweep, quoted
+
+if TYPE_CHECKING:
+    import optuna
+
+TRIAL = "CNNLAB_TRIAL"  # NUMBER:SWEEP, in the environment of a job
+STORAGE = "CNNLAB_SWEEP_STORAGE"  # its URL, with the password that is written nowhere
+
+
+def environment_override(folder: Path, number: int) -> str:
+    """The override by which Hydra tells a job, by whatever launcher, that it is a trial."""
+    return f"+hydra.job.env_set.{TRIAL}={quoted(f'{number}:{folder}')}"
+
+
+def running_trial(environment: Mapping[str, str]) -> "RunningTrial | None":
+    """The trial that this process is, if it is one."""
+    number, separator, folder = environment.get(TRIAL, "").partition(":")
+    return RunningTrial(Path(folder), int(number)) if separator else None
+
+
+class RunningTrial:
+    """Judges a run by the metric and the pruner of its sweep."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder = folder
+        self.number = number
+        self.settings = SavedSweep.read(folder).sweep
+        self._trial: optuna.Trial | None = None
+
+    def is_hopeless(self, validation: int, values: Mapping[str, float]) -> bool:
+        """Whether the pruner ends the run after so many validations, the last of which measured `values`."""
+        if self.settings["pruner"] is None:
+            return False
+        from cnnlab.sweep.study import quiet
+
+        return quiet(self._judge)(validation, values)
+
+    def _judge(self, validation: int, values: Mapping[str, float]) -> bool:
+        trial = self._open()
+        if (
+            validation not in stored_trial(trial.study, self.number).intermediate_values
+        ):  # a resumed run measures again what was not yet saved
+            trial.report(values[self.settings["metric"][0]], validation)
+        return trial.should_prune()
+
+    def _open(self) -> "optuna.Trial":
+        """The trial in the study, looked up once."""
+        if self._trial is None:
+            from cnnlab.sweep.study import build_pruner, join_study, open_storage
+
+            storage = open_storage(os.environ.get(STORAGE), self.folder)
+            study = join_study(storage, self.settings["study"], build_pruner(self.settings["pruner"]))
+            self._trial = open_trial(study, self.number)
+        return self._trial
