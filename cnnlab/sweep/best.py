@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cnnlab.config.compose import CONFIGS, as_given
-from cnnlab.config.programs import command, given
+from cnnlab.config.programs import given
 from cnnlab.config.saved_config import load_mapping
 from cnnlab.run.files import CONFIG, RunDirectory
 from cnnlab.sweep.axes import Job
@@ -18,13 +18,13 @@ NOT_OF_EXPERIMENTS = ("run_dir", "resume", "trust")
 
 
 def again(job: Job, options: Mapping[str, str]) -> str:
-    """The command that runs a job's config once more, by itself."""
+    """The arguments of the command that runs a job's config once more, by itself."""
     flags = [shlex.quote(f"--{flag}={value}") for flag, value in options.items()]
-    return " ".join([command("train"), *flags, *(shlex.quote(as_given(one)) for one in job.overrides)])
+    return " ".join([*flags, *(shlex.quote(as_given(one)) for one in job.overrides)])
 
 
 def write_experiment(result: Result, choices: Mapping[str, Any], folder: Path) -> str:
-    """Writes `configs/experiment/best.yaml`, the whole config of a job; returns the command that runs it.
+    """Writes `configs/experiment/best.yaml`, the whole config of a job; returns the arguments that run it.
 
     `choices` are the job's choices of groups: those of ours are taken over, so that nothing of another lingers.
     """
@@ -42,4 +42,4 @@ def write_experiment(result: Result, choices: Mapping[str, Any], folder: Path) -
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10_000)
     head = f"# @package _global_\n# Job {result.job.name} of {folder.name}.\n"
     RunDirectory(place / "experiment").write_text("best.yaml", head + text)
-    return f"{command('train')} {shlex.quote(f'--config-dir={place}')} {given('experiment', 'best')}"
+    return f"{shlex.quote(f'--config-dir={place}')} {given('experiment', 'best')}"

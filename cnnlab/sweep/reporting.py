@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cnnlab.runtime.terminal import print_table, print_wrapped, width
+from cnnlab.config.programs import command
+from cnnlab.runtime.terminal import print_command, print_table, print_wrapped, width
 from cnnlab.sweep.best import again, write_experiment
 from cnnlab.sweep.objectives import Objective
 from cnnlab.sweep.results import Result, best_result, monitored, pareto_front, render_results, write_csv
@@ -57,9 +58,10 @@ class Report:
         for result in best:
             print_wrapped(f"* best by {' and '.join(one.name for one in by)}: {result.directory}", result.directory)
         if len(best) == 1:
-            print(f"  again      {again(best[0].job, options)}")
+            print_command("again", command("train"), again(best[0].job, options))
             if best[0].directory is not None and best[0].directory.is_dir():
-                print(f"  or         {write_experiment(best[0], choices(best[0].job.overrides), self.folder)}")
+                experiment = write_experiment(best[0], choices(best[0].job.overrides), self.folder)
+                print_command("or", command("train"), experiment)
         self.write()
         print_wrapped(f"table: {self.folder / CSV}", self.folder / CSV, flush=True)
 

@@ -250,6 +250,9 @@ def test_a_best_without_the_values_that_the_next_is_compared_with_is_refused(tmp
         check_trainer_state("state", trainer, state, step)
     state["progress"]["best_values"]["loss/val"] = math.nan
     check_trainer_state("state", trainer, state, step)
+    del state["progress"]["last_values"]["loss/val"]
+    with pytest.raises(ConfigError, match=r"last_values: expected values of accuracy/val, loss/val"):
+        check_trainer_state("state", trainer, state, step)
 
 
 def test_a_loss_that_fp16_skipped_is_accepted(tmp_path: Path) -> None:
