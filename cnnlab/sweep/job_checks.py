@@ -80,6 +80,15 @@ class JobChecks:
             return explain(error, CONFIGS)
         return None
 
+    def beyond(self, job: Job, budget: Mapping[str, int | None]) -> str | None:
+        """A sentence for a job, whose config is legal, with more parameters or MACs than the budget allows."""
+        rows = self.plan(job.overrides).network.rows
+        for name, limit in budget.items():
+            size = sum(getattr(row, name) for row in rows)
+            if limit is not None and size > limit:
+                return f"beyond sweep.budget.{name}={limit:,}: the network has {size:,}"
+        return None
+
     def refusals(self, jobs: Sequence[Job]) -> dict[int, str]:
         """The mistakes in the jobs' configs, by number. Raises `ConfigError` where no job is without one.
 

@@ -190,7 +190,10 @@ class SearchRun:
             return self._read(trial, job)
         if not place.is_dir():
             refusal = self.checks.refusal(job)
-            return None if refusal is None else Result(job, "failed", error=refusal)
+            if refusal is not None:
+                return Result(job, "failed", error=refusal)
+            beyond = self.checks.beyond(job, self.settings.budget)
+            return None if beyond is None else Result(job, "pruned", error=beyond)
         status = status_of(place) if (place / "summary.json").is_file() else ""
         if status not in ENDED:
             return None

@@ -9,6 +9,7 @@ from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_yo
 
 GRID = "grid"
 DIRECTIONS = ("maximize", "minimize")
+LIMITED = ("parameters", "macs")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SweepSettings:
     metric: tuple[str, ...]
     direction: tuple[str, ...]
     pruner: Any
+    budget: Mapping[str, int | None]
     storage: str | None
     study: str
     space: Mapping[str, str]
@@ -47,7 +49,7 @@ def read_settings(section: Any) -> SweepSettings:
     settings = SweepSettings(
         **{**section, "metric": _names(section["metric"]), "direction": _names(section["direction"])}
     )
-    for check in (_check_space, _check_directions, _check_grid if settings.is_grid else _check_search):
+    for check in (_check_space, _check_directions, _check_budget, _check_grid if settings.is_grid else _check_search):
         check(settings, complaints)
     complaints.raise_if_any()
     return settings
@@ -89,6 +91,22 @@ def _check_directions(settings: SweepSettings, complaints: Complaints) -> None:
             "sweep.direction",
             f"expected one for each metric, {objectives} here, or null, received {listing(settings.direction)}",
         )
+
+
+def _check_budget(settings: SweepSettings, complaints: Complaints) -> None:
+    if not isinstance(settings.budget, Mapping):
+        complaints.add("sweep.budget", f"expected a mapping of {listing(LIMITED)}, received {settings.budget!r}")
+        return
+    for name, limit in settings.budget.items():
+        if name not in LIMITED:
+            complaints.add(f"sweep.budget.{name}", no_such_key(name, LIMITED))
+        elif limit is not None:
+            try:
+                integer(name, limit, 1)
+            except ArgumentError as error:
+                complaints.add_error("sweep.budget", error)
+    if settings.is_grid and any(limit is not None for limit in settings.budget.values()):
+        complaints.add("sweep.budget", "a grid runs every combination: expected a search such as sweep=tpe beside it")
 
 
 def _check_search(settings: SweepSettings, complaints: Complaints) -> None:

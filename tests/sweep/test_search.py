@@ -166,6 +166,17 @@ def test_hopeless_trials_are_pruned(pretended: Path) -> None:
     assert "did not complete" not in answer.err
 
 
+def test_trials_beyond_the_budget_are_refused_and_cost_nothing(pretended: Path) -> None:
+    """64 inputs, w units, 64 units, 10 outputs: 65 w + 64 (w + 1) + 650 parameters, of which 9 units make 1,875."""
+    ok(search("model.blocks.hidden1.out_features=8,9,64", "sweep.budget.parameters=1874", "sweep.n_trials=6"))
+    sweep = sweep_of(pretended)
+    found = {(row["model.blocks.hidden1.out_features"], row["status"]) for row in rows(sweep)}
+    assert found == {("8", "completed"), ("9", "pruned"), ("64", "pruned")}
+    errors = {row["error"] for row in rows(sweep) if row["model.blocks.hidden1.out_features"] == "9"}
+    assert errors == {"beyond sweep.budget.parameters=1,874: the network has 1,875"}
+    assert len(summaries(sweep)) == sum(row["status"] == "completed" for row in rows(sweep))
+
+
 def test_several_objectives_have_a_front(pretended: Path) -> None:
     metric = "sweep.metric=[accuracy/val,parameters]"
     axes = ("model.blocks.hidden1.out_features=range(8,64)", LR)

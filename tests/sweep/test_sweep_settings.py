@@ -34,12 +34,20 @@ def settings(sweep: str = "tpe", **changes: Any) -> SweepSettings:
         ({"metric": ["accuracy/val", "macs"], "pruner": "median"}, r"sweep\.pruner: expected null beside several"),
         ({"space": {"seed": [1, 2]}}, r"sweep\.space\.seed: expected text as after -m"),
         ({"storage": 3}, r"sweep\.storage: expected a URL or null"),
+        ({"budget": {"parameters": 0}}, r"sweep\.budget\.parameters: expected a whole number ≥ 1, received 0"),
+        ({"budget": {"flops": 3}}, r"sweep\.budget\.flops: there is no such key"),
+        ({"budget": 3}, r"sweep\.budget: expected a mapping of parameters, macs"),
         ({"ntrials": 3}, r"sweep\.ntrials: there is no such key; did you mean 'n_trials'\?"),
     ],
 )
 def test_a_bad_section_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
+
+
+def test_a_grid_refuses_a_budget() -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.budget: a grid runs every combination"):
+        settings("grid", budget={"macs": 1000})
 
 
 @pytest.mark.parametrize(("key", "value"), [("n_trials", 3), ("timeout", 3), ("pruner", "median"), ("storage", "x")])
