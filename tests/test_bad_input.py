@@ -62,7 +62,7 @@ SWEEPS = rows("""
 seed=choice() → seed=choice(): | empty choice is not legal
 seed=range(0,200) | data.split_seed=range(0,200) → seed × data.split_seed: | 10,000 jobs | 40,000
 optimizer.lr=-1,-2 → no job of the grid can run | 000 optimizer.lr=-1: optimizer.lr: expected a number ≥ 0
-seed=1,2 | resume=runs/digits/some → resume: | a grid starts new runs | resume=RUN
+seed=1,2 | resume=runs/digits/some → resume: | a sweep starts new runs | resume=RUN
 seed=1,2 | run_dir=here → run_dir: | the same for every job | hydra.sweep.dir=PATH | run_dir=here
 seed=1,2 | hydra.launcher.n_jobs=0 → hydra.launcher.n_jobs: | expected a whole number ≥ 1 | received 0
 seed=1,2 | hydra/launcher=joblip → hydra/launcher: | there is no 'joblip' | cnnlab_processes
