@@ -146,7 +146,7 @@ def test_a_search_is_resumed_as_it_was(pretended: Path) -> None:
     assert "was started with another optimizer" in answer.err
 
 
-def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(pretended: Path) -> None:
+def test_a_trial_that_fails_is_recorded_and_the_search_continues(pretended: Path) -> None:
     answer = ok(search("optimizer.lr=1e30,0.01", "sweep.n_trials=4", sampler="tpe"))
     statuses = {row["optimizer.lr"]: (row["status"], row["error"]) for row in rows(sweep_of(pretended))}
     assert statuses["0.01"] == ("completed", "")
