@@ -7,17 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from commands import Answer, run
 from fast_run import FAST, read_json, train_fast
 from image_folders import write_folders
-from planted import plant_state, seal
+from planted import seal
 
 import cnnlab
 from cnnlab.cli import evaluate, train
@@ -25,7 +23,6 @@ from cnnlab.engine.checkpoint import MANIFEST
 from cnnlab.inference.reporting import cell
 
 pytestmark = pytest.mark.torture(figure="attacks")
-REPOSITORY = Path(__file__).parents[1]
 NEWEST = Path("run/checkpoints/step-00000006")
 
 
@@ -54,19 +51,6 @@ def test_an_untouched_run_continues(unfinished: Path) -> None:
 
 
 # what would harm
-
-
-def test_a_momentum_of_another_shape_does_not_write_out_of_bounds(unfinished: Path) -> None:
-    """In a fresh process: it would not survive."""
-    moments = {"momentum_buffer": torch.zeros(1)}
-    plant_state(NEWEST, lambda state: state["train_state"]["optimizer"]["state"].update({"conv1.weight": moments}))
-    command = [sys.executable, str(REPOSITORY / "train.py"), "resume=run"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert_refused(
-        Answer(ended.returncode, ended.stdout, ended.stderr),
-        "train_state.optimizer.state.conv1.weight.momentum_buffer",
-        "expected a float32 tensor (16, 1, 3, 3), received a float32 tensor (1,)",
-    )
 
 
 LINKS = [
@@ -187,20 +171,6 @@ def test_what_may_change_may_be_edited(unfinished: Path) -> None:
     assert resume().code == 0
 
 
-CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "train.position": lambda state: state["train"].update(position=10**12),
-    "progress.step": lambda state: state["progress"].update(step=-5),
-    "schedule.steps": lambda state: state["train_state"]["schedule"].update(steps="zzz"),
-    "tally": lambda state: state.pop("tally"),
-}
-
-
-@pytest.mark.parametrize("place", CHANGES)
-def test_a_planted_state_is_refused_by_its_place(unfinished: Path, place: str) -> None:
-    plant_state(NEWEST, CHANGES[place])
-    assert_refused(resume(), "state.safetensors:", place, "expected")
-
-
 @pytest.mark.parametrize("sd", [[0], [], ["a"], [float("inf")]], ids=str)
 def test_a_planted_normalization_is_refused(unfinished: Path, sd: list[Any]) -> None:
     for folder in Path("run/checkpoints").glob("step-*"):
@@ -241,19 +211,18 @@ def test_a_refused_run_leaves_no_directory(in_tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", "\x00", '{"status": 1e999}', ""], ids=repr)
-@pytest.mark.parametrize("name", ["summary.json", "environment.json"])
-def test_damaged_json_is_answered_or_the_run_continues(unfinished: Path, name: str, text: str) -> None:
-    (unfinished / name).write_text(text)
+def test_a_damaged_summary_is_answered_or_the_run_continues(unfinished: Path, text: str) -> None:
+    (unfinished / "summary.json").write_text(text)
     answer = resume()
     assert answer.code in (0, 2)
     assert "Traceback" not in answer.err
     if answer.code == 0:
         assert read_json(unfinished / "summary.json")["status"] == "completed"
     else:
-        assert f"run/{name}" in answer.err
+        assert "run/summary.json" in answer.err
 
 
-@pytest.mark.parametrize("text", [None, "{}", '{"torch": "1.0"}', "["], ids=str)
+@pytest.mark.parametrize("text", [None, "{}", '{"torch": "1.0"}', "[", "[1]", "\x00", ""], ids=repr)
 def test_an_environment_that_was_removed_or_edited_is_reported_and_written_again(
     unfinished: Path, text: str | None
 ) -> None:

@@ -91,6 +91,7 @@ def shortened(arguments: list[str]) -> list[str]:
     elif "trainer.max_steps=0" not in arguments:
         resumed = any(argument.startswith("resume=") for argument in arguments)
         arguments = [*arguments, *(LONGER if resumed else SHORT)]
+    arguments = [re.sub(r"^sweep\.n_trials=\d+", "sweep.n_trials=2", argument) for argument in arguments]
     one_process = "-m" in arguments and not any("n_jobs" in argument for argument in arguments)
     return [*arguments, "hydra/launcher=basic"] if one_process else arguments
 

@@ -74,8 +74,8 @@ def range_test(
             f"optimizer.lr: the loss diverges within {len(lrs) + 1} steps from a learning rate of {FIRST:g} on: "
             f"expected a network that trains at {lrs[-1] if lrs else FIRST:.2g}, or a value instead of auto"
         )
-    settled = losses[NOISE:]
-    return RangeTest(lrs, losses, lrs[NOISE + steepest(lrs[NOISE:], settled)], lrs[NOISE + valley(settled)])
+    later = lrs[NOISE:], losses[NOISE:]
+    return RangeTest(lrs, losses, lrs[NOISE + steepest(*later)], lrs[NOISE + valley(later[1])])
 
 
 def steepest(lrs: Sequence[float], losses: Sequence[float]) -> int:

@@ -44,6 +44,7 @@ class TensorBoard:
 
     def __init__(self) -> None:
         self.writer: SummaryWriter | None = None
+        self._excepthook = threading.excepthook
 
     def log(self, record: Record) -> None:
         if isinstance(record, Started):
@@ -69,12 +70,12 @@ class TensorBoard:
     def _start(self, record: Started) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        threading.excepthook = _report
         # always a purge_step: without one on the first run, readers show the points of a resumed run twice
         purge_step = record.step + 1 if record.step else 0
         self.close()
         _wait_for_a_later_name(record.directory)
         self.writer = SummaryWriter(str(record.directory), purge_step=purge_step)
+        threading.excepthook = self._report
         self.hyperparameters = {name: _plain(value) for name, value in record.hyperparameters.items()}
         if record.step:
             return
@@ -98,14 +99,16 @@ class TensorBoard:
         self.writer.file_writer.add_summary(summary)
 
     def close(self) -> None:
-        if self.writer:
-            self.writer.close()
+        try:
+            if self.writer:
+                self.writer.close()
+        finally:
+            threading.excepthook = self._excepthook
 
-
-def _report(arguments: threading.ExceptHookArgs) -> None:
-    """Leaves out the traceback of the writer's thread: what it met is raised again at the next record."""
-    if type(arguments.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(arguments)
+    def _report(self, arguments: threading.ExceptHookArgs) -> None:
+        """Leaves out the traceback of the writer's thread: what it met is raised again at the next record."""
+        if type(arguments.thread).__name__ != "_AsyncWriterThread":
+            self._excepthook(arguments)
 
 
 def _scalars(record: Descent) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.check_training import schedule_depends_on_length
+from cnnlab.config.check_training import is_auto, schedule_depends_on_length
 from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.run_config import RESTART, RunConfig
 from cnnlab.config.run_plan import RunPlan
@@ -89,6 +89,8 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     path = Path(str(config.values["resume"]))
     directory = RunDirectory.open(path, "resume")
     saved = RunConfig.read(path)
+    if is_auto(config.values.get("optimizer")):  # the number was found when the run started
+        config = config.with_value("optimizer.lr", saved.values["optimizer"]["lr"])
     changes = config.changes_to(saved)
     _check_changes(changes)
     _check_unedited(directory, saved)

@@ -60,9 +60,9 @@ from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import seed_generators
 from cnnlab.runtime.terminal import leave_terminal, print_wrapped, silenced, waiting
 
-# keys without influence on what is learned
 MOST_ROLLBACKS = 3  # of a run
 SAME_REQUEST = 1.0  # seconds
+# keys without influence on what is learned
 NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
 
 

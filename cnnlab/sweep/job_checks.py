@@ -37,7 +37,7 @@ class JobChecks:
         self._sources: set[str] = set()
         # Hydra takes a tenth of a second for a config, and jobs differ in values
         self._load = lru_cache(REMEMBERED)(self._load_job)
-        self._groups = lru_cache(REMEMBERED)(lambda chosen: load_by_groups(chosen))
+        self._groups = lru_cache(REMEMBERED)(load_by_groups)
 
     def compose(self, overrides: Sequence[str], loaded: DictConfig | None = None) -> RunConfig:
         """The config of a job by our rules, from what Hydra `loaded`. Raises what Hydra raises."""

@@ -76,8 +76,6 @@ def prepare_search(axes: Axes, settings: SweepSettings, checks: JobChecks) -> Se
     build_pruner(settings.pruner)
     build_sampler(settings, 0, len(found) > 1)
     names, directions = tuple(one.name for one in found), tuple(one.direction for one in found)
-    if len(found) > 1 and settings.pruner is not None:
-        raise ConfigError(f"sweep.pruner: expected null beside several metrics, received {settings.pruner!r}")
     search = Search(
         axes,
         space,
@@ -145,6 +143,6 @@ def _jobs_at_the_ends(axes: Axes, space: Space, first: Mapping[str, Any]) -> Seq
     }
     points = {tuple({**base, key: end}.items()): None for key, dimension in space.items() for end in dimension.ends}
     return [
-        Job(number, (*axes.fixed, *(f"{space[key].element}={value}" for key, value in point)), dict(point))
+        Job(number, (*axes.fixed, *(space[key].override(value) for key, value in point)), dict(point))
         for number, point in enumerate(points)
     ]

@@ -73,10 +73,6 @@ def without_password(text: str) -> str:
     return _PASSWORD.sub(r"\1:***@", text)
 
 
-def has_password(url: str | None) -> bool:
-    return url is not None and without_password(url) != url
-
-
 def resumed_sweep(line: CommandLine) -> CommandLine:
     """The command line that continues the sweep which `resume=SWEEP` names; any other line as it is.
 

@@ -178,7 +178,7 @@ class SearchRun:
     def _job(self, trial: "optuna.trial.FrozenTrial") -> Job:
         known = {key: one for key, one in self.space.items() if key in trial.params}  # all, but for a kill between two
         texts = {key: one.value_text(trial.params[key]) for key, one in known.items()}
-        own = [f"{self.space[key].element}={text}" for key, text in texts.items()]
+        own = [self.space[key].override(text) for key, text in texts.items()]
         return Job(trial.number, (*self.fixed, *own), texts, is_trial=True)
 
     # results

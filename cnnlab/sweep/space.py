@@ -36,7 +36,9 @@ class Dimension:
 
     def parameter(self, value: Any) -> Any:
         """Optuna's value for one from a config, None where the dimension does not hold it."""
-        if self.distribution.__class__.__name__ == "CategoricalDistribution":
+        from optuna.distributions import CategoricalDistribution
+
+        if isinstance(self.distribution, CategoricalDistribution):
             return next((text for text in self.ends if meaning(_parsed(text)) == meaning(value)), None)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None

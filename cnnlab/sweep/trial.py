@@ -56,7 +56,8 @@ class RunningTrial:
         if self._trial is None:
             from cnnlab.sweep.study import build_pruner, join_study, open_storage
 
-            storage = open_storage(os.environ.get(STORAGE), self.folder)
+            in_folder = self.settings["storage"] is None
+            storage = open_storage(None if in_folder else os.environ.get(STORAGE), self.folder)
             study = join_study(storage, self.settings["study"], build_pruner(self.settings["pruner"]))
             self._trial = open_trial(study, self.number)
         return self._trial

@@ -1,5 +1,6 @@
 """`optimizer.lr=auto` and `trainer.lr_find=true`."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,7 +26,17 @@ def test_a_run_whose_learning_rate_was_found_has_the_bits_of_one_that_was_given_
     found, given = (read_checkpoint(Path(name) / FINAL) for name in ("found", "given"))
     assert found.state()["train_state"]["optimizer"]["groups"] == given.state()["train_state"]["optimizer"]["groups"]
     assert all(torch.equal(found.weights[name], value) for name, value in given.weights.items())
-    assert ok(run(train, "resume=found", "trainer.max_steps=8", "schedule.restart=true")).code == 0
+    ok(run(train, "resume=found", "trainer.max_steps=8", "schedule.restart=true"))
+
+
+def test_the_same_command_again_continues_with_the_number_that_was_found(in_tmp_path: Path) -> None:
+    settings = ("run_dir=run", "optimizer.lr=auto", "resume=auto", *SETTINGS)
+    ok(train_fast(*settings))
+    config = Path("run/config.yaml").read_bytes()
+    shutil.rmtree(Path("run") / FINAL)
+    answer = ok(train_fast(*settings))
+    assert "learning rates" not in answer.out
+    assert Path("run/config.yaml").read_bytes() == config
 
 
 def test_the_test_alone_draws_and_suggests_and_trains_nothing(in_tmp_path: Path) -> None:

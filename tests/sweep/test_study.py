@@ -11,7 +11,7 @@ import pytest
 
 from cnnlab.runtime.errors import ConfigError
 from cnnlab.sweep import optuna_internals as internals
-from cnnlab.sweep.saved_sweep import has_password, without_password
+from cnnlab.sweep.saved_sweep import without_password
 from cnnlab.sweep.search import Workers
 from cnnlab.sweep.study import build_pruner, cut_torn_line, open_storage, open_study
 
@@ -94,7 +94,6 @@ def test_a_study_with_another_space_or_metric_is_not_joined(tmp_path: Path) -> N
 )
 def test_a_password_is_not_shown(url: str, shown: str) -> None:
     assert without_password(url) == shown
-    assert has_password(url) == (url != shown)
 
 
 def test_a_storage_that_cannot_be_reached_is_named_without_its_password(tmp_path: Path) -> None:
