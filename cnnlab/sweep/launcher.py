@@ -24,6 +24,7 @@ from cnnlab.sweep.processes import THREADS, Ended, Processes, Task, gpus_to_shar
 from cnnlab.sweep.results import Result, read_result, reported_error
 from cnnlab.sweep.saved_sweep import given_to_hydra
 from cnnlab.sweep.trial import environment_override
+from cnnlab.sweep.worker import starter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ class ProcessLauncher(Launcher):
                     started[job.number] = job
                 yield None if job is None else (job.number, self._task(job, folder))
 
-        with _progress(console) as progress:
+        with starter(processes.environment, count - done) as start, _progress(console) as progress:
             task = progress.add_task("", total=count, completed=done, running=0)
 
             def report(number: int, how: Ended) -> None:
@@ -85,7 +86,7 @@ class ProcessLauncher(Launcher):
                 console.print(wrapped(str(result), console.file), markup=False)
                 progress.advance(task)
 
-            processes.run(tasks(), report, lambda: progress.update(task, running=len(processes.running)))
+            processes.run(tasks(), report, lambda: progress.update(task, running=len(processes.running)), start)
         return processes.stopped_by
 
     def processes(self, jobs: int) -> Processes:

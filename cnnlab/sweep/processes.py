@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 PAUSE = 0.05  # seconds between two looks at the processes
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -56,10 +56,32 @@ class Ended:
     remark: str = ""
 
 
+class Process(Protocol):
+    """Of `subprocess.Popen`, what is used here."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def start_fresh(task: Task, environment: Mapping[str, str]) -> Process:
+    """A new process; what it prints is added to the task's log."""
+    with task.log.open("ab") as log:
+        return subprocess.Popen(
+            task.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+Start = Callable[[Task, Mapping[str, str]], Process]
+
+
 @dataclass
 class _Child:
     number: int
-    process: "subprocess.Popen[bytes]"
+    process: Process
     started: float
     gpu: str
     signalled: bool = False
@@ -88,6 +110,7 @@ class Processes:
         tasks: Iterable[tuple[int, Task] | None],
         ended: Callable[[int, Ended], None],
         look: Callable[[], None] = lambda: None,
+        start: Start = start_fresh,
     ) -> None:
         """Calls `ended` with a task's number as it ends, and `look` whenever some have started or ended.
 
@@ -103,7 +126,8 @@ class Processes:
                         more = task is not END
                         if not isinstance(task, tuple):
                             break
-                        self._start(*task)
+                        number, what = task
+                        self._start(number, what, start)
                         look()
                     self._pass_signals_on()
                     for child in [child for child in self.running if child.process.poll() is not None]:
@@ -115,14 +139,10 @@ class Processes:
             for child in self.running:
                 child.process.terminate()
 
-    def _start(self, number: int, task: Task) -> None:
+    def _start(self, number: int, task: Task, start: Start) -> None:
         gpu = least_used(self.gpus, [child.gpu for child in self.running]) if self.gpus else ""
         environment = {**self.environment, **({GPUS: gpu} if gpu else {})}
-        with task.log.open("ab") as log:  # a job that is continued adds to its log
-            process = subprocess.Popen(
-                task.command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-        self.running.append(_Child(number, process, time.monotonic(), gpu))
+        self.running.append(_Child(number, start(task, environment), time.monotonic(), gpu))
 
     @contextmanager
     def _stop_signals(self) -> Iterator[None]:
@@ -147,6 +167,7 @@ class Processes:
 
     def _how_it_ended(self, child: _Child) -> Ended:
         code, seconds = child.process.returncode, time.monotonic() - child.started
+        assert code is not None
         if code == 0:
             return Ended("completed", seconds)
         killed_by_us = code == KILLED and len(self.received) > 1

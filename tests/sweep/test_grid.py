@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, Interrupted
 from cnnlab.sweep.launcher import ProcessLauncher
-from cnnlab.sweep.processes import Processes, Task
+from cnnlab.sweep.processes import Processes, Start, Task, start_fresh
 
 REPOSITORY = Path(__file__).parents[2]
 BASIC = "hydra/launcher=basic"  # in this process: faster, where the process does not matter
@@ -157,6 +158,7 @@ class Recorded(Processes):
         tasks: Iterable[tuple[int, Task] | None],
         ended: Callable[..., None],
         look: Callable[[], None] = lambda: None,
+        start: Start = start_fresh,
     ) -> None:
         Recorded.last = self
         self.tasks = dict(filter(None, tasks))
@@ -165,6 +167,7 @@ class Recorded(Processes):
 @pytest.fixture
 def recorded(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     monkeypatch.setattr("cnnlab.sweep.launcher.Processes", Recorded)
+    monkeypatch.setattr("cnnlab.sweep.launcher.starter", lambda environment, jobs: nullcontext(start_fresh))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return Recorded
 
