@@ -38,6 +38,8 @@ COLUMNS = {
     "first_epoch_seconds": ("first epoch", "{:.1f} s"),
     "later_epoch_seconds": ("a later epoch", "{:.2f} s"),
     "next_run_seconds": ("first epoch of another run", "{:.1f} s"),
+    "overhead_seconds": ("a job beyond its training", "{:.2f} s"),
+    "first_overhead_seconds": ("the first job", "{:.2f} s"),
     "images_per_second": ("images/s", "{:,.0f}"),
 }
 # README's rows: what is measured, by which benchmark, which figure; and its columns, by the contestants' names

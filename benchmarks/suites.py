@@ -107,6 +107,11 @@ def start() -> list[Contestant]:
     ]
 
 
+def jobs() -> list[Contestant]:
+    script = CONTESTANTS / "jobs.py"
+    return [python("a new interpreter for each", script, "--fresh"), python("cnnlab", script)]
+
+
 def growth(axis: str, values: Sequence[int]) -> list[Contestant]:
     """Both at every value of `batch`, `width` (channels of the first convolution) or `depth` (convolutions more)."""
     contestants = []
@@ -158,6 +163,11 @@ BENCHMARKS = {
         ("step_us", "busy"),
     ),
     "start": Benchmark("from the command to what it is for", start, ("command_seconds",)),
+    "jobs": Benchmark(
+        "a job of a sweep on the UCI digits, beyond its training",
+        jobs,
+        ("overhead_seconds", "first_overhead_seconds", "command_seconds"),
+    ),
     "growth_batch": Benchmark(
         "CNN 16-32-64 against the batch size", lambda: growth("batch", (8, 32, 128, 512)), ("images_per_second",)
     ),

@@ -156,6 +156,19 @@ def _seconds(step: TakeStep) -> tuple[float, float]:
     return time.perf_counter() - started, loss
 
 
+def milliseconds_of(step: TakeStep) -> float:
+    """The median time of a step after the warm-up. The global generators are left as they were."""
+    generators = capture_generators()
+    try:
+        trial = Trial(Execution())
+        _warm_up(trial, step, LIMIT)
+        while len(trial.times) < ROUNDS and sum(trial.times) < LIMIT:
+            trial.times.append(_seconds(step)[0])
+    finally:
+        restore_generators(generators)
+    return 1000 * statistics.median(trial.times)
+
+
 def one_line(trials: Sequence[Trial]) -> str:
     """What was chosen, and what a step takes with it and with the defaults."""
     default, chosen = trials[0], [trial for trial in trials if trial.verdict.startswith("chosen")][-1]

@@ -9,7 +9,7 @@ import torch
 
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.normalization import Normalization, normalized
-from cnnlab.engine.autotune import TakeStep, Trial, autotune
+from cnnlab.engine.autotune import TakeStep, Trial, autotune, milliseconds_of
 from cnnlab.engine.backends import build_step
 from cnnlab.engine.backends.compiled import missing_compiler
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
@@ -125,6 +125,17 @@ def _prepare(plan: RunPlan, execution: Execution, normalization: Normalization) 
     if device.type == "cuda":
         take_step()  # loads libraries and tries their kernels, which takes seconds
     return take_step
+
+
+def step_cost(plan: RunPlan, normalization: Normalization) -> dict[str, float]:
+    """What a training step takes: `ms`, and on CUDA the `memory` in MB, its peak beside all that is resident."""
+    on_cuda = plan.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(plan.device)
+    cost = {"ms": milliseconds_of(_prepare(plan, plan.execution, normalization))}
+    if on_cuda:
+        cost["memory"] = torch.cuda.max_memory_allocated(plan.device) / 1e6
+    return cost
 
 
 def _noise(plan: RunPlan, normalization: Normalization) -> Batch:

@@ -53,7 +53,7 @@ from cnnlab.run.resuming import (
 )
 from cnnlab.run.starting_weights import read_starting_weights
 from cnnlab.run.summary import describe_restart, final_metrics, print_plan, print_summary, summarize, table_text
-from cnnlab.run.train_state import build_train_state, check_machine
+from cnnlab.run.train_state import build_train_state, check_machine, step_cost
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
@@ -71,6 +71,10 @@ class SearchTrial(Protocol):
 
     def is_hopeless(self, validation: int, values: Mapping[str, float]) -> bool:
         """Whether the run ends after so many validations, the last of which measured `values`, by tag."""
+        ...
+
+    def beyond(self, measure: Callable[[], Mapping[str, float]]) -> str | None:
+        """A sentence for a run whose step takes more than the search allows: it ends before its first."""
         ...
 
 
@@ -193,6 +197,11 @@ def _train(run: _Run) -> None:
     with _stop_signals() as stopped_by, closing(Observers(plan.observers)) as observers:
         with waiting("timing steps"):
             plan, trials = resolve(plan, run.data, run.checkpoint)
+            beyond = run.trial and run.trial.beyond(lambda: step_cost(plan, run.data.normalization))
+        if beyond:
+            directory.write_json(SUMMARY, {"status": "pruned", "error": beyond})
+            print_wrapped(f"pruned: {beyond}")
+            return
         if plan.lr_is_auto or plan.settings.lr_find:
             with waiting("trying learning rates"):
                 found = find_lr(plan, run.data, directory)

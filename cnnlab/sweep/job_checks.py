@@ -16,6 +16,7 @@ from cnnlab.config.run_config import RunConfig
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.runtime.errors import ConfigError
 from cnnlab.sweep.axes import Job
+from cnnlab.sweep.settings import SIZES
 
 if TYPE_CHECKING:
     from cnnlab.config.run_plan import RunPlan
@@ -80,10 +81,11 @@ class JobChecks:
             return explain(error, CONFIGS)
         return None
 
-    def beyond(self, job: Job, budget: Mapping[str, int | None]) -> str | None:
+    def beyond(self, job: Job, budget: Mapping[str, float | None]) -> str | None:
         """A sentence for a job, whose config is legal, with more parameters or MACs than the budget allows."""
         rows = self.plan(job.overrides).network.rows
-        for name, limit in budget.items():
+        for name in SIZES:
+            limit = budget.get(name)
             size = sum(getattr(row, name) for row in rows)
             if limit is not None and size > limit:
                 return f"beyond sweep.budget.{name}={limit:,}: the network has {size:,}"

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
-from cnnlab.sweep.settings import DIRECTIONS, SweepSettings
+from cnnlab.sweep.settings import DIRECTIONS, MEASURED, SweepSettings
 
 if TYPE_CHECKING:
     from cnnlab.config.run_plan import RunPlan
 
-CONSTANTS = ("parameters", "macs", "seconds")  # of a run: smaller is better
+CONSTANTS = ("parameters", "macs", "seconds", *MEASURED)  # of a run: smaller is better
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Objective:
 
 def objectives(settings: SweepSettings, plan: "RunPlan") -> tuple[Objective, ...]:
     """Those of the settings, the run's monitor where they name none. Raises `ConfigError`."""
+    if settings.budget.get("memory") is not None and plan.device.type != "cuda":
+        raise ConfigError("sweep.budget.memory: it is measured on CUDA: expected null beside device=cpu")
     names = settings.metric or ((plan.settings.monitor,) if plan.settings.monitor else ())
     if not names:
         raise ConfigError("sweep.metric: expected a metric where trainer.monitor=null, received null")
@@ -38,7 +40,8 @@ def objectives(settings: SweepSettings, plan: "RunPlan") -> tuple[Objective, ...
     falling = ["loss", *(meter.lower_is_better if meter else ())]
     metrics = ["accuracy", "loss", *(name for measure in plan.metrics for name in measure.names(plan.spec.class_names))]
     splits = ("val", "test") if plan.settings.monitor_test else ("val",)
-    legal = [*(f"{metric}/{split}" for split in splits for metric in metrics), *CONSTANTS]
+    constants = [name for name in CONSTANTS if name != "memory" or plan.device.type == "cuda"]
+    legal = [*(f"{metric}/{split}" for split in splits for metric in metrics), *constants]
     for name in names:
         _check_name(name, legal, plan)
     directions = settings.direction or tuple(

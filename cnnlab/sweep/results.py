@@ -60,6 +60,7 @@ def read_result(job: Job, status: str, directory: Path, seconds: float | None = 
     metrics |= {f"{name}/test": value for name, value in summary.get("test", {}).items()}
     constants: dict[str, float] = {name: summary[name] for name in ("parameters", "macs") if name in summary}
     constants |= {name: value for name, value in summary.get("train", {}).items() if name == "seconds"}
+    error = error or str(summary.get("error", ""))
     lower_is_better = bool(best.get("lower_is_better"))
     return Result(job, status, seconds, error, directory, best.get("monitor"), metrics, lower_is_better, constants)
 

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from cnnlab.sweep.results import Result, read_result
 from cnnlab.sweep.settings import SweepSettings
 from cnnlab.sweep.space import Space
 from cnnlab.sweep.study import build_sampler, quiet
+from cnnlab.sweep.trial import COST
 
 if TYPE_CHECKING:
     import optuna
@@ -197,9 +199,7 @@ class SearchRun:
         status = status_of(place) if (place / "summary.json").is_file() else ""
         if status not in ENDED:
             return None
-        return read_result(
-            job, status, place, error=str(RunDirectory(place).read_json("summary.json").get("error", ""))
-        )
+        return read_result(job, status, place)
 
     @quiet
     def record(self, result: Result) -> None:
@@ -210,6 +210,7 @@ class SearchRun:
         if result.status not in ENDED:
             self._interrupted[number] = result
             return
+        result = self._with_cost(result)
         values = [float(math.nan if (value := result.value(by.name)) is None else value) for by in self.objectives]
         if result.status == "completed" and not all(map(math.isfinite, values)):
             result = _failed(result, f"expected finite numbers for {listing(self.settings.metric)}, received {values}")
@@ -219,6 +220,11 @@ class SearchRun:
         else:
             state = TrialState.PRUNED if result.status == "pruned" else TrialState.FAIL
             self.study.tell(number, state=state, skip_if_finished=True)
+
+    def _with_cost(self, result: Result) -> Result:
+        """With what the trial measured of its step, which the study keeps."""
+        cost = internals.stored_trial(self.study, result.job.number).user_attrs.get(COST, {})
+        return replace(result, constants={**result.constants, **cost}) if cost else result
 
     def results(self) -> list[Result]:
         """One for each trial so far, in their order."""
@@ -235,7 +241,8 @@ class SearchRun:
         if not place.is_dir() and outcome["directory"]:
             place = Path(outcome["directory"])
         if place.is_dir():
-            return read_result(job, outcome["status"], place, outcome["seconds"], outcome["error"])
+            result = read_result(job, outcome["status"], place, outcome["seconds"], outcome["error"])
+            return self._with_cost(result)
         return Result(  # of another machine
             job,
             outcome["status"],

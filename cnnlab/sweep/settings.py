@@ -9,7 +9,8 @@ from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_yo
 
 GRID = "grid"
 DIRECTIONS = ("maximize", "minimize")
-LIMITED = ("parameters", "macs")
+SIZES, MEASURED = ("parameters", "macs"), ("ms", "memory")
+LIMITED = (*SIZES, *MEASURED)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SweepSettings:
     metric: tuple[str, ...]
     direction: tuple[str, ...]
     pruner: Any
-    budget: Mapping[str, int | None]
+    budget: Mapping[str, float | None]
     storage: str | None
     study: str
     space: Mapping[str, str]
@@ -102,7 +103,7 @@ def _check_budget(settings: SweepSettings, complaints: Complaints) -> None:
             complaints.add(f"sweep.budget.{name}", no_such_key(name, LIMITED))
         elif limit is not None:
             try:
-                integer(name, limit, 1)
+                integer(name, limit, 1) if name in SIZES else number(name, limit, 0, open_minimum=True)
             except ArgumentError as error:
                 complaints.add_error("sweep.budget", error)
     if settings.is_grid and any(limit is not None for limit in settings.budget.values()):

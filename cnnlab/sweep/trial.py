@@ -1,17 +1,19 @@
 """A run that is a trial: its own process asks the study whether it is hopeless."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnlab.sweep.optuna_internals import open_trial, stored_trial
+from cnnlab.sweep.optuna_internals import open_trial, set_attribute, stored_trial
 from cnnlab.sweep.saved_sweep import SavedSweep, quoted
+from cnnlab.sweep.settings import MEASURED
 
 if TYPE_CHECKING:
     import optuna
 
 TRIAL = "CNNLAB_TRIAL"  # NUMBER:SWEEP, in the environment of a job
+COST = "cost"  # attribute of a trial: what its training step takes
 STORAGE = "CNNLAB_SWEEP_STORAGE"  # its URL, with the password that is written nowhere
 
 
@@ -42,6 +44,28 @@ class RunningTrial:
         from cnnlab.sweep.study import quiet
 
         return quiet(self._judge)(validation, values)
+
+    def beyond(self, measure: Callable[[], Mapping[str, float]]) -> str | None:
+        """A sentence where a training step takes more than the sweep's budget; measured once, and kept in the study."""
+        limits = {name: limit for name in MEASURED if (limit := self.settings["budget"].get(name)) is not None}
+        if not limits and not set(MEASURED) & set(self.settings["metric"]):
+            return None
+        from cnnlab.sweep.study import quiet
+
+        cost = quiet(self._cost)(measure)
+        for name, limit in limits.items():
+            if cost[name] > limit:
+                unit = "ms" if name == "ms" else "MB"
+                return f"beyond sweep.budget.{name}={limit:,}: a training step takes {cost[name]:,.4g} {unit}"
+        return None
+
+    def _cost(self, measure: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        study = self._open().study
+        recorded = stored_trial(study, self.number).user_attrs.get(COST)
+        if recorded is None:
+            recorded = dict(measure())
+            set_attribute(study, self.number, COST, recorded)
+        return recorded
 
     def _judge(self, validation: int, values: Mapping[str, float]) -> bool:
         trial = self._open()

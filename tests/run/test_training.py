@@ -5,13 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from commands import Answer, ok, run
 from fast_run import FAST, read_json, train_fast
@@ -417,12 +418,34 @@ def test_a_run_stops_by_default_and_without_a_checkpoint(in_tmp_path: Path, over
 class Hopeless:
     """A trial that is given up at its second validation."""
 
-    def __init__(self) -> None:
+    def __init__(self, beyond: str | None = None) -> None:
         self.judged: list[tuple[int, set[str]]] = []
+        self.sentence = beyond
+
+    def beyond(self, measure: Callable[[], Mapping[str, float]]) -> str | None:
+        self.cost = measure()
+        return self.sentence
 
     def is_hopeless(self, validation: int, values: Mapping[str, float]) -> bool:
         self.judged.append((validation, set(values)))
         return validation == 2
+
+
+def test_a_trial_beyond_its_budget_ends_before_its_first_step(in_tmp_path: Path) -> None:
+    trial = Hopeless("beyond sweep.budget.ms=1: …")
+    run_training(RunConfig(cnnlab.compose(FAST, "model=mlp", "run_dir=run")), trial)
+    assert read_json(Path("run/summary.json")) == {"status": "pruned", "error": trial.sentence}
+    assert trial.cost["ms"] > 0
+    assert not Path("run/checkpoints").exists()
+
+
+def test_measuring_a_step_leaves_the_run_as_it_was(in_tmp_path: Path) -> None:
+    """With dropout, batch norm and augmentation, which draw and keep state."""
+    settings = (FAST, "model=resnet_small", "data.augment.move={type: shift, pixels: 1}", "trainer.max_steps=2")
+    run_training(RunConfig(cnnlab.compose(*settings, "run_dir=measured")), Hopeless())
+    run_training(RunConfig(cnnlab.compose(*settings, "run_dir=plain")))
+    measured, plain = (read_checkpoint(Path(name) / "checkpoints/step-00000002") for name in ("measured", "plain"))
+    assert all(torch.equal(measured.weights[name], value) for name, value in plain.weights.items())
 
 
 def test_a_trial_is_judged_at_each_validation_and_leaves_the_test_split_alone(in_tmp_path: Path) -> None:

@@ -29,12 +29,19 @@ from cnnlab.config.run_config import RunConfig
 from cnnlab.run.files import RunDirectory
 from cnnlab.run.training import SearchTrial
 from cnnlab.runtime.errors import Interrupted, TrainingError
+from cnnlab.sweep.trial import TRIAL, running_trial
 
 pytest.importorskip("optuna")
 REPOSITORY = Path(__file__).parents[2]
 BASIC = "hydra/launcher=basic"  # in this process: faster, where the process does not matter
 LR = "optimizer.lr=tag(log, interval(1e-3, 1e-1))"
 MLP = ("model=mlp", "observers.tensorboard=null")
+
+
+def measured(place: Path, width: int) -> dict[str, float]:
+    """A step of half a millisecond for each unit; leaves a file that was not there before."""
+    (place / "measured").touch(exist_ok=False)
+    return {"ms": width / 2}
 
 
 @pytest.fixture
@@ -46,7 +53,11 @@ def pretended(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place = Path(values["resume"] or values["run_dir"])
         directory = RunDirectory(place) if values["resume"] else RunDirectory.create("pretended", place)
         directory.write_text("config.yaml", config.config_yaml())
-        lr = values["optimizer"]["lr"]
+        lr, width = values["optimizer"]["lr"], values["model"]["blocks"]["hidden1"]["out_features"]
+        if beyond := trial and trial.beyond(lambda: measured(place, width)):
+            directory.write_json("summary.json", {"status": "pruned", "error": beyond})
+            directory.release()
+            return
         accuracy = 1 / (1 + abs(math.log10(lr / 0.03)))
         status = "completed"
         for validation in (1, 2, 3):
@@ -55,7 +66,6 @@ def pretended(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 break
         best = {"monitor": "accuracy/val", "lower_is_better": False, "accuracy/val": accuracy, "loss/val": lr}
         test = {"test": {"accuracy": accuracy}} if trial is None else {}
-        width = values["model"]["blocks"]["hidden1"]["out_features"]
         directory.write_json(
             "summary.json", {"status": status, "step": validation, "best": best, "parameters": width} | test
         )
@@ -175,6 +185,36 @@ def test_trials_beyond_the_budget_are_refused_and_cost_nothing(pretended: Path) 
     errors = {row["error"] for row in rows(sweep) if row["model.blocks.hidden1.out_features"] == "9"}
     assert errors == {"beyond sweep.budget.parameters=1,874: the network has 1,875"}
     assert len(summaries(sweep)) == sum(row["status"] == "completed" for row in rows(sweep))
+
+
+def test_trials_whose_step_takes_too_long_are_refused(pretended: Path) -> None:
+    ok(search("model.blocks.hidden1.out_features=8,9,64", "sweep.budget.ms=4", "sweep.n_trials=6"))
+    found = {
+        row["model.blocks.hidden1.out_features"]: (row["status"], row["error"]) for row in rows(sweep_of(pretended))
+    }
+    assert found == {
+        "8": ("completed", ""),
+        "9": ("pruned", "beyond sweep.budget.ms=4: a training step takes 4.5 ms"),
+        "64": ("pruned", "beyond sweep.budget.ms=4: a training step takes 32 ms"),
+    }
+
+
+def test_the_time_of_a_step_is_a_metric_that_is_measured_once(pretended: Path) -> None:
+    ok(search("model.blocks.hidden1.out_features=8,64", LR, "sweep.metric=[accuracy/val, ms]", "sweep.n_trials=4"))
+    sweep = sweep_of(pretended)
+    assert {(row["model.blocks.hidden1.out_features"], row["ms"]) for row in rows(sweep)} <= {
+        ("8", "4.0"),
+        ("64", "32.0"),
+    }
+    again = running_trial({TRIAL: f"0:{sweep}"})
+    assert again
+    assert again.beyond(lambda: pytest.fail("measured again")) is None
+
+
+def test_memory_is_a_budget_on_cuda_alone(pretended: Path) -> None:
+    answer = search(LR, "sweep.budget.memory=100", "device=cpu")
+    assert answer.code == 2
+    assert "sweep.budget.memory: it is measured on CUDA" in answer.err
 
 
 def test_several_objectives_have_a_front(pretended: Path) -> None:
