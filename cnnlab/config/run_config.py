@@ -17,6 +17,7 @@ from cnnlab.config.saved_config import load_saved_config, load_saved_overrides, 
 NOT_SAVED: dict[str, Any] = {"resume": None, "trust": [], "run_dir": None}  # they belong to one command
 COMMAND_ONLY = ("resume", "trust")  # legal beside any saved config
 
+NO_HYPERPARAMETERS = (*NOT_SAVED, "name", "published", "observers", "device")
 RESTART = "schedule.restart"  # of one command, too: the run's config keeps the step that it was given at
 
 
@@ -49,6 +50,17 @@ class RunConfig:
     def given(self) -> list[str]:
         """The overrides as on the command line."""
         return [as_given(override) for override in self.overrides]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The learning rate, and what this run's command chose otherwise than the defaults, by dotted key."""
+        leaves = dict(_leaves(self.values))
+        chosen = {"optimizer.lr": leaves["optimizer.lr"]} if "optimizer.lr" in leaves else {}
+        for one in self.given:
+            key, _, text = one.lstrip("+~").partition("=")
+            if key.partition(".")[0] not in NO_HYPERPARAMETERS:
+                chosen[key] = "removed" if one.startswith("~") else leaves.get(key, text)
+        return chosen
 
     def overrides_yaml(self) -> str:
         """The text of `overrides.yaml`, a list as on the command line."""

@@ -11,7 +11,7 @@ from torch import Tensor
 class Started:
     """The run begins, or resumes after `step`: the first record that every observer gets.
 
-    `hyperparameters` is the config, flattened to plain values; `model_table` the layer table as text. `watched` is
+    `hyperparameters` are what the command chose, by dotted key; `model_table` the layer table as text. `watched` is
     true if `Descent` records will follow.
     """
 

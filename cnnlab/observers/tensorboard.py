@@ -36,7 +36,6 @@ WATCHED = {
 SHARED = ("loss", "accuracy")  # measured on several splits, which are part of the tag
 HISTOGRAM = 10_000  # about as many values of a tensor, evenly spaced: more would draw the same
 BINS = 30  # as TensorBoard draws
-OUTCOMES = ("accuracy/val", "loss/val", "accuracy/test", "loss/test")
 
 
 class TensorBoard:
@@ -44,12 +43,14 @@ class TensorBoard:
 
     def __init__(self) -> None:
         self.writer: SummaryWriter | None = None
+        self.step = 0
         self._excepthook = threading.excepthook
 
     def log(self, record: Record) -> None:
         if isinstance(record, Started):
             self._start(record)
         elif isinstance(record, Metrics) and self.writer:
+            self.step = record.step
             for name, value in record.values.items():
                 if name != "seconds":  # what training alone measures, such as lr, needs no split in its tag
                     tag = f"{name}/{record.split}" if name in SHARED or record.split != "train" else name
@@ -64,11 +65,11 @@ class TensorBoard:
             _draw(self.writer, record)
             self.writer.flush()
         elif isinstance(record, Finished) and self.writer:
-            _, _, end = self._hparams(record.metrics)
-            self._write(end)
+            self._finish(record)
 
     def _start(self, record: Started) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         # always a purge_step: without one on the first run, readers show the points of a resumed run twice
         purge_step = record.step + 1 if record.step else 0
@@ -76,21 +77,24 @@ class TensorBoard:
         _wait_for_a_later_name(record.directory)
         self.writer = SummaryWriter(str(record.directory), purge_step=purge_step)
         threading.excepthook = self._report
-        self.hyperparameters = {name: _plain(value) for name, value in record.hyperparameters.items()}
         if record.step:
             return
         self.writer.add_custom_scalars(LAYOUT | WATCHED if record.watched else LAYOUT)
         self.writer.add_text("model", f"```\n{record.model_table}\n```", 0)
-        experiment, start, _ = self._hparams(dict.fromkeys(OUTCOMES, 0.0))
-        self._write(experiment)
+        # without a description of the columns, which would be this run's, HParams shows those of all runs together,
+        # what differs first
+        _, start, _ = hparams({name: _plain(value) for name, value in record.hyperparameters.items()}, {})
         self._write(start)
         self.writer.flush()
 
-    def _hparams(self, metrics: dict[str, float]) -> tuple[Any, Any, Any]:
+    def _finish(self, record: Finished) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        first, second, third = hparams(self.hyperparameters, metrics)
-        return first, second, third
+        assert self.writer
+        for tag, value in record.metrics.items():  # HParams shows a tag's last value, which need not be the best
+            self.writer.add_scalar(f"best/{tag}", value, self.step)
+        _, _, end = hparams({}, {})
+        self._write(end)
 
     def _write(self, summary: Any) -> None:
         """Into the run's own event file: `add_hparams` would make a second run beside it."""

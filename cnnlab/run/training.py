@@ -62,8 +62,6 @@ from cnnlab.runtime.terminal import leave_terminal, print_wrapped, silenced, wai
 
 MOST_ROLLBACKS = 3  # of a run
 SAME_REQUEST = 1.0  # seconds
-# keys without influence on what is learned
-NO_HYPERPARAMETERS = ("name", "run_dir", "resume", "trust", "published", "observers", "device")
 
 
 class SearchTrial(Protocol):
@@ -246,7 +244,7 @@ def _started(run: _Run, trainer: Trainer) -> Started:
         step=trainer.progress.step,
         total_steps=trainer.total_steps,
         epochs=trainer.total_epochs,
-        hyperparameters=_flatten({k: v for k, v in run.config.values.items() if k not in NO_HYPERPARAMETERS}),
+        hyperparameters=run.config.hyperparameters,
         model_table=table_text(run.plan),
         watched=run.plan.settings.watch_every is not None,
     )
@@ -412,14 +410,3 @@ def _until_stopped(batches: Iterable[Batch], stopped_by: Sequence[int]) -> Itera
         if stopped_by:
             raise Interrupted(stopped_by[0])
         yield batch
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"optimizer.lr": 0.05, …}`: the config's leaves by their dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
