@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+A_DAY = 24 * 3600.0  # seconds: what a job takes is averaged over all of them
 NOT_FOR_JOBS = ("hydra.mode", "hydra.launcher", "hydra.sweeper", "hydra/launcher", "hydra/sweeper")
 FLAGS = {"config-path": "config_path", "config-name": "config_name", "config-dir": "config_dir"}
 
@@ -83,8 +85,9 @@ class ProcessLauncher(Launcher):
             def report(number: int, how: Ended) -> None:
                 result = _ended(started[number], folder, how)
                 ended(result)
-                console.print(wrapped(str(result), console.file), markup=False)
                 progress.advance(task)
+                left = "" if is_live(sys.stdout) else time_left(progress)
+                console.print(wrapped(f"{result}{left}", console.file), markup=False)
 
             processes.run(tasks(), report, lambda: progress.update(task, running=len(processes.running)), start)
         return processes.stopped_by
@@ -142,9 +145,19 @@ def _progress(console: "Console") -> "Progress":
         TimeRemainingColumn(),
         TextColumn("left"),
         console=console,
+        speed_estimate_period=A_DAY,
         transient=True,
         disable=not is_live(sys.stdout),
     )
+
+
+def time_left(progress: "Progress") -> str:
+    """How many jobs are done and about how long the others take, for a log; nothing after the last."""
+    (task,) = progress.tasks
+    seconds = task.time_remaining
+    if task.finished or seconds is None:
+        return ""
+    return f"  ({task.completed:.0f} of {task.total:.0f} done, about {timedelta(seconds=round(seconds))} left)"
 
 
 def _ended(job: Job, folder: Path, how: Ended) -> Result:

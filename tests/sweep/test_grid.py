@@ -14,13 +14,14 @@ import pytest
 from commands import Answer, run
 from fast_run import FAST, read_json
 from hydra.core.plugins import Plugins
+from rich.progress import Progress
 
 import cnnlab
 from cnnlab.cli import train
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ConfigError, Interrupted
-from cnnlab.sweep.launcher import ProcessLauncher
+from cnnlab.sweep.launcher import ProcessLauncher, time_left
 from cnnlab.sweep.processes import Processes, Start, Task, start_fresh
 
 REPOSITORY = Path(__file__).parents[2]
@@ -223,6 +224,17 @@ def test_tracebacks_are_for_jobs_where_the_user_asks_for_them(
 def test_no_more_run_at_once_than_there_are(monkeypatch: pytest.MonkeyPatch, n_jobs: int | None, at_once: int) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert ProcessLauncher(n_jobs).processes(3).at_once == at_once
+
+
+def test_a_log_says_how_much_is_left() -> None:
+    now = iter([0.0, 0.0, 100.0, 200.0, 300.0])
+    with Progress(get_time=lambda: next(now), speed_estimate_period=1000, disable=True) as progress:
+        task = progress.add_task("", total=4)
+        said = []
+        for _ in range(3):
+            progress.advance(task)
+            said.append(time_left(progress))
+    assert said == ["", "  (2 of 4 done, about 0:03:20 left)", "  (3 of 4 done, about 0:01:40 left)"]
 
 
 def test_where_there_are_several_gpus_each_has_a_job(
