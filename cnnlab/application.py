@@ -45,8 +45,15 @@ EXIT_STATUSES = {
 USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 
 
+Task = Callable[[DictConfig], None]
+
+
 class _JobFailedError(BaseException):
     """Carries a job's error past Hydra, which would print a line of its own about any `Exception`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 SHOW = ("--cfg", "-c", "--resolve", "--package", "-p")
@@ -60,10 +67,10 @@ def run_command(name: str) -> None:
 
         print(f"cnnlab {__version__}, torch {version('torch')}")
         return
-    job = JOBS[name]
+    task = TASKS[name]
     if line.value("--cfg", "-c") == "job" and not line.has("-m", "--multirun"):
-        job, line = partial(_show_job, name, line), line.without(*SHOW)
-    _run_application(name, job, line)
+        task, line = _show_task(name, line), line.without(*SHOW)
+    _run_application(name, task, line)
 
 
 def _train_job(composed: DictConfig) -> None:
@@ -126,28 +133,46 @@ def _select(config: DictConfig, package: str | None) -> Any:
     return found
 
 
-JOBS: dict[str, Callable[[DictConfig], None]] = {"train": _train_job, "evaluate": _evaluate_job}
+# functions of this module: a launcher may pickle them for another machine
 
 
-def _run_application(config_name: str, job: Callable[[DictConfig], None], line: CommandLine) -> None:
+def _train_task(composed: DictConfig) -> None:
+    _run_job(_train_job, composed)
+
+
+def _evaluate_task(composed: DictConfig) -> None:
+    _run_job(_evaluate_job, composed)
+
+
+def _show_task(name: str, line: CommandLine) -> Task:
+    def task(composed: DictConfig) -> None:
+        _run_job(partial(_show_job, name, line), composed)
+
+    return task
+
+
+TASKS: dict[str, Task] = {"train": _train_task, "evaluate": _evaluate_task}
+
+
+def _run_job(job: Task, composed: DictConfig) -> None:
+    """A job's error goes past Hydra; where the next job follows in this process, it is printed here."""
+    if not show_traceback.get():  # not for the children of a job
+        os.environ.pop(FULL_ERROR, None)
+    try:
+        job(composed)
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            _print_error(error)
+            raise
+        raise _JobFailedError(error) from error
+    finally:
+        os.environ[FULL_ERROR] = "1"
+
+
+def _run_application(config_name: str, task: Task, line: CommandLine) -> None:
     show_traceback.set(os.environ.get(FULL_ERROR) == "1")
     os.environ[FULL_ERROR] = "1"  # makes Hydra raise instead of print and exit
     failures: list[Exception] = []
-
-    def task(composed: DictConfig) -> None:
-        if not show_traceback.get():  # not for the children of a job
-            del os.environ[FULL_ERROR]
-        try:
-            job(composed)
-        except Exception as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # in this process, the next job follows
-                _print_error(error)
-                raise
-            failures.append(error)
-            raise _JobFailedError from error
-        finally:
-            os.environ[FULL_ERROR] = "1"
-
     if isinstance(sys.stdout, io.TextIOWrapper):
         # errors as stderr has them: names of files need not be UTF-8; a pipe on Windows would not be UTF-8 at all
         sys.stdout.reconfigure(encoding="utf-8" if os.name == "nt" else None, errors="backslashreplace")
@@ -159,7 +184,8 @@ def _run_application(config_name: str, job: Callable[[DictConfig], None], line: 
         overrides = tuple(allow_constructor_arguments(line.overrides))
         sys.argv[1:] = replace(line, overrides=overrides).arguments()
         application()
-    except _JobFailedError:
+    except _JobFailedError as failed:
+        failures.append(failed.error)
         if isinstance(failures[0], BrokenPipeError):  # the reader of our output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)

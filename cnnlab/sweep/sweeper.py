@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,16 +170,20 @@ class GridOrSearch(Sweeper):
     def _run_jobs(
         self, jobs: Iterable[Job | None], count: int, folder: Path, ended: Callable[[Result], None], done: int = 0
     ) -> int | None:
-        """By our launcher some at a time; by another a grid's at once, and a search's one by one."""
+        """By our launcher some at a time; by another a grid's at once, and a search's in batches."""
         if isinstance(self.launcher, ProcessLauncher):
             return self.launcher.run(jobs, count, folder, ended, done)
         coming = filter(None, jobs)
-        batches = ([job] for job in coming) if self.config.sweep.sampler != GRID else [list(coming)]
-        for batch in batches:
-            stopped_by = self._launch(batch, folder, ended) if batch else None
+        at_once = count if self.config.sweep.sampler == GRID else self._trials_at_once(count)
+        while batch := list(islice(coming, at_once)):
+            stopped_by = self._launch(batch, folder, ended)
             if stopped_by is not None:
                 return stopped_by
         return None
+
+    def _trials_at_once(self, count: int) -> int:
+        """As many as submitit's `array_parallelism`, in four batches or more: later trials learn from earlier ones."""
+        return max(1, min(self.config.hydra.launcher.get("array_parallelism", 1), count // 4))
 
     def _launch(self, jobs: Sequence[Job], folder: Path, ended: Callable[[Result], None]) -> int | None:
         try:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from commands import Answer, run
+from commands import Answer, ok, run
 from fast_run import FAST, read_json
 from hydra.core.plugins import Plugins
 from rich.progress import Progress
@@ -327,3 +327,12 @@ def test_a_signal_lets_the_running_job_save_and_starts_no_other(
     assert err.splitlines()[-1].endswith(f"resume={sweep.relative_to(tmp_path)}")
     assert out == ""
     assert "001_seed2" not in {path.name for path in sweep.iterdir()}
+
+
+def test_submitit_runs_jobs_and_returns_their_results(in_tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    answer = ok(grid("seed=1,2", "model=linear", "observers=quiet", "hydra/launcher=submitit_local"))
+    with (sweep_of(in_tmp_path) / "sweep.csv").open(encoding="utf-8") as file:
+        found = [(row["seed"], row["status"]) for row in csv.DictReader(file)]
+    assert found == [("1", "completed"), ("2", "completed")]
+    assert answer.err == ""
