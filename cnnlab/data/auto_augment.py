@@ -59,8 +59,8 @@ class RandAugment(_AutoAugment):
     Each is one of 14: identity, shear and translation along rows or columns, rotation, brightness, color, contrast,
     sharpness, posterize, solarize, autocontrast, equalize (arXiv 1909.13719). `magnitude` counts from 0 to
     `num_magnitude_bins` − 1. `interpolation` is nearest or bilinear; around the image is `fill` of 0…255, one number
-    or one for each channel. Images are rounded to whole numbers first. Color leaves images of 1 channel as they are.
-    Raises `ArgumentError`.
+    or one for each channel. Images are rounded to whole numbers of 0…255 first. Color leaves images of 1 channel as
+    they are. Raises `ArgumentError`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RandAugment(_AutoAugment):
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         table_KB = magnitudes(self.num_magnitude_bins, *x_NCHW.shape[2:])
         bin_N = torch.full((len(x_NCHW),), self.magnitude, device=x_NCHW.device)
-        x_NCHW = x_NCHW.round()
+        x_NCHW = _levels(x_NCHW)
         for first in range(0, self.draws, 2):
             drawn = self.drawn(table_KB, u_ND[:, first], u_ND[:, first + 1], bin_N)
             x_NCHW = self.applied(x_NCHW, *drawn)
@@ -91,7 +91,7 @@ class TrivialAugmentWide(_AutoAugment):
 
     The operations are those of `rand_augment`, over wider ranges (arXiv 2103.10158), each in `num_magnitude_bins`
     steps. `interpolation` is nearest or bilinear; around the image is `fill` of 0…255, one number or one for each
-    channel. Images are rounded to whole numbers first. Raises `ArgumentError`.
+    channel. Images are rounded to whole numbers of 0…255 first. Raises `ArgumentError`.
     """
 
     draws = 3
@@ -102,7 +102,7 @@ class TrivialAugmentWide(_AutoAugment):
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         bin_N = (u_ND[:, 2] * self.num_magnitude_bins).long()
         drawn = self.drawn(wide_magnitudes(self.num_magnitude_bins), u_ND[:, 0], u_ND[:, 1], bin_N)
-        return self.applied(x_NCHW.round(), *drawn)
+        return self.applied(_levels(x_NCHW), *drawn)
 
 
 @lru_cache(maxsize=64)
@@ -133,6 +133,11 @@ def _table(
         "solarize": BRIGHTEST * torch.linspace(1.0, 0.0, bins),
     }
     return torch.stack([rows.get(name, torch.zeros(bins)) for name in OPERATIONS])
+
+
+def _levels(x_NCHW: Tensor) -> Tensor:
+    """The nearest whole numbers of 0…255; an augmentation before may have left them."""
+    return x_NCHW.round().clamp_(0, BRIGHTEST)
 
 
 def _moved(matrix: Matrix, interpolation: str, fill: Fill, x_NCHW: Tensor, magnitude_N111: Tensor) -> Tensor:

@@ -41,10 +41,11 @@ def by_operation(x_NCHW: Tensor, operation_N: Tensor, operations: Sequence[Opera
     """
     counts = (operation_N[:, None] == torch.arange(len(operations), device=operation_N.device)).sum(0).tolist()
     order_N = operation_N.argsort(stable=True)
-    groups = zip(operations, order_N.split(counts), value_N[order_N][:, None, None, None].split(counts), strict=True)
+    values = value_N.index_select(0, order_N)[:, None, None, None].split(counts)
     changed_NCHW = torch.empty_like(x_NCHW)
-    for operation, place_N, value_N111 in groups:
+    for operation, place_N, value_N111 in zip(operations, order_N.split(counts), values, strict=True):
         if len(place_N):
+            # picked one operation at a time: the images stay in the processor's cache until they are put back
             changed_NCHW.index_copy_(0, place_N, operation(x_NCHW.index_select(0, place_N), value_N111))
     return changed_NCHW
 

@@ -130,6 +130,14 @@ def test_all_operations_are_drawn_equally_often() -> None:
     assert (counts - 1_000).abs().max() < 5 * (count / 14 * 13 / 14) ** 0.5  # five standard deviations
 
 
+def test_images_beyond_the_range_are_brought_into_it() -> None:
+    x_NCHW = torch.linspace(-20, 300, 3 * HEIGHT * WIDTH).reshape(1, 3, HEIGHT, WIDTH).expand(50, -1, -1, -1)
+    changed = RandAugment()(x_NCHW, uniforms(3, torch.arange(50), 4), FIRST)
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+    assert torch.equal(changed, changed.round())
+
+
 def test_no_operation_changes_nothing() -> None:
     x_NCHW = images(2, 3).float()
     assert torch.equal(RandAugment(num_ops=0)(x_NCHW, torch.empty(2, 0), FIRST), x_NCHW)
