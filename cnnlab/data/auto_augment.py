@@ -26,14 +26,14 @@ from cnnlab.data.per_image import (
 from cnnlab.runtime.checks import integer, one_of
 
 Matrix = Callable[[Tensor, int, int], Tensor]  # magnitudes (N,), height, width → (N, 2, 3), as `resample` takes it
-MOST_OPS = 100
+MOST_OPS, MOST_BINS = 100, 10_000
 
 
 class _AutoAugment(Augmentation):
     """What both have: the operations, how pixels are read and what is around the image."""
 
     def __init__(self, num_magnitude_bins: int, interpolation: str, fill: Fill) -> None:
-        self.num_magnitude_bins = integer("num_magnitude_bins", num_magnitude_bins, 2)
+        self.num_magnitude_bins = integer("num_magnitude_bins", num_magnitude_bins, 2, MOST_BINS)
         self.interpolation = one_of("interpolation", interpolation, INTERPOLATIONS)
         self.fill = fill_value("fill", fill)
 

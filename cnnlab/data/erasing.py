@@ -1,7 +1,6 @@
 """Augmentations that hide a rectangle of each image."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from cnnlab.data.per_image import (
     pixel_uniforms,
     spread,
 )
-from cnnlab.runtime.checks import integer, number, one_of
+from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import ArgumentError
 
 TRIES = 10  # rectangles that are drawn until one fits, as torchvision has it
@@ -75,19 +74,20 @@ class RandomErasing(Augmentation):
         self.p = number("p", p, 0, 1)
         self.scale = ascending("scale", scale, 0, 1)
         self.ratio = factors("ratio", ratio)
-        self.value = one_of("value", value, (RANDOM,)) if isinstance(value, str) else fill_value("value", value)
+        if isinstance(value, str) and value != RANDOM:
+            raise ArgumentError("value", f"expected a number, one for each channel, or {RANDOM}, received {value!r}")
+        self.value: Fill | str = value if isinstance(value, str) else fill_value("value", value)
 
     def check(self, shape: Shape) -> None:
-        if self.value != RANDOM:
+        if not isinstance(self.value, str):
             check_fill("value", self.value, shape[0])
 
     def __call__(self, x_NCHW: Tensor, u_ND: Tensor, turn_N: Tensor) -> Tensor:
         first_N2, sides_N2 = self.rectangles(u_ND, x_NCHW.shape[2:])
-        value: Any = self.value
-        if value == RANDOM:
+        if isinstance(self.value, str):
             value_NCHW = (pixel_uniforms(u_ND[:, -2:], x_NCHW.shape) * (BRIGHTEST + 1)).floor()
         else:
-            value_NCHW = spread(value, x_NCHW)
+            value_NCHW = spread(self.value, x_NCHW)
         return torch.where(_rectangles(first_N2, sides_N2, x_NCHW), value_NCHW, x_NCHW)
 
     def rectangles(self, u_ND: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
