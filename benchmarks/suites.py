@@ -94,6 +94,16 @@ def images() -> list[Contestant]:
     ]
 
 
+def augment(name: str) -> list[Contestant]:
+    torchvision = CONTESTANTS / "augment_torchvision.py"
+    return [
+        python("torchvision, PIL images, 2 workers", torchvision, name, "pil"),
+        python("torchvision, tensors, 2 workers", torchvision, name, "tensor"),
+        python("cnnlab", CONTESTANTS / "augment_cnnlab.py", name),
+        python("cnnlab, one thread", CONTESTANTS / "augment_cnnlab.py", name, environment=ONE_THREAD),
+    ]
+
+
 def busy() -> list[Contestant]:
     return [python("cnnlab", CONTESTANTS / "busy.py", str(batch), at=batch) for batch in (128, 1024, 1536, 2048, 4096)]
 
@@ -157,6 +167,14 @@ BENCHMARKS = {
         images,
         ("first_epoch_seconds", "later_epoch_seconds", "next_run_seconds", "peak_mb"),
     ),
+    **{
+        name: Benchmark(
+            f"`{name}` on 32×32 colour images from memory, in normalised batches of 512, no network",
+            lambda name=name: augment(name),
+            ("images_per_second", "peak_mb"),
+        )
+        for name in ("rand_augment", "color_jitter", "random_affine")
+    },
     "busy": Benchmark(
         "CNN 16-32-64 (`model=cnn`) against the batch size: a step, and how much of its time the GPU computes",
         busy,

@@ -20,7 +20,9 @@ from cnnlab.run.loaders import read_training_data, train_loader
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 AUGMENT = (
     "data.augment={shift: {type: shift, pixels: 1}, turn: rotation, flip: horizontal_flip, "
-    "hole: {type: cutout, size: 2}, light: brightness, contrast: contrast}"
+    "hole: {type: cutout, size: 2}, light: brightness, contrast: contrast, "
+    "jitter: {type: color_jitter, brightness: 0.2, contrast: 0.2}, hide: {type: random_erasing, value: random}, "
+    "noise: {type: gaussian_noise, sigma: 0.02}, more: {type: random_affine, degrees: 9, interpolation: bilinear}}"
 )
 
 

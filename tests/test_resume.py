@@ -28,7 +28,9 @@ STEPS = 228
 SETTINGS = (
     "seed=3",
     "data.batch_size=64",
-    "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}, mix: mixup}",
+    "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}, two: {type: rand_augment, num_ops: 1}, "
+    "light: {type: color_jitter, brightness: 0.2, contrast: 0.2}, hide: {type: random_erasing, value: random}, "
+    "noise: {type: gaussian_noise, sigma: 0.02}, mix: mixup}",
     "trainer.epochs=12",
     "trainer.accumulate=2",
     "trainer.ema=0.99",

@@ -44,7 +44,7 @@ def _arguments_of_source(section: Mapping[str, Any], trust: Trust) -> Collection
 def check_augment(
     data: DataSettings | None, spec: DataSpec | None, complaints: Complaints, trust: Trust
 ) -> dict[str, Augmentation | Mixing]:
-    """The augmentations in their order, by name; complains of one that is too large for the data's images."""
+    """The augmentations in their order, by name; complains of one that does not fit the data's images."""
     built: dict[str, Augmentation | Mixing] = {}
     for name, given in (data.augment if data else {}).items():
         key = f"data.augment.{name}"
@@ -55,7 +55,7 @@ def check_augment(
         if spec and isinstance(step, Augmentation):
             try:
                 step.check(spec.input_shape)
-            except ArgumentError as error:
+            except ConfigError as error:
                 complaints.add_error(key, error)
     return built
 
