@@ -134,9 +134,10 @@ def script_validation(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iter
 
 
 @pytest.mark.parametrize(
-    ("epochs", "max_steps", "expected"), [(2, 5, 5), (1, 100, 4), (None, 6, 6), (2, None, 8), (None, None, None)]
+    ("epochs", "max_steps", "expected"),
+    [(2, 5, 5), (1, 100, 4), (None, 6, 6), (2, None, 8), (None, None, None), (2.6, None, 10), (0.3, None, 1)],
 )
-def test_total_steps_is_the_nearest_limit(epochs: int | None, max_steps: int | None, expected: int | None) -> None:
+def test_total_steps_is_the_nearest_limit(epochs: float | None, max_steps: int | None, expected: int | None) -> None:
     assert settings(epochs=epochs, max_steps=max_steps, max_time=1.0).total_steps(STEPS_PER_EPOCH) == expected
 
 
