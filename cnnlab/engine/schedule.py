@@ -14,6 +14,7 @@ from cnnlab.components import Component
 from cnnlab.runtime.checks import number, one_of
 
 Factor = Callable[[int], float]
+CYCLING = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
 
 
 def constant() -> Factor:
@@ -128,8 +129,7 @@ class LRScheduler(Protocol):
 
 def changes_momentum(schedule: Component) -> bool:
     """True if it also sets the momentum, as two of torch's do."""
-    cycling = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
-    return schedule.factory in cycling and bool(schedule.arguments.get("cycle_momentum", True))
+    return schedule.factory in CYCLING and bool(schedule.arguments.get("cycle_momentum", True))
 
 
 class Schedule:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
@@ -14,12 +15,13 @@ class TrainerSettings:
 
     A step is one optimizer update, whatever `accumulate` is. `epochs` may be a fraction: 9.9 epochs of 50 steps are 495
     steps, and of 7 steps 69, rounded down. `max_time` is in seconds of training, over all the times that the run was
-    resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a better `monitor`. With
-    `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint. The newest two checkpoints are
-    kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor. `lr_find` suggests a learning
-    rate and ends the run before its first step. `profile` reports where the time of the first steps goes. A `Snapshot`
-    is logged at the end of every `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every`
-    steps, with the `watch_top` weights that contribute most.
+    resumed. `ema` is the decay of the averaged weights, `lookahead` another average, to which the trained weights
+    return. `patience` counts validations without a better `monitor`. With `on_nonfinite` rollback, a loss that is not
+    finite returns to the last checkpoint. The newest two checkpoints are kept, those at multiples of `keep_every`, and
+    the `keep_best` with the best monitor. `lr_find` suggests a learning rate and ends the run before its first step.
+    `profile` reports where the time of the first steps goes. A `Snapshot` is logged at the end of every
+    `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the `watch_top`
+    weights that contribute most.
     """
 
     epochs: float | None
@@ -44,6 +46,7 @@ class TrainerSettings:
     snapshot_every_epochs: int | None = None
     watch_every: int | None = None
     watch_top: int = 10
+    lookahead: LookaheadSettings | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -74,11 +77,22 @@ class TrainerSettings:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
         if self.ema is not None:
             number("ema", self.ema, 0, 1, open_maximum=True)
+        self._check_lookahead()
         one_of("lr_find", self.lr_find, (False, True))
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
             if chosen and self.monitor is None:
                 raise ArgumentError(name, "expected a monitor beside it, received monitor=null")
+
+    def _check_lookahead(self) -> None:
+        if self.lookahead is None:
+            return
+        if self.ema is not None:
+            message = f"expected one average of the weights, received trainer.ema={self.ema} beside it"
+            raise ArgumentError("lookahead", message)
+        if self.lookahead.power and self.epochs is None and self.max_steps is None:
+            message = "it needs the run's length: expected trainer.epochs or trainer.max_steps, received max_time alone"
+            raise ArgumentError("lookahead.power", message)
 
     def check_monitor(self, metrics: Sequence[str]) -> None:
         """Raises `ArgumentError` for a monitor that is none of loss, accuracy and `metrics` on a measured split."""

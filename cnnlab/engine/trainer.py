@@ -15,6 +15,7 @@ from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import Meter, evaluate
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.lookahead import Lookahead
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Metrics, Notice, Record
@@ -75,7 +76,7 @@ class TrainState:
     schedule: LRScheduler
     execution: Execution
     scaler: torch.amp.GradScaler
-    ema: EMA | None = None
+    ema: EMA | Lookahead | None = None
     step: Step = train_step
 
     @property
