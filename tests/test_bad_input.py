@@ -108,9 +108,9 @@ optimizer=muon | optimizer.rest.lrr=1 → optimizer.rest.lrr: | did you mean 'lr
 optimizer.groups={norm1.*: {type: muon}} → optimizer.groups.norm1.*: | norm1.weight has 1 | conv*.weight
 optimizer.groups={conv1.*: {type: adamv}} → optimizer.groups.conv1.*: | did you mean 'adam'? | muon
 optimizer=muon | trainer.execution.cuda_graph=true → trainer.execution.cuda_graph: | not that of muon
-optimizer=muon | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → schedule.cycle_momentum: | muon and adamw
+optimizer=muon | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → schedule.cycle_momentum: | muon
 optimizer.layer_decay=0 → optimizer.layer_decay: | expected a number in (0, 1] | received 0
-optimizer.layer_decay=0.5 | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → optimizer.layer_decay: | one lr
+optimizer.layer_decay=0.5 | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → optimizer.layer_decay:
 trainer.lookahead=5 → trainer.lookahead: | expected a mapping | received 5
 trainer.lookahead={alpha: 2} → trainer.lookahead.alpha: | expected a number in (0, 1] | received 2
 trainer.lookahead={every: 5} | trainer.ema=0.9 → trainer.lookahead: | received trainer.ema=0.9 beside it
@@ -129,6 +129,7 @@ trainer.deterministic=maybe → trainer.deterministic: | true, false or auto | '
 name=../evil → name: | 1 to 64 letters | '../evil'
 model=resnet18 | model.blocks.network.weights=IMAGENET1K_V3 → network.weights: | did you mean 'IMAGENET1K_V1'? | DEFAULT
 model=alexnet → model.blocks.network: | AlexNet does not fit its input 1×8×8 | too small
+model.freeze={conv1: {untl: 2}} → model.freeze.conv1.untl: | did you mean 'until'?
 model.init_from.strict=false → model.init_from.path: | it is missing
 model.init_from=x | model.init_from.sha256=abc → model.init_from.sha256: | 64 hexadecimal digits
 model.init_from={path: x, map: {a: 3}} → model.init_from.map: | names or null | 'a': 3

@@ -51,7 +51,8 @@ class Lookahead:
         slow, trained = _by_kind(self.network), _by_kind(network)
         torch._foreach_lerp_(slow[True], trained[True], self.alpha)
         torch._foreach_copy_(trained[True], slow[True])
-        torch._foreach_copy_(slow[False], trained[False])  # such as batch norm's number of batches
+        for mine, theirs in zip(slow[False], trained[False], strict=True):  # such as batch norm's number of batches
+            mine.copy_(theirs)
 
     @property
     def alpha(self) -> float:

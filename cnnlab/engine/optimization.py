@@ -291,13 +291,13 @@ def _in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
 def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
     """`torch.optim.SGD.step` without its checks in each step, which take half of its time in a small network.
 
-    The first step, which makes the momenta, is torch's own, and so is one with missing or sparse gradients. If fp16's
+    A step that makes momenta, such as the first one, is torch's own, and so is one with sparse gradients. If fp16's
     scaled gradients overflow in it, it is skipped: torch would leave the momenta uninitialised.
     """
     scaling: dict[str, Any] = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     calls = []
     for group in optimizer.param_groups:
-        parameters = group["params"]
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]  # frozen ones stay
         gradients = [parameter.grad for parameter in parameters]
         states = [optimizer.state.get(one, {}) for one in parameters] if group["momentum"] else []
         momenta = [state.get("momentum_buffer") for state in states]
@@ -306,7 +306,8 @@ def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
                 _begin_missing_momenta(optimizer)
                 inspect.unwrap(type(optimizer).step)(optimizer)
             return
-        calls.append((parameters, gradients, momenta, group))
+        if parameters:
+            calls.append((parameters, gradients, momenta, group))
     for parameters, gradients, momenta, group in calls:
         options: dict[str, Any] = {name: group[name] for name in _SGD_OPTIONS}
         torch._fused_sgd_(parameters, gradients, momenta, **options, is_first_step=False, **scaling)

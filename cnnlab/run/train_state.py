@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import Execution, allow_tf32, has_tf32
 from cnnlab.engine.lookahead import Lookahead
 from cnnlab.engine.trainer import TrainState
+from cnnlab.network.freeze import freeze_matching
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.device import synchronize
@@ -159,7 +161,7 @@ def build_train_state(plan: RunPlan) -> TrainState:
     apply_weights(network, plan.starting_weights)
     network_on_device = plan.execution.place(network, plan.device)
     optimizer = plan.build_optimizer(network_on_device)
-    return TrainState(
+    train_state = TrainState(
         network_on_device,
         plan.loss.to(plan.device),
         optimizer,
@@ -167,8 +169,11 @@ def build_train_state(plan: RunPlan) -> TrainState:
         plan.execution,
         plan.execution.scaler(plan.device),
         _average(plan, network_on_device),
-        build_step(plan.execution, plan.data.batch_size, plan.settings.accumulate),
+        partial(build_step, plan.execution, plan.data.batch_size, plan.settings.accumulate),
+        partial(freeze_matching, network_on_device, plan.network.freeze),
     )
+    train_state.begin_epoch(0)
+    return train_state
 
 
 def _average(plan: RunPlan, network: nn.Module) -> EMA | Lookahead | None:
