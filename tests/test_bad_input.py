@@ -104,15 +104,12 @@ optimizer.momentum=0 → optimizer.nesterov: | expected momentum > 0
 optimizer=muon | ~optimizer.rest → optimizer.rest: | muon updates the weights of hidden layers alone | adamw
 +optimizer.rest=adamw → optimizer.rest: | sgd updates every parameter | '~optimizer.rest' | optimizer.groups
 optimizer=muon | model=linear → optimizer.type: | muon updates the weights between | none of these trains | adamw
-optimizer=muon | optimizer.rest.lrr=1 → optimizer.rest.lrr: | did you mean 'lr'?
 optimizer.groups={norm1.*: {type: muon}} → optimizer.groups.norm1.*: | norm1.weight has 1 | conv*.weight
-optimizer.groups={conv1.*: {type: adamv}} → optimizer.groups.conv1.*: | did you mean 'adam'? | muon
 optimizer=muon | trainer.execution.cuda_graph=true → trainer.execution.cuda_graph: | not that of muon
 optimizer=muon | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → schedule.cycle_momentum: | muon
 optimizer.layer_decay=0 → optimizer.layer_decay: | expected a number in (0, 1] | received 0
 optimizer.layer_decay=0.5 | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → optimizer.layer_decay:
 trainer.lookahead=5 → trainer.lookahead: | expected a mapping | received 5
-trainer.lookahead={alpha: 2} → trainer.lookahead.alpha: | expected a number in (0, 1] | received 2
 trainer.lookahead={every: 5} | trainer.ema=0.9 → trainer.lookahead: | received trainer.ema=0.9 beside it
 trainer.lookahead={power: 3} | trainer.epochs=null | trainer.max_time=9 → trainer.lookahead.power: | the run's length
 trainer.epochs=many → trainer.epochs: | expected a number or null | received 'many'
@@ -129,7 +126,6 @@ trainer.deterministic=maybe → trainer.deterministic: | true, false or auto | '
 name=../evil → name: | 1 to 64 letters | '../evil'
 model=resnet18 | model.blocks.network.weights=IMAGENET1K_V3 → network.weights: | did you mean 'IMAGENET1K_V1'? | DEFAULT
 model=alexnet → model.blocks.network: | AlexNet does not fit its input 1×8×8 | too small
-model.freeze={conv1: {untl: 2}} → model.freeze.conv1.untl: | did you mean 'until'?
 model.init_from.strict=false → model.init_from.path: | it is missing
 model.init_from=x | model.init_from.sha256=abc → model.init_from.sha256: | 64 hexadecimal digits
 model.init_from={path: x, map: {a: 3}} → model.init_from.map: | names or null | 'a': 3

@@ -19,8 +19,8 @@ SHOWN = 8
 class Frozen:
     """When a pattern of `model.freeze` holds: in the whole run, or in some epochs of it. Raises `ArgumentError`."""
 
-    after: int = 0  # epochs that train before
-    until: int | None = None  # epochs of the run until it ends; null: to the run's end
+    after: int = 0  # epochs that it trains before
+    until: int | None = None  # epochs of the run after which it trains; null: none
 
     def __post_init__(self) -> None:
         integer("after", self.after, 0)

@@ -98,7 +98,7 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     if restarted:
         config = config.restarted(_newest_step(directory))
     plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} {given('resume', path)}")))
-    _check_lookahead(plan, saved.values["trainer"])
+    check_lookahead(plan, saved.values["trainer"])
     if not restarted:
         _check_length(plan, saved.values, config.values, " ".join([command("train"), *config.given, f"{RESTART}=true"]))
     return Resumption(directory, config.after(saved), plan, restarted, not changes.keys().isdisjoint(LENGTH))
@@ -114,8 +114,8 @@ def _check_unedited(directory: RunDirectory, saved: RunConfig) -> None:
         )
 
 
-def _check_lookahead(plan: RunPlan, before: Any) -> None:
-    """An alpha that follows the run's length keeps it, even where the schedule begins anew."""
+def check_lookahead(plan: RunPlan, before: Any) -> None:
+    """Raises `ConfigError` for another length where lookahead's alpha follows it, even with a new cycle."""
     settings = check_trainer(before, Complaints())
     steps = settings.total_steps(plan.steps_per_epoch) if settings else None
     lookahead = plan.settings.lookahead
