@@ -72,8 +72,10 @@ def freeze_matching(network: nn.Module, freeze: Mapping[str, Frozen], epoch: int
 
 def freeze_remark(path: str, network: nn.Module, freeze: Mapping[str, Frozen]) -> str:
     """When parameters of the layer are frozen for some epochs, in words; empty where none are."""
-    names = [f"{path}.{name}" for name, _ in network.get_submodule(path).named_parameters()]
     passing = {pattern: frozen for pattern, frozen in freeze.items() if not frozen.holds(None)}
+    if not passing:
+        return ""
+    names = [f"{path}.{name}" for name, _ in network.get_submodule(path).named_parameters()]
     found = {
         f"{'' if all(_matches(name, [pattern]) for name in names) else 'partly '}{frozen.remark}": None
         for pattern, frozen in passing.items()
