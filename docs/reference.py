@@ -28,9 +28,11 @@ from cnnlab.config.torchvision_models import NAMES
 from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS
 from cnnlab.data.settings import DataSettings
+from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.engine.optimization import OPTIMIZERS
 from cnnlab.engine.schedule import SCHEDULES
 from cnnlab.losses import LOSSES
+from cnnlab.network.freeze import Frozen
 from cnnlab.network.read import INFERRED
 from cnnlab.observers import OBSERVERS
 
@@ -49,7 +51,7 @@ RUN_FILES = {
     "gradients.jsonl": "one for each watched update, with `trainer.watch_every`",
     "summary.json": "`status` (`completed`, `interrupted`, `pruned`, `failed`), `best`, `last`, `test`, speed, size",
     "checkpoints/step-*/model.safetensors": "the weights",
-    "checkpoints/step-*/ema.safetensors": "the averaged weights, with `trainer.ema`",
+    "checkpoints/step-*/ema.safetensors": "the averaged weights, with `trainer.ema` or `trainer.lookahead`",
     "checkpoints/step-*/state.safetensors": "all else that the next step depends on: optimizer, position, generators",
     "checkpoints/step-*/manifest.json": "sizes and SHA-256 of these files, and what the run was",
     "checkpoints/best": "the name of the best checkpoint by `trainer.monitor`",
@@ -160,7 +162,7 @@ def sections() -> list[Section]:
         *_data_sections(),
         Section("model", "", _model_keys()),
         *(section for group in ("loss", "optimizer", "schedule") for section in _choices_of(group)),
-        Section("trainer", "", keys_of_yaml(CONFIGS / "trainer" / "default.yaml", "trainer.")),
+        Section("trainer", "", _trainer_keys()),
         Section(
             "metrics, observers",
             "Mappings of a name of yours → a spec. A metric is one of torchmetrics' classification metrics in snake "
@@ -208,8 +210,10 @@ def _choices_of(group: str) -> Iterator[Section]:
 
 
 def _arguments_of_torch(factory: Callable[..., Any], given: Sequence[str]) -> str:
-    """A line that lists what a class of torch's takes beside the keys of its YAML."""
-    if not factory.__module__.startswith("torch."):
+    """A line that lists what a class of torch's, or ours of its name, takes beside the keys of its YAML."""
+    classes = inspect.getmro(factory) if inspect.isclass(factory) else (factory,)
+    named = [one for one in classes if one.__name__ == factory.__name__]
+    if not any(one.__module__.startswith("torch.") for one in named):
         return ""
     rest = {name: value for name, value in defaults.defaults_of(factory).items() if name not in given}
     listed = ", ".join(f"`{name}={in_yaml(value)}`" for name, value in rest.items())
@@ -220,7 +224,12 @@ def _model_keys() -> list[Key]:
     meanings = comments_beside_names(inspect.getsource(defaults))
     own = [Key(f"model.{name}", in_yaml(value), meanings.get(name)) for name, value in defaults.MODEL.items()]
     blocks = Key("model.blocks", "???", "layer name → [block](blocks.md#blocks), in their order")
-    return [*own, *keys_of_class(InitFrom, "model.init_from."), blocks]
+    return [*own, *keys_of_class(InitFrom, "model.init_from."), *keys_of_class(Frozen, "model.freeze.PATTERN."), blocks]
+
+
+def _trainer_keys() -> list[Key]:
+    own = keys_of_yaml(CONFIGS / "trainer" / "default.yaml", "trainer.")
+    return [*own, *keys_of_class(LookaheadSettings, "trainer.lookahead.")]
 
 
 def first_comment(path: Path) -> str:

@@ -108,7 +108,19 @@ model.blocks.conv9.out_channels=3 → model.blocks.conv9: | did you mean 'conv3'
 optimizer.lr=null → optimizer.lr: | expected a number | received None
 optimizer.momentum=0 → optimizer.nesterov: | expected momentum > 0
 +optimizer.groups={conv9*: {lr: 0.1}} → optimizer.groups.conv9*: | no trained parameter's name | conv1.weight
-trainer.epochs=2.5 → trainer.epochs: | expected a whole number or null | received 2.5
+optimizer=muon | ~optimizer.rest → optimizer.rest: | muon updates the weights of hidden layers alone | adamw
++optimizer.rest=adamw → optimizer.rest: | sgd updates every parameter | '~optimizer.rest' | optimizer.groups
+optimizer=muon | model=linear → optimizer.type: | muon updates the weights between | none of these trains | adamw
+optimizer.groups={norm1.*: {type: muon}} → optimizer.groups.norm1.*: | norm1.weight has 1 | conv*.weight
+optimizer=muon | trainer.execution.cuda_graph=true → trainer.execution.cuda_graph: | not that of muon
+optimizer=muon | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → schedule.cycle_momentum: | muon
+optimizer.layer_decay=0 → optimizer.layer_decay: | expected a number in (0, 1] | received 0
+optimizer.layer_decay=0.5 | schedule={type: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1} → optimizer.layer_decay:
+trainer.lookahead=5 → trainer.lookahead: | expected a mapping | received 5
+trainer.lookahead={every: 5} | trainer.ema=0.9 → trainer.lookahead: | received trainer.ema=0.9 beside it
+trainer.lookahead={power: 3} | trainer.epochs=null | trainer.max_time=9 → trainer.lookahead.power: | the run's length
+trainer.epochs=many → trainer.epochs: | expected a number or null | received 'many'
+trainer.epochs=0.01 → trainer.epochs: | at least one step | an epoch has 39 | received 0.01
 data.validation=5 → data.validation: | expected a mapping | received 5
 run_dir=5 → run_dir:
 trainer.execution=fp32 → trainer.execution: | fp32

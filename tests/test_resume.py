@@ -296,6 +296,43 @@ def test_a_step_resumes_to_the_same_bits(tmp_path: Path, settings: tuple[str, ..
     assert not differences(ours.state(), theirs.state())
 
 
+# 4 steps an epoch, and 10 in the run: two boundaries of epochs at which layers are frozen or released
+FREEZING = (
+    "data.batch_size=256",
+    "trainer.epochs=2.6",
+    "trainer.keep_every=1",
+    "model.freeze={conv1: {until: 1}, norm2: {after: 1}, output.bias: {after: 1, until: 2}}",
+    "optimizer=muon",
+    "optimizer.layer_decay=0.8",
+    "trainer.lookahead={every: 2, alpha: 0.3, power: 3}",
+    "trainer.clip_norm=1",
+    "trainer.execution.layout=channels_last",
+    "observers=quiet",
+)
+FAST_SGD = ("optimizer=sgd", "trainer.execution.compile=true", "trainer.lookahead=null", "trainer.ema=0.9")
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        (FREEZING, 3),  # before the first boundary
+        *(pytest.param(FREEZING, step, marks=pytest.mark.slow) for step in (4, 5, 9)),
+        *(pytest.param((*FREEZING, *FAST_SGD), step, marks=pytest.mark.slow) for step in (3, 6)),
+    ],
+)
+def test_a_run_that_freezes_some_epochs_resumes_to_the_same_bits(
+    in_tmp_path: Path, settings: tuple[str, ...], step: int
+) -> None:
+    """With several optimizers and slow weights, from a checkpoint before and after what is frozen changes."""
+    assert in_this_process(train, *settings, "run_dir=whole").code == 0
+    whole, stopped = in_tmp_path / "whole", Path(shutil.copytree("whole", "stopped"))
+    for later in range(step + 1, 11):
+        shutil.rmtree(stopped / "checkpoints" / f"step-{later:08d}")
+    run_to_end(f"resume={stopped}")
+    ours, theirs = (read_checkpoint(path / "checkpoints" / "step-00000010") for path in (stopped, whole))
+    assert not differences([ours.weights, ours.ema, ours.state()], [theirs.weights, theirs.ema, theirs.state()])
+
+
 def test_a_recurrent_network_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Dropout between its layers draws from a generator that the checkpoint holds; permuted pixels need no state."""
     lstm = "model.blocks.lstm={type: lstm, hidden_size: 8, num_layers: 2, dropout: 0.3}"

@@ -21,6 +21,7 @@ from cnnlab.config.check_training import (
     check_optimizer,
     check_precision,
     check_schedule,
+    check_schedule_against_optimizer,
     check_trainer,
     check_trainer_against_data,
     is_auto,
@@ -69,7 +70,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     network = check_model(config["model"], spec, complaints, trust)
     init_from = check_init_from(config["model"], complaints)
     loss = check_loss(config["loss"], network, spec, complaints, trust)
-    optimizer, groups = check_optimizer(config["optimizer"], network, complaints, trust)
+    optimizer = check_optimizer(config["optimizer"], network, complaints, trust)
     settings = check_trainer(config["trainer"], complaints)
     check_trainer_against_data(settings, data, spec, complaints)
     check_microbatches(network, settings, data, spec, complaints)
@@ -77,6 +78,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     deterministic = check_deterministic(config["trainer"], complaints)
     metrics = check_metrics(config["metrics"], settings, spec, complaints)
     schedule, schedule_cycles = check_schedule(config["schedule"], settings, steps, complaints, trust)
+    check_schedule_against_optimizer(schedule, optimizer, complaints)
     check_compilation(execution, optimizer, schedule, settings, complaints)
     observers = check_observers(config["observers"], complaints, trust)
     device = attempt(lambda: select_device(config["device"]), complaints)
@@ -97,7 +99,6 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
         init_from=init_from,
         loss=_checked(loss),
         optimizer=_checked(optimizer),
-        groups=groups,
         schedule=_checked(schedule),
         cycles=schedule_cycles,
         settings=_checked(settings),

@@ -16,12 +16,14 @@ from cnnlab.data.source import DataSpec
 from cnnlab.engine import optimization
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.engine.lr_range_test import FIRST
-from cnnlab.engine.optimization import OPTIMIZERS, build_optimizer
-from cnnlab.engine.schedule import SCHEDULES, Cycle, cycles
-from cnnlab.engine.settings import TrainerSettings
+from cnnlab.engine.muon import Muon
+from cnnlab.engine.optimization import OPTIMIZERS, OptimizerPlan, build_optimizer
+from cnnlab.engine.schedule import CYCLING, SCHEDULES, Cycle, changes_momentum, cycles
+from cnnlab.engine.settings import TrainerSettings, whole_steps
 from cnnlab.network import NetworkPlan
-from cnnlab.runtime.checks import integer
+from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import Complaints, listing, no_such_key
 
 OPTIMIZER = Registry("optimizer", OPTIMIZERS, torch.optim.Optimizer, ("torch.optim",))
@@ -32,15 +34,16 @@ PROVIDED_TO_SCHEDULES = ("optimizer", "total_steps", "steps_per_epoch")
 
 def check_optimizer(
     given: Any, network: NetworkPlan | None, complaints: Complaints, trust: Trust
-) -> tuple[Component | None, dict[str, dict[str, float]]]:
-    """The optimizer and its parameter groups, tried on the network without weights."""
+) -> OptimizerPlan | None:
+    """The optimizer and what differs for some parameters, tried on the network without weights."""
     section = as_spec(given)
-    groups = section.pop("groups", {})
+    groups, rest = section.pop("groups", {}), section.pop("rest", None)
+    layer_decay = section.pop("layer_decay", None)
     if is_auto(given):
         section["lr"] = FIRST
-    component = bind(section, "optimizer", OPTIMIZER, complaints, withheld=("params",), trust=trust)
+    component = _bind_optimizer(section, "optimizer", complaints, trust)
     if component is None:
-        return None, {}
+        return None
     names: list[str] = []
     with torch.device("meta"):
         skeleton = network.build() if network else None
@@ -49,10 +52,58 @@ def check_optimizer(
         if not names:
             complaints.add("model.blocks", "no block has a parameter: there is nothing to train")
     before = len(complaints.messages)
-    checked = optimization.check_optimizer(component, groups, names, complaints)
+    if isinstance(groups, Mapping):
+        groups = {name: _bind_group(name, group, complaints, trust) for name, group in groups.items()}
+    plan = OptimizerPlan(
+        component,
+        optimization.check_optimizer(component, groups, names, complaints),
+        _check_rest(component, rest, complaints, trust),
+        _check_layer_decay(layer_decay, complaints),
+    )
     if skeleton is not None and names and len(complaints.messages) == before:
-        attempt(lambda: build_optimizer(component, skeleton, checked), complaints)
-    return component, checked
+        attempt(lambda: plan.build(skeleton), complaints)
+    return plan
+
+
+def _bind_optimizer(section: Any, key: str, complaints: Complaints, trust: Trust) -> Component | None:
+    return bind(section, key, OPTIMIZER, complaints, withheld=("params",), trust=trust)
+
+
+def _bind_group(pattern: object, group: Any, complaints: Complaints, trust: Trust) -> Any:
+    """A group with a `type` as the optimizer that it names; any other as it is."""
+    if not isinstance(group, Mapping) or "type" not in group:
+        return group
+    component = _bind_optimizer(group, f"optimizer.groups.{pattern}", complaints, trust)
+    return component or {"lr": 0.0}  # complained about already
+
+
+def _check_rest(component: Component, given: Any, complaints: Complaints, trust: Trust) -> Component | None:
+    """`optimizer.rest`, which muon needs and no other takes."""
+    takes_rest = component.factory is Muon
+    if given is None:
+        if takes_rest:
+            complaints.add(
+                "optimizer.rest",
+                "muon updates the weights of hidden layers alone: expected an optimizer for all else, such as adamw",
+            )
+        return None
+    if not takes_rest:
+        complaints.add(
+            "optimizer.rest",
+            f"{component.type} updates every parameter: expected no rest beside it; remove it with '~optimizer.rest', "
+            f"and name an optimizer of their own for some parameters in optimizer.groups",
+        )
+        return None
+    rest = _bind_optimizer(given, "optimizer.rest", complaints, trust)
+    if rest is not None:
+        optimization.check_component(rest, complaints)
+    return rest
+
+
+def _check_layer_decay(given: Any, complaints: Complaints) -> float | None:
+    if given is None:
+        return None
+    return attempt(lambda: number("optimizer.layer_decay", given, 0, 1, open_minimum=True), complaints)
 
 
 def is_auto(optimizer: Any) -> bool:
@@ -68,6 +119,9 @@ def check_trainer(given: Any, complaints: Complaints) -> TrainerSettings | None:
         if name not in (*names, *TRAINER_KEYS):
             complaints.add(f"trainer.{name}", no_such_key(name, [*names, *TRAINER_KEYS]))
     settings = {name: section[name] for name in names if name in section}
+    if settings.get("lookahead") is not None:
+        given = as_mapping(settings["lookahead"], "trainer.lookahead", complaints)
+        settings["lookahead"] = build_settings(LookaheadSettings, given, "trainer.lookahead", complaints)
     return build_settings(TrainerSettings, settings, "trainer", complaints)
 
 
@@ -77,6 +131,12 @@ def check_trainer_against_data(
     """What the trainer wants of the data: enough images in a batch, and the splits that it measures."""
     if settings is None or data is None or spec is None:
         return
+    steps = attempt(lambda: data.steps_per_epoch(spec), Complaints())  # what it refuses is reported elsewhere
+    if steps and settings.epochs is not None and whole_steps(settings.epochs, steps) == 0:
+        complaints.add(
+            "trainer.epochs",
+            f"expected at least one step, and an epoch has {steps}; received {settings.epochs} epochs",
+        )
     if settings.accumulate > data.batch_size:
         complaints.add(
             "trainer.accumulate",
@@ -173,7 +233,7 @@ def check_precision(
 
 def check_compilation(
     execution: Execution | None,
-    optimizer: Component | None,
+    optimizer: OptimizerPlan | None,
     schedule: Component | None,
     settings: TrainerSettings | None,
     complaints: Complaints,
@@ -188,9 +248,28 @@ def check_compilation(
                     f"{name}=false, or watch_every=null",
                 )
     if execution and execution.cuda_graph is True and optimizer and schedule:
-        reason = reason_against_cuda_graph(optimizer, schedule)
+        reason = reason_against_cuda_graph(optimizer.components, schedule)
         if reason:
             complaints.add("trainer.execution.cuda_graph", f"{reason}; expected auto or false")
+
+
+def check_schedule_against_optimizer(
+    schedule: Component | None, optimizer: OptimizerPlan | None, complaints: Complaints
+) -> None:
+    """Two schedulers of torch's set momentum and lr themselves, whatever the optimizer's groups have."""
+    if schedule is None or optimizer is None or schedule.factory not in CYCLING:
+        return
+    if changes_momentum(schedule) and len(optimizer.components) > 1:
+        types = " and ".join(one.type for one in optimizer.components)
+        complaints.add(
+            "schedule.cycle_momentum",
+            f"{schedule.type} sets the momentum of one optimizer, not of {types}: expected false",
+        )
+    if optimizer.layer_decay is not None:
+        complaints.add(
+            "optimizer.layer_decay",
+            f"{schedule.type} sets one lr for every layer: expected schedule=one_cycle, or another",
+        )
 
 
 def check_schedule(

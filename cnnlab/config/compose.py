@@ -34,7 +34,7 @@ INIT_FROM = ["model", "init_from"]  # no component: a string alone is its path
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
 _COMPONENT = re.compile(
     r"(model(?=\.[^.=]+=)|model\.blocks\.[^.=]+|model\.init|model\.init_from|observers\.[^.=]+|metrics\.[^.=]+|data\.augment\.[^.=]+|data|loss"
-    r"|optimizer|schedule|trainer\.execution)\.[^=]+="
+    r"|optimizer|schedule|trainer\.execution|trainer\.lookahead)\.[^=]+="
 )
 # names of the user's choice: a new one needs no `+`
 _OPEN = re.compile(r"(model\.blocks|observers|metrics|data\.augment)\.[^.=]+=")

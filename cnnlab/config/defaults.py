@@ -23,7 +23,7 @@ NESTED = ("blocks", "projection")  # arguments of a block that are blocks
 MODEL: dict[str, Any] = {
     "init": "default",  # of the weights: a name or a mapping with a type; a layer may have its own `init`
     "init_from": None,  # starting weights: a run's directory or a .safetensors file, or a mapping
-    "freeze": [],  # names of layers or parameters, with `*`: they do not train, and their norms' statistics stay
+    "freeze": [],  # patterns of names that do not train; or a mapping, such as {conv*: {until: 3}} for three epochs
 }
 
 

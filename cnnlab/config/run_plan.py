@@ -18,7 +18,7 @@ from cnnlab.data.placement import Placement, place
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.execution import Execution
-from cnnlab.engine.optimization import build_optimizer
+from cnnlab.engine.optimization import OptimizerPlan
 from cnnlab.engine.schedule import Cycle, LRScheduler, Schedule, in_cycles
 from cnnlab.engine.settings import TrainerSettings
 from cnnlab.losses import probabilities
@@ -42,8 +42,7 @@ class RunPlan:
     network: NetworkPlan
     init_from: InitFrom | None
     loss: nn.Module
-    optimizer: Component
-    groups: dict[str, dict[str, float]]
+    optimizer: OptimizerPlan
     schedule: Component
     cycles: list[Cycle]  # of the schedule
     settings: TrainerSettings
@@ -75,7 +74,7 @@ class RunPlan:
         return Meter(self.metrics, self.spec.class_names, partial(probabilities, self.loss), self.device)
 
     def build_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(self.optimizer, network, self.groups)
+        return self.optimizer.build(network)
 
     def build_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         return build_schedule(self.schedule, optimizer, self.cycles, self.steps_per_epoch)

@@ -43,15 +43,20 @@ def range_test(
 ) -> RangeTest:
     """Trains `train_state`, which is used up, for one step at each learning rate, until the loss has diverged.
 
-    Parameter groups whose lr is `FIRST` take part; others keep theirs. Raises `TrainingError` where the loss is not
-    finite before there is a curve.
+    Parameter groups whose lr is `FIRST`, times their `lr_scale`, take part; others keep theirs. Raises `TrainingError`
+    where the loss is not finite before there is a curve.
     """
     optimizer = train_state.optimizer
-    moving = [group for group in optimizer.param_groups if group["lr"] == FIRST]
+    scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+    moving = [
+        (group, scale)
+        for group, scale in zip(optimizer.param_groups, scales, strict=True)
+        if group["lr"] == FIRST * scale
+    ]
     lrs, losses, mean, lowest = list[float](), list[float](), 0.0, math.inf
     for lr, batch in zip(learning_rates(), batches, strict=False):
-        for group in moving:
-            group["lr"] = lr
+        for group, scale in moving:
+            group["lr"] = lr * scale
         result = train_step(
             train_state.network,
             train_state.loss,

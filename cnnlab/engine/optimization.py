@@ -3,7 +3,9 @@
 import fnmatch
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from cnnlab.blocks.normalization import NORMS
 from cnnlab.components import Component
+from cnnlab.engine.layer_decay import layer_scales
+from cnnlab.engine.muon import Muon
 from cnnlab.runtime.checks import number
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
 
@@ -18,6 +22,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "muon": Muon,
 }
 # one kernel updates all parameters, on CPU and on CUDA; others in OPTIMIZERS need not have one
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -25,15 +30,70 @@ REFUSED: dict[Any, str] = {
     torch.optim.LBFGS: "LBFGS evaluates the loss several times per update, which this training step does not",
     torch.optim.SparseAdam: "SparseAdam updates by sparse gradients alone, and these layers have dense ones",
 }
-GROUP_OPTIONS = ("lr", "weight_decay")
+GROUP_OPTIONS = ("lr", "lr_scale", "weight_decay")
 _SGD_OPTIONS = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
-_NOT_NEGATIVE = ("lr", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
+_NOT_NEGATIVE = ("lr", "lr_scale", "weight_decay", "eps", "alpha", "rho", "max_grad_norm")
 
 
-def check_optimizer(
-    component: Component, groups: Any, names: list[str], complaints: Complaints
-) -> dict[str, dict[str, float]]:
-    """Complains about values out of range and group patterns that match nothing; returns the groups."""
+Group = Mapping[str, float] | Component  # options that differ from the optimizer's, or an optimizer of its own
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """The optimizer, and how parameters differ in their update.
+
+    `groups` are by name pattern. `rest` updates what Muon does not. `layer_decay` is in `layer_scales`.
+    """
+
+    component: Component
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    rest: Component | None = None
+    layer_decay: float | None = None
+
+    @property
+    def components(self) -> list[Component]:
+        """Every optimizer, the first of them that of `optimizer.lr`."""
+        own = [group for group in self.groups.values() if isinstance(group, Component)]
+        return [self.component, *own, *([self.rest] if self.rest else [])]
+
+    def with_lr(self, lr: float) -> "OptimizerPlan":
+        component = replace(self.component, arguments={**self.component.arguments, "lr": lr})
+        return replace(self, component=component)
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(self.component, network, self.groups, self.rest, self.layer_decay)
+
+
+def check_optimizer(component: Component, groups: Any, names: list[str], complaints: Complaints) -> dict[str, Group]:
+    """Complains about values out of range and group patterns that match nothing; returns the groups.
+
+    One with an optimizer of its own is that component already.
+    """
+    check_component(component, complaints)
+    if not isinstance(groups, Mapping):
+        complaints.add(
+            f"{component.key}.groups",
+            f"expected a mapping of name pattern → lr, weight_decay, received {groups!r}",
+        )
+        return {}
+    for pattern, options in groups.items():
+        key = f"{component.key}.groups.{pattern}"
+        if isinstance(options, Component):
+            check_component(options, complaints)
+        else:
+            _check_options(key, options, complaints)
+        if names and not fnmatch.filter(names, str(pattern)):
+            complaints.add(
+                key,
+                f"no trained parameter's name matches it;{did_you_mean(pattern, names)} the first names are "
+                f"{', '.join(names[:4])}",
+            )
+    legal = Mapping | Component
+    return {str(pattern): group for pattern, group in groups.items() if isinstance(group, legal)}
+
+
+def check_component(component: Component, complaints: Complaints) -> None:
+    """Complains about an optimizer that does not work here, and about its values out of range."""
     if component.factory in REFUSED:
         expected = "expected a first-order optimizer such as sgd, adam or adamw"
         complaints.add(f"{component.key}.type", f"{REFUSED[component.factory]}; {expected}")
@@ -43,31 +103,20 @@ def check_optimizer(
     for index, beta in enumerate(component.arguments.get("betas", ())):
         if not 0 <= beta < 1:
             complaints.add(f"{component.key}.betas[{index}]", f"expected a number in [0, 1), received {beta!r}")
-    if not isinstance(groups, Mapping):
-        complaints.add(
-            f"{component.key}.groups",
-            f"expected a mapping of name pattern → lr, weight_decay, received {groups!r}",
-        )
-        return {}
-    for pattern, options in groups.items():
-        key = f"{component.key}.groups.{pattern}"
-        if not isinstance(options, Mapping) or not options:
-            complaints.add(key, f"expected a mapping with lr or weight_decay, received {options!r}")
-            continue
-        for option in options:
-            if option not in GROUP_OPTIONS:
-                complaints.add(
-                    f"{key}.{option}",
-                    f"expected lr or weight_decay, received {option!r};{did_you_mean(option, GROUP_OPTIONS)}",
-                )
-        _check_ranges(key, options, complaints)
-        if names and not fnmatch.filter(names, str(pattern)):
+
+
+def _check_options(key: str, options: Any, complaints: Complaints) -> None:
+    legal = ", ".join(GROUP_OPTIONS)
+    if not isinstance(options, Mapping) or not options:
+        complaints.add(key, f"expected a mapping with {legal}, or with a type, received {options!r}")
+        return
+    for option in options:
+        if option not in GROUP_OPTIONS:
             complaints.add(
-                key,
-                f"no trained parameter's name matches it;{did_you_mean(pattern, names)} the first names are "
-                f"{', '.join(names[:4])}",
+                f"{key}.{option}",
+                f"expected {legal}, or a type beside it, received {option!r};{did_you_mean(option, GROUP_OPTIONS)}",
             )
-    return {str(pattern): dict(options) for pattern, options in groups.items() if isinstance(options, Mapping)}
+    _check_ranges(key, options, complaints)
 
 
 def _check_ranges(key: str, arguments: Mapping[str, Any], complaints: Complaints) -> None:
@@ -82,36 +131,105 @@ def _check_ranges(key: str, arguments: Mapping[str, Any], complaints: Complaints
 
 
 def build_optimizer(
-    component: Component, network: nn.Module, groups: Mapping[str, Mapping[str, float]]
+    component: Component,
+    network: nn.Module,
+    groups: Mapping[str, Group],
+    rest: Component | None = None,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer over all parameters that train.
+    """The optimizer over all parameters that train; several that act as one, where groups have their own.
 
-    A parameter takes the options of the first pattern that its name matches. Norms and biases (parameters of fewer than
-    two dimensions) are not decayed unless a pattern sets their weight_decay (arXiv 1812.01187, section 3.1).
+    A parameter takes the options, or the optimizer, of the first pattern that its name matches. Norms and biases
+    (parameters of fewer than two dimensions) are not decayed unless a pattern sets their weight_decay (arXiv
+    1812.01187, section 3.1). With `rest`, the component updates the weights of hidden layers alone. Raises
+    `ConfigError`.
     """
-    norms = {
-        id(parameter)
-        for module in network.modules()
-        if isinstance(module, NORMS)
-        for parameter in module.parameters(recurse=False)
-    }
-    takes_decay = "weight_decay" in inspect.signature(component.factory).parameters
-    parameter_groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {}
+    norms = _in_norms(network)
+    hidden = _hidden(network, norms)
+    scales = layer_scales(network, layer_decay) if layer_decay is not None else {}
+    grouped: dict[int, dict[tuple[tuple[str, float], ...], dict[str, Any]]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        pattern = next((pattern for pattern in groups if fnmatch.fnmatchcase(name, pattern)), None)
-        options = dict(groups[pattern]) if pattern is not None else {}
-        if takes_decay and (parameter.dim() < 2 or id(parameter) in norms):
+        group = next((group for pattern, group in groups.items() if fnmatch.fnmatchcase(name, pattern)), {})
+        usual = component if rest is None or id(parameter) in hidden else rest
+        owner, options = (group, {}) if isinstance(group, Component) else (usual, dict(group))
+        if "weight_decay" in owner.parameters and (parameter.dim() < 2 or id(parameter) in norms):
             options.setdefault("weight_decay", 0.0)
-        group = parameter_groups.setdefault(tuple(sorted(options.items())), {"params": [], "names": [], **options})
-        group["params"].append(parameter)
-        group["names"].append(name)
+        _scale_lr(options, owner, scales.get(name, 1.0))
+        alike = grouped.setdefault(id(owner), {})
+        one = alike.setdefault(tuple(sorted(options.items())), {"params": [], "names": [], **options})
+        one["params"].append(parameter)
+        one["names"].append(name)
     _spare_the_compiler()
-    known = {"fused": True} if _can_be_fused(component, network) else {}
-    optimizer = component.build(params=list(parameter_groups.values()), **known)
+    if id(component) not in grouped:
+        raise ConfigError(_nothing_left(component, rest))
+    owners = OptimizerPlan(component, groups, rest).components
+    built = [_build(owner, [*grouped[id(owner)].values()]) for owner in owners if id(owner) in grouped]
+    return built[0] if len(built) == 1 else _without_ceremony(Optimizers(built))
+
+
+def _build(component: Component, parameter_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    parameters = [parameter for group in parameter_groups for parameter in group["params"]]
+    known = {"fused": True} if _can_be_fused(component, parameters) else {}
+    unscaled_first = sorted(parameter_groups, key=lambda group: "lr_scale" in group)  # the first one's lr is recorded
+    optimizer = component.build(params=unscaled_first, **known)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return _without_ceremony(optimizer)
+
+
+def _in_norms(network: nn.Module) -> set[int]:
+    norms = [module for module in network.modules() if isinstance(module, NORMS)]
+    return {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
+def _hidden(network: nn.Module, norms: Collection[int]) -> set[int]:
+    """The weights of two dimensions and more, without the first and the last."""
+    weights = [id(one) for one in network.parameters() if one.dim() >= 2 and id(one) not in norms]
+    return {*weights[1:-1]}
+
+
+def _scale_lr(options: dict[str, float], owner: Component, layer_scale: float) -> None:
+    """Multiplies the lr of the options, or of their optimizer; `lr_scale` then keeps the factor."""
+    scale = options.pop("lr_scale", 1.0) * layer_scale
+    if scale != 1:
+        lr = options.get("lr", owner.arguments.get("lr", getattr(owner.parameters.get("lr"), "default", None)))
+        if not isinstance(lr, int | float):
+            raise ConfigError(f"{owner.key}: {owner.type} has no lr that layer_decay or lr_scale could multiply")
+        options |= {"lr": lr * scale, "lr_scale": scale}
+
+
+def _nothing_left(component: Component, rest: Component | None) -> str:
+    if rest is None:
+        return f"{component.key}.groups: every parameter has an optimizer of its own, and {component.type} has none"
+    return (
+        f"{component.key}.type: {component.type} updates the weights between the first and the last layer, and none of "
+        f"these trains: expected another, such as adamw"
+    )
+
+
+class Optimizers(torch.optim.Optimizer):
+    """Several optimizers, each of parameters of its own, as one: `param_groups` and `state` are those of all."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for one in self.optimizers:
+            one.param_groups = list(islice(groups, len(one.param_groups)))
+            one.state = self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """By `load_state_dict`, which replaces groups and state."""
+        super().__setstate__(state)
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for one in self.optimizers:
+            one.step()
 
 
 def is_fused(component: Component) -> bool:
@@ -119,7 +237,7 @@ def is_fused(component: Component) -> bool:
     return component.factory in FUSED and not component.arguments.keys() & {"fused", "foreach", "differentiable"}
 
 
-def _can_be_fused(component: Component, network: nn.Module) -> bool:
+def _can_be_fused(component: Component, parameters: Iterable[Tensor]) -> bool:
     """Whether one kernel can update all parameters of a group, in a fraction of the time of a kernel for each.
 
     It assumes that parameter, gradient and state are laid out alike, whatever their strides. Backward passes give a
@@ -129,8 +247,7 @@ def _can_be_fused(component: Component, network: nn.Module) -> bool:
         parameter.device.type in ("cpu", "cuda")
         and parameter.is_floating_point()
         and torch.empty_like(parameter).stride() == parameter.stride()
-        for parameter in network.parameters()
-        if parameter.requires_grad
+        for parameter in parameters
     )
 
 
@@ -152,12 +269,12 @@ def _spare_the_compiler() -> None:
 
 
 def _without_ceremony(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Gives one of torch's optimizers a bare `step`, and a `zero_grad` that only drops the gradients.
+    """Gives one of torch's or our optimizers a bare `step`, and a `zero_grad` that only drops the gradients.
 
     torch's wrappers import the compiler to break graphs for it, and mark the methods for the profiler, which takes a
     tenth of a tiny network's step.
     """
-    if type(optimizer).__module__.startswith("torch.optim."):
+    if type(optimizer).__module__.startswith(("torch.optim.", "cnnlab.")):
         fused_sgd = type(optimizer) is torch.optim.SGD and _in_one_kernel(optimizer)
         plain: Any = _fused_sgd_step if fused_sgd else inspect.unwrap(type(optimizer).step)
         optimizer.step = types.MethodType(torch.no_grad()(plain), optimizer)  # type: ignore[method-assign]
@@ -174,13 +291,13 @@ def _in_one_kernel(optimizer: torch.optim.Optimizer) -> bool:
 def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
     """`torch.optim.SGD.step` without its checks in each step, which take half of its time in a small network.
 
-    The first step, which makes the momenta, is torch's own, and so is one with missing or sparse gradients. If fp16's
+    A step that makes momenta, such as the first one, is torch's own, and so is one with sparse gradients. If fp16's
     scaled gradients overflow in it, it is skipped: torch would leave the momenta uninitialised.
     """
     scaling: dict[str, Any] = {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
     calls = []
     for group in optimizer.param_groups:
-        parameters = group["params"]
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]  # frozen ones stay
         gradients = [parameter.grad for parameter in parameters]
         states = [optimizer.state.get(one, {}) for one in parameters] if group["momentum"] else []
         momenta = [state.get("momentum_buffer") for state in states]
@@ -189,7 +306,8 @@ def _fused_sgd_step(optimizer: torch.optim.SGD) -> None:
                 _begin_missing_momenta(optimizer)
                 inspect.unwrap(type(optimizer).step)(optimizer)
             return
-        calls.append((parameters, gradients, momenta, group))
+        if parameters:
+            calls.append((parameters, gradients, momenta, group))
     for parameters, gradients, momenta, group in calls:
         options: dict[str, Any] = {name: group[name] for name in _SGD_OPTIONS}
         torch._fused_sgd_(parameters, gradients, momenta, **options, is_first_step=False, **scaling)

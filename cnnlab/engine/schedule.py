@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from cnnlab.components import Component
-from cnnlab.runtime.checks import number
+from cnnlab.runtime.checks import number, one_of
 
 Factor = Callable[[int], float]
+CYCLING = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
 
 
 def constant() -> Factor:
@@ -49,29 +50,43 @@ def cosine(warmup: float = 0.0, min_factor: float = 0.0, *, total_steps: int) ->
 
 
 def one_cycle(
-    pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4, *, total_steps: int
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    anneal_strategy: str = "cos",
+    *,
+    total_steps: int,
 ) -> Factor:
-    """Up by a cosine to lr at `pct_start`, then down (arXiv 1708.07120; `torch.optim.lr_scheduler.OneCycleLR`).
+    """Up to lr at `pct_start`, then down (arXiv 1708.07120; `torch.optim.lr_scheduler.OneCycleLR`).
 
-    Starts at lr/div_factor and ends at lr/div_factor/final_div_factor.
+    Starts at lr/div_factor and ends at lr/div_factor/final_div_factor; `anneal_strategy` is cos, or linear for a
+    triangle.
     """
     number("pct_start", pct_start, 0, 1)
     number("div_factor", div_factor, 1)
     number("final_div_factor", final_div_factor, 1)
+    anneal = _ANNEALING[one_of("anneal_strategy", anneal_strategy, (*_ANNEALING,))]
     start, end = 1 / div_factor, 1 / (div_factor * final_div_factor)
     peak = pct_start * total_steps - 1
     last = total_steps - 1
 
     def factor(step: int) -> float:
         if step <= peak:
-            return _anneal(start, 1.0, step / peak if peak > 0 else 1.0)
-        return _anneal(1.0, end, min(1.0, (step - peak) / (last - peak)) if last > peak else 1.0)
+            return anneal(start, 1.0, step / peak if peak > 0 else 1.0)
+        return anneal(1.0, end, min(1.0, (step - peak) / (last - peak)) if last > peak else 1.0)
 
     return factor
 
 
-def _anneal(start: float, end: float, progress: float) -> float:
+def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _line(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * progress
+
+
+_ANNEALING = {"cos": _cosine, "linear": _line}
 
 
 Cycle = tuple[int, int | None]  # the step it begins at, and its length where that is known
@@ -114,8 +129,7 @@ class LRScheduler(Protocol):
 
 def changes_momentum(schedule: Component) -> bool:
     """True if it also sets the momentum, as two of torch's do."""
-    cycling = (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)
-    return schedule.factory in cycling and bool(schedule.arguments.get("cycle_momentum", True))
+    return schedule.factory in CYCLING and bool(schedule.arguments.get("cycle_momentum", True))
 
 
 class Schedule:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
@@ -12,16 +13,18 @@ from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 class TrainerSettings:
     """The keys under `trainer`: length, cadences and stopping. Raises `ArgumentError`.
 
-    A step is one optimizer update, whatever `accumulate` is. `max_time` is in seconds of training, over all the times
-    that the run was resumed. `ema` is the decay of the averaged weights. `patience` counts validations without a better
-    `monitor`. With `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint. The newest
-    two checkpoints are kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor. `lr_find`
-    suggests a learning rate and ends the run before its first step. `profile` reports where the time of the first steps
-    goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch and of the run, and a `Descent`
-    every `watch_every` steps, with the `watch_top` weights that contribute most.
+    A step is one optimizer update, whatever `accumulate` is. `epochs` may be a fraction: 9.9 epochs of 50 steps are 495
+    steps, and of 7 steps 69, rounded down. `max_time` is in seconds of training, over all the times that the run was
+    resumed. `ema` is the decay of the averaged weights, `lookahead` another average, to which the trained weights
+    return. `patience` counts validations without a better `monitor`. With `on_nonfinite` rollback, a loss that is not
+    finite returns to the last checkpoint. The newest two checkpoints are kept, those at multiples of `keep_every`, and
+    the `keep_best` with the best monitor. `lr_find` suggests a learning rate and ends the run before its first step.
+    `profile` reports where the time of the first steps goes. A `Snapshot` is logged at the end of every
+    `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the `watch_top`
+    weights that contribute most.
     """
 
-    epochs: int | None
+    epochs: float | None
     max_steps: int | None
     max_time: float | None
     accumulate: int
@@ -43,10 +46,10 @@ class TrainerSettings:
     snapshot_every_epochs: int | None = None
     watch_every: int | None = None
     watch_top: int = 10
+    lookahead: LookaheadSettings | None = None
 
     def __post_init__(self) -> None:
         for name in (
-            "epochs",
             "validate_every_epochs",
             "validate_every_steps",
             "checkpoint_every",
@@ -57,6 +60,8 @@ class TrainerSettings:
         ):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), 1)
+        if self.epochs is not None:
+            number("epochs", self.epochs, 0, open_minimum=True)
         if self.max_steps is not None:
             integer("max_steps", self.max_steps, 0)
         if self.max_time is not None:
@@ -72,11 +77,22 @@ class TrainerSettings:
             number("clip_norm", self.clip_norm, 0, open_minimum=True)
         if self.ema is not None:
             number("ema", self.ema, 0, 1, open_maximum=True)
+        self._check_lookahead()
         one_of("lr_find", self.lr_find, (False, True))
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
             if chosen and self.monitor is None:
                 raise ArgumentError(name, "expected a monitor beside it, received monitor=null")
+
+    def _check_lookahead(self) -> None:
+        if self.lookahead is None:
+            return
+        if self.ema is not None:
+            message = f"expected one average of the weights, received trainer.ema={self.ema} beside it"
+            raise ArgumentError("lookahead", message)
+        if self.lookahead.power and self.epochs is None and self.max_steps is None:
+            message = "it needs the run's length: expected trainer.epochs or trainer.max_steps, received max_time alone"
+            raise ArgumentError("lookahead.power", message)
 
     def check_monitor(self, metrics: Sequence[str]) -> None:
         """Raises `ArgumentError` for a monitor that is none of loss, accuracy and `metrics` on a measured split."""
@@ -91,7 +107,7 @@ class TrainerSettings:
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
         """Updates in the whole run, by epochs or max_steps, whichever is less; None where only time limits it."""
-        limits = [] if self.epochs is None else [self.epochs * steps_per_epoch]
+        limits = [] if self.epochs is None else [whole_steps(self.epochs, steps_per_epoch)]
         limits += [] if self.max_steps is None else [self.max_steps]
         return min(limits) if limits else None
 
@@ -101,3 +117,8 @@ class TrainerSettings:
         by_epoch = None if self.validate_every_epochs is None else self.validate_every_epochs * steps_per_epoch
         count = sum(step // cadence for cadence in (every, by_epoch) if cadence)
         return count - (step // math.lcm(every, by_epoch) if every and by_epoch else 0)
+
+
+def whole_steps(epochs: float, steps_per_epoch: int) -> int:
+    """The steps in so many epochs, rounded down."""
+    return math.floor(epochs * steps_per_epoch + 1e-9)  # 0.29 · 100 is below 29 in floats

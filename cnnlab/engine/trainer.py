@@ -15,6 +15,7 @@ from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import Meter, evaluate
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.lookahead import Lookahead
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Metrics, Notice, Record
@@ -75,8 +76,17 @@ class TrainState:
     schedule: LRScheduler
     execution: Execution
     scaler: torch.amp.GradScaler
-    ema: EMA | None = None
-    step: Step = train_step
+    ema: EMA | Lookahead | None = None
+    make_step: Callable[[], Step] = lambda: train_step
+    freeze: Callable[[int], bool] = lambda epoch: False  # in that epoch; returns whether anything changed
+
+    def __post_init__(self) -> None:
+        self.step = self.make_step()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Freezes what does not train in it, counted from 0; a step that was captured or compiled is made anew."""
+        if self.freeze(epoch):
+            self.step = self.make_step()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -158,6 +168,7 @@ class Trainer:
         self._clock = time.perf_counter()
         status = self._ended()
         while status is None:
+            self.train_state.begin_epoch(self.train.epoch)
             for batch in self.train:
                 images = sample(batch) if self._snapshot_is_due() else None
                 self._step(batch)

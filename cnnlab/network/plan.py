@@ -7,7 +7,7 @@ weights, which do not exist before.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from cnnlab.blocks.receptive_field import START, Field
 from cnnlab.blocks.sequential import Residual, Sequential
 from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
-from cnnlab.network.freeze import check_freeze, freeze_matching
+from cnnlab.network.freeze import Frozen, check_freeze, freeze_matching, freeze_remark
 from cnnlab.network.read import INFERRED, Layer, Reader
 from cnnlab.network.shape_inference import measure
 from cnnlab.network.table import LayerRow, make_row
@@ -37,10 +37,13 @@ class NetworkPlan:
     output_shape: Shape
     rows: list[LayerRow]
     initialize: Initializer
-    freeze: tuple[str, ...] = ()
+    freeze: Mapping[str, Frozen] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """Builds the network on the CPU; draws its weights from torch's global generator."""
+        """Builds the network on the CPU; draws its weights from torch's global generator.
+
+        What is frozen in some epochs alone trains, until `freeze_matching` is called for an epoch.
+        """
         network = _construct(self.layers, self.initialize)
         freeze_matching(network, self.freeze)
         return network
@@ -100,6 +103,7 @@ def plan_network(
             if len(complaints.messages) > before:
                 return None
             rows, _ = _rows(layers, START)
+            rows = [_with_remark(row, freeze_remark(row.path, skeleton, frozen)) for row in rows]
     except ConfigError as error:
         complaints.add("", str(error))
         return None
@@ -221,6 +225,11 @@ def _rows(layers: list[Layer], field: Field, prefix: str = "", depth: int = 0) -
         rows.append(make_row(path, _block_name(layer), depth, layer.skeleton, layer.facts, field, skeletons))
         rows.extend(row for nested_rows, _ in inner.values() for row in nested_rows)
     return rows, field
+
+
+def _with_remark(row: LayerRow, remark: str) -> LayerRow:
+    """A container's remarks are those of its layers."""
+    return replace(row, remark=f"{row.remark}, {remark}".strip(", ")) if remark and row.parameters else row
 
 
 def _named_layers(layers: list[Layer], prefix: str = "") -> Iterator[tuple[str, Layer]]:

@@ -51,8 +51,7 @@ def _endless(loader: ImageLoader) -> Iterator[Batch]:
 
 def with_lr(plan: RunPlan, lr: float) -> RunPlan:
     """The plan with this `optimizer.lr`, which is then `auto` no longer."""
-    optimizer = replace(plan.optimizer, arguments={**plan.optimizer.arguments, "lr": lr})
-    return replace(plan, optimizer=optimizer, lr_is_auto=False)
+    return replace(plan, optimizer=plan.optimizer.with_lr(lr), lr_is_auto=False)
 
 
 def describe_range_test(found: RangeTest, directory: RunDirectory) -> tuple[str, Path]:

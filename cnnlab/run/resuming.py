@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.check_training import is_auto, schedule_depends_on_length
+from cnnlab.config.check_training import check_trainer, is_auto, schedule_depends_on_length
 from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.run_config import RESTART, RunConfig
 from cnnlab.config.run_plan import RunPlan
@@ -18,7 +18,7 @@ from cnnlab.engine.trainer import Trainer
 from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory
 from cnnlab.run.files import ENVIRONMENT as ENVIRONMENT_FILE
 from cnnlab.run.loaders import load_weights
-from cnnlab.runtime.errors import ConfigError, first_line, listing
+from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing
 from cnnlab.runtime.terminal import print_wrapped
 
 # how long the run continues, what is logged and saved, where the data is, the device
@@ -98,6 +98,7 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     if restarted:
         config = config.restarted(_newest_step(directory))
     plan = check_config(config.values, Trust(False, trusted, trusting(f"{command('train')} {given('resume', path)}")))
+    check_lookahead(plan, saved.values["trainer"])
     if not restarted:
         _check_length(plan, saved.values, config.values, " ".join([command("train"), *config.given, f"{RESTART}=true"]))
     return Resumption(directory, config.after(saved), plan, restarted, not changes.keys().isdisjoint(LENGTH))
@@ -110,6 +111,18 @@ def _check_unedited(directory: RunDirectory, saved: RunConfig) -> None:
         raise ConfigError(
             f"resume: {directory.path / CONFIG} was edited since the last checkpoint, and a resumed run keeps its "
             f"config: expected the file as it was; changes of {listing(CHANGEABLE)} are given on the command line"
+        )
+
+
+def check_lookahead(plan: RunPlan, before: Any) -> None:
+    """Raises `ConfigError` for another length where lookahead's alpha follows it, even with a new cycle."""
+    settings = check_trainer(before, Complaints())
+    steps = settings.total_steps(plan.steps_per_epoch) if settings else None
+    lookahead = plan.settings.lookahead
+    if lookahead and lookahead.power and steps != plan.total_steps:
+        raise ConfigError(
+            f"trainer.lookahead.power: alpha was made for {steps} steps and depends on their number: expected the same "
+            f"length, received one of {plan.total_steps} steps"
         )
 
 

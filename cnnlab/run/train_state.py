@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.normalization import Normalization, normalized
@@ -15,7 +17,9 @@ from cnnlab.engine.backends.compiled import missing_compiler
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import Execution, allow_tf32, has_tf32
+from cnnlab.engine.lookahead import Lookahead
 from cnnlab.engine.trainer import TrainState
+from cnnlab.network.freeze import freeze_matching
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.device import synchronize
@@ -85,7 +89,7 @@ def _compile_candidates(plan: RunPlan) -> list[bool]:
 
 
 def _cuda_graph_candidates(plan: RunPlan) -> list[bool]:
-    if plan.device.type != "cuda" or reason_against_cuda_graph(plan.optimizer, plan.schedule):
+    if plan.device.type != "cuda" or reason_against_cuda_graph(plan.optimizer.components, plan.schedule):
         return [False]
     return [False, True] if _may_be_a_graph(plan) else [False]
 
@@ -156,15 +160,25 @@ def build_train_state(plan: RunPlan) -> TrainState:
     network = plan.network.build()
     apply_weights(network, plan.starting_weights)
     network_on_device = plan.execution.place(network, plan.device)
-    ema = EMA(network_on_device, plan.settings.ema) if plan.settings.ema is not None else None
     optimizer = plan.build_optimizer(network_on_device)
-    return TrainState(
+    train_state = TrainState(
         network_on_device,
         plan.loss.to(plan.device),
         optimizer,
         plan.build_schedule(optimizer),
         plan.execution,
         plan.execution.scaler(plan.device),
-        ema,
-        build_step(plan.execution, plan.data.batch_size, plan.settings.accumulate),
+        _average(plan, network_on_device),
+        partial(build_step, plan.execution, plan.data.batch_size, plan.settings.accumulate),
+        partial(freeze_matching, network_on_device, plan.network.freeze),
     )
+    train_state.begin_epoch(0)
+    return train_state
+
+
+def _average(plan: RunPlan, network: nn.Module) -> EMA | Lookahead | None:
+    """The averaged weights that validation sees, where the settings ask for any."""
+    settings = plan.settings
+    if settings.lookahead is not None:
+        return Lookahead(network, settings.lookahead, plan.total_steps)
+    return None if settings.ema is None else EMA(network, settings.ema)

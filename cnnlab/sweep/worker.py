@@ -127,7 +127,7 @@ def serve(descriptor: int, modules: Sequence[str]) -> str:
                 try:
                     program, *arguments, environment, log = connection.recv()
                 except EOFError:
-                    os._exit(0)
+                    sys.exit()
                 pid = os.fork()
                 if pid == 0:
                     break

@@ -37,6 +37,7 @@ def test_no_value_leaves_the_config_as_the_yaml_says() -> None:
         "momentum": 0.9,
         "nesterov": True,
         "weight_decay": 5e-4,
+        "layer_decay": None,
         "groups": {},
     }
     assert "hydra" not in config

@@ -72,6 +72,12 @@ def test_a_group_with_a_learning_rate_of_its_own_keeps_it() -> None:
     assert state.optimizer.param_groups[1]["lr"] == 0.25
 
 
+def test_a_group_with_a_scale_moves_by_its_multiple() -> None:
+    state = train_state(nn.Linear(2, 2), lr=FIRST * 0.25, lr_scale=0.25)
+    found = range_test(state, batches())
+    assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([found.lrs[-1], found.lrs[-1] / 4])
+
+
 def test_a_network_that_diverges_from_the_start_is_answered_with_where() -> None:
     state, steps = train_state(nn.Linear(2, 2)), iter(range(1000))
     state.loss = lambda output, target: F.cross_entropy(output, target) * 2.0 ** next(steps)

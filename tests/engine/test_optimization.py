@@ -18,7 +18,8 @@ from cnnlab.engine.optimization import (
     load_optimizer_state,
     optimizer_state,
 )
-from cnnlab.runtime.errors import Complaints
+from cnnlab.engine.schedule import Schedule
+from cnnlab.runtime.errors import Complaints, ConfigError
 
 NAMES = ["conv1.weight", "conv1.bias", "norm1.weight", "norm1.bias", "output.weight", "output.bias"]
 
@@ -65,7 +66,7 @@ def saved_and_read(state: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "muon"])
 def test_biases_and_norms_are_not_decayed(name: str) -> None:
     optimizer = build_optimizer(component(name, weight_decay=0.01), Network(), {})
     decayed = [name for name, decay in options(optimizer, "weight_decay").items() if decay]
@@ -82,6 +83,115 @@ def test_the_first_pattern_that_matches_wins() -> None:
     trained = [*NAMES[:3], *NAMES[4:]]
     assert lrs == dict(zip(trained, (0.5, 0.125, 0.25, 0.25, 0.1), strict=True))
     assert (decays["conv1.weight"], decays["conv1.bias"], decays["norm1.weight"]) == (0.01, 0.2, 0.0)
+
+
+def test_an_lr_scale_multiplies_the_optimizers_lr_and_its_group_stands_last() -> None:
+    groups = {"norm1.*": {"lr_scale": 64.0}, "conv1.*": {"lr": 0.5, "lr_scale": 0.5}}
+    optimizer = build_optimizer(component(), Network(), groups)
+    assert options(optimizer, "lr") == dict(zip(NAMES, (0.25, 0.25, 6.4, 6.4, 0.1, 0.1), strict=True))
+    assert optimizer.param_groups[0]["lr"] == 0.1  # what is recorded
+
+
+def test_layer_decay_multiplies_the_lrs_of_groups() -> None:
+    optimizer = build_optimizer(component(), Network(), {"conv1.weight": {"lr": 1.0}}, layer_decay=0.5)
+    assert options(optimizer, "lr") == dict(zip(NAMES, (0.5, 0.05, 0.05, 0.05, 0.1, 0.1), strict=True))
+
+
+class Deep(nn.Sequential):
+    """Two hidden weights, hidden1 and hidden2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv1, self.hidden1 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, bias=False)
+        self.norm1, self.pool, self.flatten = nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.hidden2, self.output = nn.Linear(4, 5), nn.Linear(5, 2)
+
+
+HIDDEN = ["hidden1.weight", "hidden2.weight"]
+ADAMW = {"lr": 1e-3, "weight_decay": 0.1}
+
+
+def with_muon(network: nn.Module, **differences: Any) -> torch.optim.Optimizer:
+    muon = component("muon", weight_decay=0.01)
+    rest = Component("optimizer.rest", "adamw", torch.optim.AdamW, ADAMW)
+    return build_optimizer(muon, network, differences.pop("groups", {}), rest, **differences)
+
+
+def give_random_gradients(network: nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+
+def test_muon_updates_hidden_weights_and_the_rest_goes_to_its_own_optimizer() -> None:
+    ours, theirs = Deep(), Deep()
+    joint = with_muon(ours)
+    assert [name for group in joint.param_groups[:1] for name in group["names"]] == HIDDEN
+    weights = dict(theirs.named_parameters())
+    hidden = [weights.pop(name) for name in HIDDEN]
+    plain = [parameter for parameter in weights.values() if parameter.dim() < 2]
+    others = [parameter for parameter in weights.values() if parameter.dim() >= 2]
+    separate = [
+        OPTIMIZERS["muon"]([{"params": hidden}], lr=0.1, weight_decay=0.01),
+        torch.optim.AdamW([{"params": others}, {"params": plain, "weight_decay": 0.0}], fused=True, **ADAMW),
+    ]
+    for seed in range(3):
+        give_random_gradients(ours, seed)
+        give_random_gradients(theirs, seed)
+        joint.step()
+        for one in separate:
+            one.step()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    joint.zero_grad()
+    assert all(parameter.grad is None for parameter in ours.parameters())
+
+
+def test_a_group_with_a_type_has_an_optimizer_of_its_own_and_the_schedule_moves_all() -> None:
+    network = Deep()
+    adam = Component("optimizer.groups.output.*", "adam", torch.optim.Adam, {"lr": 0.5})
+    optimizer = build_optimizer(component("sgd"), network, {"output.*": adam, "hidden*": {"lr": 0.25}})
+    Schedule(optimizer, lambda step: 0.5)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    optimizer.step()
+    moved = {name: (before[name] - parameter).mean().item() for name, parameter in network.named_parameters()}
+    # SGD moves by lr · 2, Adam's first step by lr
+    expected = {"conv1": 0.1, "hidden1": 0.25, "norm1": 0.1, "hidden2": 0.25, "output": 0.25}
+    assert moved == pytest.approx({name: expected[name.partition(".")[0]] for name in moved}, rel=1e-4)
+
+
+def test_the_state_of_several_optimizers_is_restored_to_the_bit() -> None:
+    network, other = Deep(), Deep()
+    optimizer, fresh = with_muon(network), with_muon(other)
+    for seed in range(2):
+        give_random_gradients(network, seed)
+        optimizer.step()
+    other.load_state_dict(network.state_dict())
+    load_optimizer_state(fresh, saved_and_read(optimizer_state(optimizer)))
+    for seed in range(2, 4):
+        for one, its in ((network, optimizer), (other, fresh)):
+            give_random_gradients(one, seed)
+            its.step()
+    assert all(map(torch.equal, network.parameters(), other.parameters()))
+
+
+def test_muon_without_a_hidden_weight_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer.type: muon updates the weights between the first and the last"):
+        with_muon(Network())
+    with pytest.raises(ConfigError, match=r"^optimizer.groups: every parameter has an optimizer of its own, and sgd"):
+        build_optimizer(component(), Network(), {"*": component("adam")})
+
+
+def test_an_optimizer_without_an_lr_has_none_to_multiply() -> None:
+    class Fixed(torch.optim.SGD):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, lr=0.1)
+
+    fixed = Component("optimizer", "mine.Fixed", Fixed)
+    with pytest.raises(ConfigError, match=r"^optimizer: mine.Fixed has no lr that layer_decay or lr_scale could"):
+        build_optimizer(fixed, Network(), {}, layer_decay=0.5)
 
 
 def test_an_optimizer_without_weight_decay_is_given_none() -> None:
@@ -125,6 +235,10 @@ def test_a_loaded_state_leads_to_the_same_next_steps_in_another_order(arguments:
         (component(), {"conv1.*": 0.1}, ["groups.conv1.*: "]),
         (component(), {"conv1.*": {}}, ["groups.conv1.*: "]),
         (component(), {"conv1.*": {"momentum": 0.9}}, ["groups.conv1.*.momentum: "]),
+        (component(), {"conv1.*": {"lr_scale": -1}}, ["groups.conv1.*.lr_scale: "]),
+        (component(), {"conv1.*": component("adamw", betas=(0.9, 2.0))}, ["betas[1]: expected"]),
+        (component(), {"conv1.*": torchs(torch.optim.LBFGS)}, ["type: LBFGS evaluates"]),
+        (component(), {"conv9.*": component("adamw")}, ["groups.conv9.*: no trained parameter"]),
         (component(), {"conv1.*": {"weight_decy": 0}}, ["groups.conv1.*.weight_decy: .* did you mean 'weight_decay'"]),
         (component(), {"conv1.*": {"lr": -1}}, ["groups.conv1.*.lr: "]),
         (component(), {"conv1.*": {"weight_decay": "none"}}, ["groups.conv1.*.weight_decay: "]),

@@ -33,14 +33,25 @@ def torch_factors(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRSchedul
     ("total_steps", "pct_start"), [(1, 0.3), (3, 0.5), (10, 0.0), (10, 1.0), (97, 0.1), (100, 0.4)]
 )
 @pytest.mark.parametrize(("div", "final_div"), [(25.0, 1e4), (1.0, 1.0)])
-def test_one_cycle_is_that_of_torch(total_steps: int, pct_start: float, div: float, final_div: float) -> None:
+@pytest.mark.parametrize("annealing", ["cos", "linear"])
+def test_one_cycle_is_that_of_torch(
+    total_steps: int, pct_start: float, div: float, final_div: float, annealing: str
+) -> None:
     options: dict[str, Any] = {"pct_start": pct_start, "div_factor": div, "final_div_factor": final_div}
+    options["anneal_strategy"] = annealing
     expected = torch_factors(
         lambda own: lr_scheduler.OneCycleLR(own, LR, total_steps, cycle_momentum=False, **options), total_steps
     )
     factor = one_cycle(**options, total_steps=total_steps)
     assert list(map(factor, range(total_steps))) == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert factor(10 * total_steps) == factor(total_steps)
+
+
+def test_a_triangle_goes_through_its_three_corners() -> None:
+    """From 0.2 to 1 at 23 % of 100 steps and to 0.07: arXiv 2404.00498, listing 4."""
+    factor = one_cycle(0.23, 1 / 0.2, 0.2 / 0.07, "linear", total_steps=100)
+    assert [factor(step) for step in (0, 11, 22, 99)] == pytest.approx([0.2, 0.6, 1.0, 0.07])
+    assert factor(22) - factor(23) == pytest.approx(0.93 / 77)
 
 
 def test_one_cycle_whose_rise_has_one_step_starts_at_the_top() -> None:
@@ -83,6 +94,7 @@ def test_step_decays_at_the_update_that_the_arithmetic_names(step_size: float, s
         (lambda: one_cycle(1.1, total_steps=5), "pct_start"),
         (lambda: one_cycle(0.3, 0.5, total_steps=5), "div_factor"),
         (lambda: one_cycle(0.3, 25.0, 0.5, total_steps=5), "final_div_factor"),
+        (lambda: one_cycle(anneal_strategy="cosine", total_steps=5), "anneal_strategy"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(make: Callable[[], Factor], argument: str) -> None:

@@ -14,13 +14,15 @@ from planted import setting
 from torch import nn
 from torch.nn import functional as F
 
+from cnnlab.components import Component
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.execution import Execution
-from cnnlab.engine.optimization import optimizer_state
+from cnnlab.engine.muon import Muon
+from cnnlab.engine.optimization import build_optimizer, optimizer_state
 from cnnlab.engine.schedule import Schedule, constant
 from cnnlab.engine.settings import TrainerSettings
 from cnnlab.engine.state_check import check_trainer_state
@@ -72,8 +74,11 @@ def make_trainer(folder: Path, kind: str = "sgd") -> Trainer:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2)).to(memory_format=torch.channels_last)
     named = list(network.named_parameters())
-    optimizer = OPTIMIZERS[kind]([parameter for _, parameter in named])
-    optimizer.param_groups[0]["names"] = [name for name, _ in named]
+    if kind == "muon":  # for one weight, beside another optimizer
+        optimizer = build_optimizer(ADAMW, network, {"0.weight": MUON})
+    else:
+        optimizer = OPTIMIZERS[kind]([parameter for _, parameter in named])
+        optimizer.param_groups[0]["names"] = [name for name, _ in named]
     x_NCHW = torch.randint(0, 256, (8, 3, 2, 2), dtype=torch.uint8)
     images = Images.of(x_NCHW, torch.arange(8) % 2)
     train = ResidentLoader(images, Normalization((0.0,) * 3, (1.0,) * 3), 2, device=torch.device("cpu"), shuffle=True)
@@ -100,7 +105,11 @@ def saved(folder: Path, kind: str = "sgd") -> tuple[dict[str, Any], int]:
     return read_state(folder / "state"), trainer.progress.step
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+ADAMW = Component("optimizer", "adamw", torch.optim.AdamW, {"lr": 0.01})
+MUON = Component("optimizer.groups.0.weight", "muon", Muon, {"lr": 0.01})
+
+
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, "muon"])
 def test_what_a_trainer_saved_is_accepted_and_continues(tmp_path: Path, kind: str) -> None:
     state, step = saved(tmp_path, kind)
     trainer = make_trainer(tmp_path, kind)
@@ -112,7 +121,7 @@ def test_what_a_trainer_saved_is_accepted_and_continues(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("planted", [torch.zeros(1), torch.zeros(1).expand(4, 3, 2, 2)[..., :1], 3.0, None], ids=str)
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "rmsprop", "adadelta"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "rmsprop", "adadelta", "muon"])
 def test_an_optimizers_tensor_of_another_shape_or_kind_is_refused(tmp_path: Path, kind: str, planted: Any) -> None:
     state, step = saved(tmp_path, kind)
     moments = state["train_state"]["optimizer"]["state"]["0.weight"]

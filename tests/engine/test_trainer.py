@@ -19,6 +19,7 @@ from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import evaluate
 from cnnlab.engine.execution import Execution
+from cnnlab.engine.lookahead import Lookahead, LookaheadSettings
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Descent, Metrics, Notice, Record, Snapshot
@@ -79,7 +80,9 @@ class Run:
             Component("optimizer", "sgd", torch.optim.SGD, {"lr": lr, "momentum": 0.9}), self.network, {}
         )
         execution = Execution()
-        ema = None if self.settings.ema is None else EMA(self.network, self.settings.ema)
+        ema: Any = None if self.settings.ema is None else EMA(self.network, self.settings.ema)
+        if self.settings.lookahead:
+            ema = Lookahead(self.network, self.settings.lookahead, None)
         schedule, scaler = Schedule(optimizer, factor), execution.scaler(CPU)
         self.train_state = TrainState(self.network, F.cross_entropy, optimizer, schedule, execution, scaler, ema)
         self.trainer = Trainer(
@@ -134,9 +137,10 @@ def script_validation(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iter
 
 
 @pytest.mark.parametrize(
-    ("epochs", "max_steps", "expected"), [(2, 5, 5), (1, 100, 4), (None, 6, 6), (2, None, 8), (None, None, None)]
+    ("epochs", "max_steps", "expected"),
+    [(2, 5, 5), (1, 100, 4), (None, 6, 6), (2, None, 8), (None, None, None), (2.6, None, 10), (0.3, None, 1)],
 )
-def test_total_steps_is_the_nearest_limit(epochs: int | None, max_steps: int | None, expected: int | None) -> None:
+def test_total_steps_is_the_nearest_limit(epochs: float | None, max_steps: int | None, expected: int | None) -> None:
     assert settings(epochs=epochs, max_steps=max_steps, max_time=1.0).total_steps(STEPS_PER_EPOCH) == expected
 
 
@@ -435,6 +439,54 @@ def test_validation_sees_the_averaged_weights_where_there_are_any(tmp_path: Path
     assert ema.updates == 4
     assert torch.equal(checkpoint.inference_weights["1.weight"], ema.network.state_dict()["1.weight"])
     assert torch.equal(checkpoint.weights["1.weight"], run.network.state_dict()["1.weight"])
+
+
+def test_validation_sees_the_slow_weights_of_lookahead_and_the_trained_ones_return_to_them(tmp_path: Path) -> None:
+    run = Run(tmp_path, lookahead=LookaheadSettings(every=3), epochs=1)
+    run.trainer.fit()  # four steps: the trained weights are one ahead
+    slow, checkpoint = run.train_state.evaluated, run.checkpoints.resolve("best")
+    assert run.metrics("val")[0].values == evaluate(slow, F.cross_entropy, loader(6, 4, shuffle=False), Execution())
+    assert torch.equal(checkpoint.inference_weights["1.weight"], slow.state_dict()["1.weight"])
+    assert not torch.equal(checkpoint.weights["1.weight"], checkpoint.inference_weights["1.weight"])
+    returned = Run(tmp_path / "three", lookahead=LookaheadSettings(every=3), max_steps=3)
+    returned.trainer.fit()
+    assert_same_weights(returned.network, returned.train_state.evaluated)
+    assert_same_weights(returned.network, slow)
+
+
+# freezing
+
+
+def test_what_is_frozen_changes_where_an_epoch_begins_and_the_step_is_made_anew(tmp_path: Path) -> None:
+    """Frozen now: no gradient, no weight decay, no momentum."""
+    run, weights, epochs = Run(tmp_path, epochs=3, validate_every_epochs=None), [], []
+    weight = run.network[1].weight
+
+    def freeze(epoch: int) -> bool:
+        epochs.append(epoch)
+        changed = weight.requires_grad == (epoch == 1)
+        weight.requires_grad_(epoch != 1)
+        return changed
+
+    def make_step() -> Any:
+        made = len(weights)
+        weights.append([])
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            result = train_step(*arguments, **options)
+            weights[made].append(weight.detach().clone())
+            return result
+
+        return step
+
+    run.train_state.freeze, run.train_state.make_step = freeze, make_step
+    run.train_state.step = make_step()
+    run.trainer.fit()
+    assert epochs == [0, 1, 2]
+    assert [len(steps) for steps in weights] == [4, 4, 4]
+    frozen_at = weights[0][-1]
+    assert all(torch.equal(one, frozen_at) for one in weights[1])
+    assert not torch.equal(weights[2][0], frozen_at)
 
 
 # interruption, resumption

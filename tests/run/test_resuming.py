@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import composed
+from fast_run import FAST
 
+from cnnlab.components import Trust
+from cnnlab.config.check import check_config
 from cnnlab.engine.checkpoint import Checkpoint
-from cnnlab.run.resuming import changes_of_environment, check_classes, check_data, check_record
+from cnnlab.run.resuming import changes_of_environment, check_classes, check_data, check_lookahead, check_record
 from cnnlab.runtime.errors import ConfigError
 
 ENVIRONMENT = {"data_digest": "a" * 64, "torch": "2.15.0", "threads": 1}
@@ -50,3 +54,13 @@ def test_only_what_may_change_bits_is_reported() -> None:
     saved = checkpoint(environment=ENVIRONMENT | {"git_commit": "abc"})
     changes = changes_of_environment(saved, {**now, "threads": 1, "git_commit": "def"})
     assert changes == ["torch was 2.15.0 and is 2.16.0: the run continues, but not to identical bits"]
+
+
+def test_an_alpha_that_follows_the_runs_length_keeps_it() -> None:
+    config = composed(FAST, "trainer.lookahead={power: 2}")
+    plan = check_config(config, Trust())
+    check_lookahead(plan, config["trainer"])
+    with pytest.raises(ConfigError, match=r"^trainer.lookahead.power: alpha was made for 4 steps .* received one of 6"):
+        check_lookahead(plan, {**config["trainer"], "max_steps": 4})
+    constant = check_config(composed(FAST, "trainer.lookahead={every: 2}"), Trust())
+    check_lookahead(constant, {**config["trainer"], "lookahead": {"every": 2}, "max_steps": 4})

@@ -149,3 +149,17 @@ def test_without_a_compiler_nothing_is_compiled_and_asking_for_it_makes_no_direc
     assert answer.code == 2
     assert "trainer.execution.compile: true needs a C++ compiler (no-such-compiler" in answer.err
     assert list(in_tmp_path.iterdir()) == []
+
+
+def test_what_trains_later_is_in_the_optimizer_and_frozen_from_the_first_step_on() -> None:
+    plan = make_plan("+model.freeze={conv1: {until: 1}, conv2: null}", "trainer.execution.compile=true")
+    train_state = build_train_state(plan)
+    weights = dict(train_state.network.named_parameters())
+    updated = {name for group in train_state.optimizer.param_groups for name in group["names"]}
+    assert updated == weights.keys() - {"conv2.weight"}
+    step = train_state.step
+    for epoch, trains, step_is_kept in ((0, False, True), (1, True, False)):
+        train_state.begin_epoch(epoch)
+        assert weights["conv1.weight"].requires_grad is trains
+        assert not weights["conv2.weight"].requires_grad
+        assert (train_state.step is step) is step_is_kept

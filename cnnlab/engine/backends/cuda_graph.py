@@ -26,10 +26,11 @@ Replay = Callable[[Batch], StepResult]
 WARM_UP = 2  # steps on a stream of their own, for libraries that prepare themselves; a graph cannot hold that
 
 
-def reason_against_cuda_graph(optimizer: Component, schedule: Component) -> str | None:
-    """Why a step with this update cannot be captured; None where it can."""
-    if not is_fused(optimizer):
-        return f"the update that can be captured is the fused one of sgd, adam and adamw, not that of {optimizer.type}"
+def reason_against_cuda_graph(optimizers: Iterable[Component], schedule: Component) -> str | None:
+    """Why a step with these updates cannot be captured; None where it can."""
+    for one in optimizers:
+        if not is_fused(one):
+            return f"the update that can be captured is the fused one of sgd, adam and adamw, not that of {one.type}"
     if changes_momentum(schedule):
         return f"{schedule.type} changes the momentum, which is a constant of a captured step"
     return None
