@@ -14,7 +14,8 @@ from torch.nn import init
 
 from cnnlab.blocks.normalization import NORMS
 from cnnlab.blocks.sequence import PositionalEmbedding
-from cnnlab.runtime.checks import int_or_pair, number, one_of
+from cnnlab.blocks.whitening import Whitening
+from cnnlab.runtime.checks import int_or_pair, integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, listing
 
 Initializer = Callable[[nn.Module], None]
@@ -101,6 +102,19 @@ def dirac() -> Initializer:
                 init.dirac_(weight[: weight.shape[1]])
 
     return initialize
+
+
+def whitening(images: int = 5000, eps: float = 5e-4) -> Initializer:
+    """Filters that whiten the patches which reach a convolution: their outputs are uncorrelated, of variance 1.
+
+    For a `conv` alone, mostly the first, as its own `init`: with windows of k×k pixels of C channels it has
+    2·k·k·C `out_channels`. Half of the filters are v / √(λ + `eps`) for each eigenvector v of the patches' covariance
+    and its eigenvalue λ, the largest first; the other half are their negatives; biases are 0 (arXiv 2404.00498, section
+    3.2). The patches are those of `images` training images, drawn by the run's seed, or of all where there are fewer:
+    normalised, not augmented. This is computed before a run's first step, and never when it is resumed. Raises
+    `ArgumentError`; a run with fewer training images than numbers in a patch is refused.
+    """
+    return Whitening(integer("images", images, 1), number("eps", eps, 0, MOST))
 
 
 def book_large() -> Initializer:
@@ -202,6 +216,7 @@ INITIALIZERS: dict[str, Callable[..., Initializer]] = {
     "trunc_normal": trunc_normal,
     "orthogonal": orthogonal,
     "dirac": dirac,
+    "whitening": whitening,
     "zeros": zeros,
     "given": given,
     "book_large": book_large,
