@@ -233,6 +233,7 @@ def test_a_known_network_has_its_parameters_macs_and_outputs(known: Known, monke
     assert sum(row.macs for row in plan.rows) == counter.get_total_flops() / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0"])
 def test_paths_are_dropped_as_in_torchvisions(name: str) -> None:
     known = next(known for known in KNOWN if known.name == name)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from cnnlab.blocks.activation import GLU, LeakyReLU, Softmax, Step, TwoClasses
-from cnnlab.blocks.conv import Conv, DepthwiseConv, SeparableConv
+from cnnlab.blocks.conv import Conv, ConvTranspose, DepthwiseConv, SeparableConv
 from cnnlab.blocks.dropout import Dropout, Dropout2d, DropPath
 from cnnlab.blocks.linear import Linear
 from cnnlab.blocks.normalization import BatchNorm, GroupNorm, LayerNorm, LayerNorm2d
@@ -30,7 +30,7 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "conv": Conv,
     "depthwise_conv": DepthwiseConv,
     "separable_conv": SeparableConv,
-    "conv_transpose": nn.ConvTranspose2d,
+    "conv_transpose": ConvTranspose,
     "batch_norm": BatchNorm,
     "group_norm": GroupNorm,
     "layer_norm": LayerNorm,

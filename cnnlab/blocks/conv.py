@@ -1,4 +1,4 @@
-"""Convolutions: of all channels, of each channel by itself, and both one after the other."""
+"""Convolutions: of all channels, of each by itself, both one after the other, and the transposed."""
 
 from dataclasses import replace
 
@@ -55,11 +55,7 @@ class Conv(nn.Conv2d):
                 "padding_value",
                 f"expected padding_mode=constant beside it, received padding_mode={padding_mode}",
             )
-        integer("in_channels", in_channels, 1)
-        integer("groups", groups, 1)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ArgumentError("groups", f"{name} {channels} cannot be divided into {groups} groups")
+        _check_groups(groups, in_channels, out_channels)
         super().__init__(
             in_channels,
             out_channels,
@@ -152,3 +148,48 @@ class SeparableConv(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         mixed_NCHW: Tensor = self.pointwise(self.depthwise(x_NCHW))
         return mixed_NCHW
+
+
+class ConvTranspose(nn.ConvTranspose2d):
+    """Each pixel adds a window to the output: the gradient of a convolution, as an operation of its own.
+
+    (N, in_channels, H, W) → (N, `out_channels`, H', W'), H' = (H − 1)·stride − 2·padding + dilation·(kernel_size − 1)
+    + output_padding + 1, and the same for W' (`torch.nn.ConvTranspose2d`). `output_padding` adds rows and columns at
+    one side, fewer than `stride` or `dilation`, for the several sizes that a convolution maps to one.
+
+    Raises `ArgumentError` for a value out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        output_padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, int] = 1,
+    ) -> None:
+        integer("out_channels", out_channels, 1, MOST_CHANNELS)
+        _check_groups(groups, in_channels, out_channels)
+        super().__init__(
+            in_channels,
+            out_channels,
+            sides("kernel_size", kernel_size, 1),
+            sides("stride", stride, 1),
+            sides("padding", padding, 0),
+            sides("output_padding", output_padding, 0),
+            groups,
+            bias,
+            sides("dilation", dilation, 1),
+        )
+
+
+def _check_groups(groups: int, in_channels: int, out_channels: int) -> None:
+    integer("in_channels", in_channels, 1)
+    integer("groups", groups, 1)
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups:
+            raise ArgumentError("groups", f"{name} {channels} cannot be divided into {groups} groups")
