@@ -1,25 +1,22 @@
 """Filters computed from training images: which images, when, and what else changes."""
 
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from commands import composed, ok, run
-from fast_run import train_fast
+from commands import composed
 from torch import Tensor
 
 from cnnlab.blocks.conv import Conv
 from cnnlab.blocks.initialization import whitening
 from cnnlab.blocks.whitening import patch_covariance
-from cnnlab.cli import train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.normalization import normalized
-from cnnlab.engine.checkpoint import read_checkpoint
-from cnnlab.run import resolve as resolve_module
 from cnnlab.run.loaders import TrainingData, read_training_data
+from cnnlab.run.resolve import resolve
 from cnnlab.run.train_state import build_train_state
 from cnnlab.run.whitening import whiten
 from cnnlab.runtime.errors import ConfigError
@@ -94,9 +91,10 @@ def test_fewer_images_than_a_patch_has_numbers_are_refused(limit: int) -> None:
         whiten(plan, data)
 
 
-def test_a_resumed_run_computes_it_no_more(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ok(train_fast("run_dir=run", *blocks("whitening"), "trainer.max_steps=4", "schedule=constant"))
-    monkeypatch.setattr(resolve_module, "whiten", lambda plan, data: pytest.fail("it was computed again"))
-    ok(run(train, "resume=run", "trainer.max_steps=6"))
-    weight = read_checkpoint(Path("run/checkpoints/step-00000006")).weights["first.weight"]
-    assert not torch.equal(weight[:4], -weight[4:])  # it trains
+def test_a_resumed_run_computes_it_no_more() -> None:
+    plan, data = planned("whitening")
+    started, _ = resolve(plan, data, None)
+    assert set(started.starting_weights) == {"first.weight", "first.bias"}
+    checkpoint: Any = SimpleNamespace(meta={"environment": {}})
+    resumed, _ = resolve(plan, data, checkpoint)
+    assert resumed.starting_weights == {}
