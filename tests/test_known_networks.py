@@ -198,16 +198,27 @@ def planned(known: Known) -> NetworkPlan:
     return plan
 
 
-def copied(network: nn.Module, reference: nn.Module, ordered: Callable[[list[str]], list[str]]) -> None:
-    """Fills the reference with random numbers, and the network with the same."""
-    theirs, own = reference.state_dict(), network.state_dict()
+def filled(reference: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """No scale of one, no bias of zero, and the statistics of noise: the output depends on every layer."""
+    norms = [module for module in reference.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        for tensor in theirs.values():
-            if tensor.is_floating_point() and (tensor.dim() < 2 or tensor.std() == 0):
-                tensor.uniform_(0.5, 1.5)  # statistics, and scales, that are no ones and zeros
-        for (name, tensor), other in zip(own.items(), ordered(list(theirs)), strict=True):
-            assert tensor.numel() == theirs[other].numel(), (name, other)
-            tensor.copy_(theirs[other].view_as(tensor))
+        for parameter in reference.parameters():
+            if parameter.dim() < 2 or parameter.std() == 0:
+                parameter.uniform_(0.5, 1.5)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over batches, of which there is one
+        if norms:
+            reference.train()(torch.randn(2, *input_shape, dtype=torch.float64))
+    return reference.eval()
+
+
+def copied(network: nn.Module, reference: nn.Module, ordered: Callable[[list[str]], list[str]]) -> None:
+    """The reference's tensors become those of the network."""
+    theirs, own = reference.state_dict(), network.state_dict()
+    for (name, tensor), other in zip(own.items(), ordered(list(theirs)), strict=True):
+        assert tensor.numel() == theirs[other].numel(), (name, other)
+        tensor.copy_(theirs[other].view_as(tensor))
 
 
 def slow_unless_fast(known: Known) -> object:
@@ -217,7 +228,7 @@ def slow_unless_fast(known: Known) -> object:
 @pytest.mark.parametrize("known", [slow_unless_fast(known) for known in KNOWN])
 def test_a_known_network_has_its_parameters_macs_and_outputs(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)  # its products are not counted
-    plan, reference = planned(known), known.reference().double().eval()
+    plan, reference = planned(known), filled(known.reference().double(), known.input_shape)
     network = plan.build().double().eval()
     copied(network, reference, known.ordered)
     x_NCHW = torch.randn(1, *known.input_shape, dtype=torch.float64)
