@@ -349,22 +349,19 @@ def presets_page() -> str:
         "several things at once, and its values win over those of other files.",
     ]
     for group in groups:
-        rows = [[f"`{group.name}={path.stem}`", first_comment(path)] for path in _files(group)]
-        parts += [f"## {group.name}", table(("choice", ""), rows)]
+        parts += [f"## {group.name}", table(("choice", ""), _choices(group))]
         if group.name == "model":
             parts.append(
                 f"And torchvision's classification networks by name: {', '.join(f'`{name}`' for name in NAMES)}."
             )
-    experiments = CONFIGS / "experiment"
-    rows = [
-        [f"`experiment={path.relative_to(experiments).with_suffix('').as_posix()}`", first_comment(path)]
-        for path in _files(experiments)
-    ]
-    return "\n\n".join([*parts, "## experiment", table(("choice", ""), rows)]) + "\n"
+    parts += ["## experiment", table(("choice", ""), _choices(CONFIGS / "experiment"))]
+    return "\n\n".join(parts) + "\n"
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*.yaml")) if path.stem != "base"]
+def _choices(group: Path) -> list[list[str]]:
+    files = [path for path in sorted(group.rglob("*.yaml")) if path.stem != "base"]
+    names = [path.relative_to(group).with_suffix("").as_posix() for path in files]
+    return [[f"`{group.name}={name}`", first_comment(path)] for name, path in zip(names, files, strict=True)]
 
 
 def commands_page() -> str:

@@ -21,6 +21,7 @@ CHOICES = [
     for path in sorted(group.rglob("*.yaml"))
     if path.stem != "base"
 ]
+LARGE = ("blocks/vgg11", "blocks/convnext_tiny", "blocks/resnext29", "blocks/efficientnet_b0", "blocks/mobilenetv2")
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
     ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_fraction=0.2"],
@@ -29,6 +30,8 @@ COMPANIONS = {
     ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],
     ("model", "xor_of_nands"): ["data=logic_gates", "loss=quadratic"],
     ("model", "lenet"): ["data=mnist"],
+    **{choice: ["data=cifar10"] for choice in CHOICES if choice[1].startswith("blocks/")},
+    ("model", "blocks/lenet5_1998"): ["data=mnist"],
     ("loss", "quadratic"): ["+model.blocks.activation=sigmoid"],
 }
 
@@ -41,7 +44,13 @@ def built(*overrides: str) -> tuple[RunPlan, torch.nn.Module, torch.optim.Optimi
     return plan, network, optimizer
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        pytest.param(*choice, id="/".join(choice), marks=pytest.mark.slow if choice[1] in LARGE else ())
+        for choice in CHOICES
+    ],
+)
 def test_every_choice_builds_a_network_that_takes_the_data(in_tmp_path: Path, group: str, choice: str) -> None:
     write_folders(in_tmp_path / "images", {"train/cat": 6, "train/dog": 6})
     plan, network, _ = built(f"{group}={choice}", *COMPANIONS.get((group, choice), []))

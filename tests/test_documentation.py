@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnnlab.blocks import BLOCKS
 from cnnlab.network import build_network
-from cnnlab.runtime.checks import integer
+from cnnlab.runtime.checks import number
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -39,9 +39,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_every_file_that_is_named_is_there(text: str) -> None:
-    named = set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yaml|md))`", text)) - {"cnnlab/blocks/squeeze.py"}
+    named = set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yaml|md))`", text)) - {"cnnlab/blocks/response.py"}
     places = [REPOSITORY, REPOSITORY / "cnnlab"]
-    written_by_the_reader = {"tests/blocks/test_squeeze.py"}
+    written_by_the_reader = {"tests/blocks/test_response.py"}
     missing = {
         name
         for name in named - written_by_the_reader
@@ -52,14 +52,16 @@ def test_every_file_that_is_named_is_there(text: str) -> None:
 
 def test_the_block_of_the_walk_through_works(monkeypatch: pytest.MonkeyPatch) -> None:
     source = section(CONTRIBUTING, "Add a block").split("```python\n")[1].split("```")[0]
-    scope: dict[str, Any] = {"nn": nn, "Tensor": Tensor, "integer": integer}
+    scope: dict[str, Any] = {"torch": torch, "nn": nn, "Tensor": Tensor, "number": number}
     exec(source, scope)
-    monkeypatch.setitem(BLOCKS, "squeeze_excitation", scope["SqueezeExcitation"])
-    network = build_network((8, 5, 5), {"se1": "squeeze_excitation"})
+    monkeypatch.setitem(BLOCKS, "global_response_norm", scope["GlobalResponseNorm"])
+    network = build_network((8, 5, 5), {"grn1": "global_response_norm"})
     x_NCHW = torch.randn(2, 8, 5, 5)
-    means_NC = x_NCHW.mean((2, 3))
-    gate_NC = network.se1.expand(network.se1.reduce(means_NC).relu()).sigmoid()
-    torch.testing.assert_close(network(x_NCHW), x_NCHW * gate_NC[..., None, None])
+    torch.testing.assert_close(network(x_NCHW), x_NCHW)  # as it starts
+    torch.nn.init.constant_(network.get_parameter("grn1.weight"), 2)
+    norm_NC = x_NCHW.square().sum((2, 3)).sqrt()
+    expected_NCHW = x_NCHW * (1 + 2 * norm_NC / norm_NC.mean(1, keepdim=True))[..., None, None]
+    torch.testing.assert_close(network(x_NCHW), expected_NCHW)
 
 
 @pytest.mark.parametrize("text", [README, COMPOSE], ids=["README", "compose"])

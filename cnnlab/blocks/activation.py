@@ -76,3 +76,15 @@ class Softmax(nn.Softmax):
         if integer("dim", dim, -8) == 0:
             raise ArgumentError("dim", "expected a dimension of the image (1 is the classes), received 0, the batch")
         super().__init__(dim)
+
+
+class GLU(nn.GLU):
+    """a · sigmoid(b) of the two halves a and b along `dim`, by default the channels (arXiv 1612.08083).
+
+    (N, C, H, W) → (N, C / 2, H, W). Raises `ArgumentError`.
+    """
+
+    def __init__(self, dim: int = 1) -> None:
+        if integer("dim", dim, -8) == 0:
+            raise ArgumentError("dim", "expected a dimension of the image (1 is the channels), received 0, the batch")
+        super().__init__(dim)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cnnlab.blocks.facts import unchanged
 from cnnlab.runtime.checks import number
@@ -40,3 +41,26 @@ class Dropout2d(nn.Dropout2d):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__(number("p", p, 0, 1, open_maximum=True))
+
+
+class DropPath(nn.Module):
+    """Zeroes each whole image's activations with probability `p` in training; keeps the shape.
+
+    As the last block of a residual's `blocks` it leaves the shortcut alone (stochastic depth, arXiv 1603.09382;
+    `torchvision.ops.StochasticDepth` in its mode `row`). Raises `ArgumentError`.
+    """
+
+    facts = unchanged
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = number("p", p, 0, 1, open_maximum=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        one_per_image = x.new_ones(x.shape[0], *(1 for _ in x.shape[1:]))
+        return x * F.dropout(one_per_image, self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

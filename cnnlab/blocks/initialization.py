@@ -1,7 +1,7 @@
 """Weight initialization. Each entry makes a function of one module, which draws from torch's global generator.
 
-A weight is any parameter of two or more dimensions; norms keep their ones and zeros, unless they are `given`
-others. Fans as in `torch.nn.init`.
+A weight is any parameter of two or more dimensions. Norms keep their ones and zeros, and positional embeddings their
+spread, unless they are `given` others. Fans as in `torch.nn.init`.
 """
 
 import math
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from cnnlab.blocks.normalization import NORMS
-from cnnlab.runtime.checks import int_or_pair, number, one_of
+from cnnlab.blocks.sequence import PositionalEmbedding
+from cnnlab.blocks.whitening import Whitening
+from cnnlab.runtime.checks import int_or_pair, integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, listing
 
 Initializer = Callable[[nn.Module], None]
@@ -63,6 +65,15 @@ def normal(mean: float = 0.0, std: float = 1.0, bias_std: float = 0.0) -> Initia
     return _weights(lambda weight: init.normal_(weight, mean, std), bias_std)
 
 
+def trunc_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Initializer:
+    """Weights from N(`mean`, `std`²), those outside of [`a`, `b`] drawn again; biases 0 (`torch.nn.init`)."""
+    number("mean", mean, -MOST, MOST)
+    number("std", std, 0, MOST, open_minimum=True)
+    number("a", a, -MOST, MOST)
+    number("b", b, a, MOST, open_minimum=True)
+    return _weights(lambda weight: init.trunc_normal_(weight, mean, std, a, b))
+
+
 def orthogonal(gain: float = 1.0) -> Initializer:
     """(Semi-)orthogonal weights times `gain` (arXiv 1312.6120), biases 0."""
     number("gain", gain, 0, MOST, open_minimum=True)
@@ -70,8 +81,40 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 
 def zeros() -> Initializer:
-    """Every weight and bias 0."""
+    """Every weight and bias 0; those of a norm where it is the norm's own `init`.
+
+    That of the last norm in a residual's `blocks` makes the residual begin as its shortcut (arXiv 1706.02677,
+    section 5.1): `norm2: {type: batch_norm, init: zeros}`.
+    """
     return _weights(init.zeros_)
+
+
+def dirac() -> Initializer:
+    """Of a convolution with `in_channels` inputs, the first `in_channels` filters each pass one of them on.
+
+    Further filters, and all other layers, keep the initialization of their constructors (`torch.nn.init.dirac_`, as
+    used by arXiv 2404.00498, section 3.1). With groups, the first filters of each group pass on its own channels.
+    """
+
+    def initialize(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+            for weight in module.weight.detach().chunk(module.groups):
+                init.dirac_(weight[: weight.shape[1]])
+
+    return initialize
+
+
+def whitening(images: int = 5000, eps: float = 5e-4) -> Initializer:
+    """Filters that whiten the patches which reach a convolution: their outputs are uncorrelated, of variance 1.
+
+    For a `conv` alone, mostly the first, as its own `init`: with windows of k×k pixels of C channels it has
+    2·k·k·C `out_channels`. Half of the filters are v / √(λ + `eps`) for each eigenvector v of the patches' covariance
+    and its eigenvalue λ, the largest first; the other half are their negatives; biases are 0 (arXiv 2404.00498, section
+    3.2). The patches are those of `images` training images, drawn by the run's seed, or of all where there are fewer:
+    normalised, not augmented. This is computed before a run's first step, and never when it is resumed. Raises
+    `ArgumentError`; a run with fewer training images than numbers in a patch is refused.
+    """
+    return Whitening(integer("images", images, 1), number("eps", eps, 0, MOST))
 
 
 def book_large() -> Initializer:
@@ -150,7 +193,7 @@ def _fill(argument: str, parameter: Tensor, value: Tensor) -> None:
 
 def _weights(fill: Callable[..., object], bias_std: float = 0.0) -> Initializer:
     def initialize(module: nn.Module) -> None:
-        if isinstance(module, NORMS):
+        if isinstance(module, (*NORMS, PositionalEmbedding)):
             return
         own = dict(module.named_parameters(recurse=False))
         # on the meta device there is nothing to fill, and drawing there imports seconds' worth of torch
@@ -170,7 +213,10 @@ INITIALIZERS: dict[str, Callable[..., Initializer]] = {
     "he": he,
     "xavier": xavier,
     "normal": normal,
+    "trunc_normal": trunc_normal,
     "orthogonal": orthogonal,
+    "dirac": dirac,
+    "whitening": whitening,
     "zeros": zeros,
     "given": given,
     "book_large": book_large,

@@ -1,9 +1,10 @@
 """Normalisation: over the batch, over groups of channels, over one image."""
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cnnlab.blocks.facts import Facts, Shape, expect_channels
+from cnnlab.blocks.facts import Facts, Shape, expect_channels, expect_image
 from cnnlab.blocks.receptive_field import local, whole
 from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import ArgumentError
@@ -58,7 +59,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Normalises over the trailing dimensions `normalized_shape`, by default all but the batch's (arXiv 1607.06450)."""
+    """Normalises over the trailing dimensions `normalized_shape` (arXiv 1607.06450); keeps the shape.
+
+    By default these are an image's channels, rows and columns, and the D features of each position of a sequence
+    (N, L, D).
+    """
 
     def __init__(
         self,
@@ -73,3 +78,24 @@ class LayerNorm(nn.LayerNorm):
             elementwise_affine,
             bias,
         )
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Normalises over the channels of each pixel of (N, C, H, W), as in ConvNeXt (arXiv 2201.03545); keeps the shape.
+
+    The weights of torchvision's `LayerNorm2d`; `eps` is ConvNeXt's. Raises `ArgumentError`.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-6, elementwise_affine: bool = True) -> None:
+        super().__init__(
+            integer("num_channels", num_channels, 1), number("eps", eps, 0, open_minimum=True), elementwise_affine
+        )
+
+    def facts(self, shape: Shape) -> Facts:
+        expect_image(shape)
+        expect_channels("num_channels", self.normalized_shape[0], shape)
+        return Facts(shape, field=local)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+        return F.layer_norm(x_NHWC, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)

@@ -1,10 +1,12 @@
 """Pooling: downsampling by the largest or the mean value of each window."""
 
+import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.facts import Facts, Shape, expect_image
+from cnnlab.blocks.facts import Facts, Shape, expect_channels, expect_image
 from cnnlab.blocks.receptive_field import whole
-from cnnlab.blocks.window import Pair, check_pool_padding, sides
+from cnnlab.blocks.window import Pair, Window, check_pool_padding, sides
+from cnnlab.runtime.checks import integer
 
 Size = int | tuple[int, int]
 
@@ -51,6 +53,28 @@ class AvgPool(nn.AvgPool2d):
         super().__init__(
             *_window(kernel_size, stride, padding), ceil_mode=ceil_mode, count_include_pad=count_include_pad
         )
+
+
+class Subsampling(AvgPool):
+    """The mean of each window times a learned coefficient, plus a learned bias, one of each per channel.
+
+    (N, C, H, W) → (N, C, H', W'): LeNet-5's layers S2 and S4 (LeCun et al. 1998, section II.B), which sum the four
+    pixels of a window instead, so that their coefficient is a quarter of this one. `stride` is `kernel_size` where it
+    is not given. Raises `ArgumentError`.
+    """
+
+    def __init__(self, num_channels: int, kernel_size: Size = 2, stride: Size | None = None) -> None:
+        super().__init__(kernel_size, stride)
+        self.weight = nn.Parameter(torch.ones(integer("num_channels", num_channels, 1)))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def facts(self, shape: Shape) -> Facts:
+        expect_image(shape)
+        expect_channels("num_channels", len(self.weight), shape)
+        return Window.of(self).facts(shape, shape[0])
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return super().forward(x_NCHW) * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class AdaptiveAvgPool(nn.AdaptiveAvgPool2d):

@@ -137,5 +137,6 @@ class TorchvisionSearchPath(SearchPathPlugin):
 def summarized(choices: Iterable[str]) -> list[str]:
     """Choices as they are listed: torchvision's as one, last; no `base`, which others start from."""
     choices = {choice for choice in choices if choice.rpartition("/")[2] != "base"}
-    others = sorted(choices - set(NAMES))
-    return others if len(others) == len(choices) else [*others, f"or {SUMMARY}"]
+    if not choices.issuperset(NAMES):
+        return sorted(choices)
+    return [*sorted(choices - set(NAMES)), f"or {SUMMARY}"]

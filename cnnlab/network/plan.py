@@ -154,7 +154,7 @@ def _infer(component: Component, shape: Shape) -> dict[str, Any]:
         "num_channels": shape[0],
         "input_size": shape[-1],
         "input_shape": shape,
-        "normalized_shape": shape,
+        "normalized_shape": shape[-1:] if len(shape) == 2 else shape,  # of a sequence, the features of a position
     }
     return {name: values[name] for name in INFERRED if name in component.parameters and name not in component.arguments}
 

@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from cnnlab.blocks import BLOCKS
 from cnnlab.blocks.facts import Facts
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer
+from cnnlab.blocks.normalization import NORMS
 from cnnlab.blocks.sequential import Sequential
 from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec
 from cnnlab.runtime.checks import integer
@@ -132,7 +133,10 @@ class Reader:
             return None
         type_name, arguments, factory = found
         arguments.pop("after", None)
-        initialize = self.initializer(arguments.pop("init", None), f"{key}.init")
+        init = arguments.pop("init", None)
+        if init in ("zeros", {"type": "zeros"}) and isinstance(factory, type) and issubclass(factory, NORMS):
+            init = {"type": "given", "weight": 0}  # elsewhere, norms keep their ones
+        initialize = self.initializer(init, f"{key}.init")
         repeat = self._repeat(arguments.pop("repeat"), key) if factory is Sequential and "repeat" in arguments else None
         modules = module_parameters(factory)
         nested = {
@@ -192,8 +196,8 @@ class Reader:
         """Builds one of our own blocks with placeholder sizes, to find values that are illegal for all sizes."""
         if component.factory not in BLOCKS.values():
             return
-        size = 1  # a channel count that every group count divides
-        for name in ("groups", "num_groups"):
+        size = 1  # a channel count that every count of groups or heads divides
+        for name in ("groups", "num_groups", "num_heads"):
             count = component.arguments.get(name, 1)
             size *= count if isinstance(count, int) and count > 0 else 1
         unknown = {name: size for name in INFERRED if name in component.parameters}

@@ -1,4 +1,7 @@
-"""The stage between reading the data and the first step: every `auto` becomes a value, and the values are recorded."""
+"""The stage between reading the data and the first step: every `auto` becomes a value, and the values are recorded.
+
+Weights that are computed from the training images become starting weights.
+"""
 
 from typing import Any
 
@@ -7,6 +10,7 @@ from cnnlab.engine.autotune import Trial
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.run.loaders import TrainingData
 from cnnlab.run.train_state import resolve_execution
+from cnnlab.run.whitening import whiten
 from cnnlab.runtime.device import describe_environment
 from cnnlab.version import __version__
 
@@ -14,8 +18,11 @@ from cnnlab.version import __version__
 def resolve(plan: RunPlan, data: TrainingData, checkpoint: Checkpoint | None) -> tuple[RunPlan, list[Trial]]:
     """The plan with nothing left `auto`, and what was timed for that.
 
-    A resumed run keeps the values that its checkpoint recorded. Raises `ConfigError` for what this machine cannot do.
+    A resumed run keeps the values that its checkpoint recorded, and its weights. Raises `ConfigError` for what this
+    machine cannot do, or cannot compute from these images.
     """
+    if checkpoint is None:
+        plan = whiten(plan, data)
     recorded = checkpoint.meta["environment"] if checkpoint else {}
     return resolve_execution(plan, data.normalization, recorded)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cnnlab.blocks import BLOCKS
-from cnnlab.blocks.activation import LeakyReLU, Softmax, Step, TwoClasses
+from cnnlab.blocks.activation import GLU, LeakyReLU, Softmax, Step, TwoClasses
 from cnnlab.runtime.errors import ArgumentError
 
 FORMULAS: dict[str, Callable[[float], float]] = {
@@ -52,3 +52,10 @@ def test_the_slope_of_a_step_is_0_or_straight_through_1(straight_through: bool, 
 
 def test_one_neuron_classifies_two_classes() -> None:
     assert TwoClasses()(torch.tensor([[0.25], [1.0]])).tolist() == [[0.75, 0.25], [0.0, 1.0]]
+
+
+def test_glu_gates_the_first_half_of_the_channels_by_the_second() -> None:
+    x_NCHW = torch.randn(2, 6, 3, 4)
+    torch.testing.assert_close(GLU()(x_NCHW), x_NCHW[:, :3] * x_NCHW[:, 3:].sigmoid())
+    with pytest.raises(ArgumentError, match="dim"):
+        GLU(0)

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from cnnlab.blocks.normalization import BatchNorm, GroupNorm, LayerNorm
+from cnnlab.blocks.normalization import BatchNorm, GroupNorm, LayerNorm, LayerNorm2d
 from cnnlab.runtime.errors import ArgumentError
 
 
@@ -47,7 +48,14 @@ def test_batch_norm_takes_no_image_of_three_dimensions() -> None:
 
 
 @pytest.mark.parametrize(
-    "norm", [BatchNorm(4, affine=False), GroupNorm(2, 4, affine=False), LayerNorm(4, elementwise_affine=False)], ids=str
+    "norm",
+    [
+        BatchNorm(4, affine=False),
+        GroupNorm(2, 4, affine=False),
+        LayerNorm(4, elementwise_affine=False),
+        LayerNorm2d(4, elementwise_affine=False),
+    ],
+    ids=str,
 )
 def test_a_norm_that_is_not_affine_has_no_parameters(norm: nn.Module) -> None:
     assert not list(norm.parameters())
@@ -57,6 +65,16 @@ def test_group_norm_normalizes_each_group_of_one_image() -> None:
     x_NCHW = torch.randn(2, 4, 3, 3) * 5 + 1
     grouped = x_NCHW.view(2, 2, 2, 3, 3)
     torch.testing.assert_close(GroupNorm(2, 4)(x_NCHW), normalized(grouped, (2, 3, 4)).view(2, 4, 3, 3))
+
+
+def test_layer_norm2d_is_torchvisions() -> None:
+    ours, theirs = LayerNorm2d(4), torchvision.models.convnext.LayerNorm2d(4, eps=1e-6)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.uniform_(0.5, 1.5)
+    theirs.load_state_dict(ours.state_dict())
+    x_NCHW = torch.randn(2, 4, 5, 3)
+    torch.testing.assert_close(ours(x_NCHW), theirs(x_NCHW))
 
 
 def test_layer_norm_normalizes_each_image_by_itself_and_batch_norm_each_channel() -> None:
@@ -73,6 +91,8 @@ def test_layer_norm_normalizes_each_image_by_itself_and_batch_norm_each_channel(
         (BatchNorm, {"num_features": 3, "eps": 0}, "eps"),
         (GroupNorm, {"num_groups": 3, "num_channels": 4}, "num_groups"),
         (LayerNorm, {"normalized_shape": 4, "eps": 0.0}, "eps"),
+        (LayerNorm2d, {"num_channels": 0}, "num_channels"),
+        (LayerNorm2d, {"num_channels": 4, "eps": 0.0}, "eps"),
     ],
     ids=str,
 )

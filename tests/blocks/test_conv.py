@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnnlab.blocks.conv import Conv
+from cnnlab.blocks.conv import Conv, DepthwiseConv, SeparableConv
 from cnnlab.runtime.errors import ArgumentError
 
 LAPLACE = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])  # sums to zero
@@ -105,3 +105,28 @@ def test_a_value_out_of_range_names_its_argument(argument: str, value: Any) -> N
 def test_arguments_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{message}"):
         Conv(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **settings})
+
+
+@pytest.mark.parametrize("out_channels", [None, 12])
+def test_a_depthwise_convolution_has_filters_for_each_channel_by_itself(out_channels: int | None) -> None:
+    conv, x_NCHW = DepthwiseConv(4, 3, out_channels, padding=1), torch.randn(2, 4, 9, 8)
+    output_NCHW = conv(x_NCHW)
+    each = (out_channels or 4) // 4
+    for channel in range(4):
+        own = slice(channel * each, (channel + 1) * each)
+        expected_NCHW = F.conv2d(x_NCHW[:, [channel]], conv.weight[own], conv.bias[own], padding=1)
+        torch.testing.assert_close(output_NCHW[:, own], expected_NCHW)
+
+
+def test_a_separable_convolution_is_a_depthwise_and_a_1x1_convolution() -> None:
+    conv, x_NCHW = SeparableConv(4, 6, 3, stride=2, padding=1), torch.randn(2, 4, 9, 8)
+    depthwise_NCHW = F.conv2d(x_NCHW, conv.depthwise.weight, stride=2, padding=1, groups=4)
+    expected_NCHW = F.conv2d(depthwise_NCHW, conv.pointwise.weight, conv.pointwise.bias)
+    torch.testing.assert_close(conv(x_NCHW), expected_NCHW)
+    shapes = {name: tuple(parameter.shape) for name, parameter in conv.named_parameters()}
+    assert shapes == {"depthwise.weight": (4, 1, 3, 3), "pointwise.weight": (6, 4, 1, 1), "pointwise.bias": (6,)}
+
+
+def test_depthwise_filters_are_the_same_number_for_each_channel() -> None:
+    with pytest.raises(ArgumentError, match=r"^out_channels: expected a multiple of the 4 input channels, received 6"):
+        DepthwiseConv(4, 3, 6)

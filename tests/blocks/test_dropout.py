@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from cnnlab.blocks.dropout import Dropout, Dropout2d
+from cnnlab.blocks.dropout import Dropout, Dropout2d, DropPath
 from cnnlab.runtime.errors import ArgumentError
 
 BOTH = pytest.mark.parametrize("block", [Dropout, Dropout2d])
+ALL = pytest.mark.parametrize("block", [Dropout, Dropout2d, DropPath])
 
 
-@BOTH
+@ALL
 def test_evaluation_and_training_at_zero_change_nothing(block: type[nn.Module]) -> None:
     x_NCHW = torch.randn(2, 8, 4, 4)
     assert torch.equal(block(p=0.5).eval()(x_NCHW), x_NCHW)
@@ -70,7 +72,19 @@ def test_dropout2d_zeroes_whole_channels() -> None:
     assert set(kept_NC.flatten().tolist()) == {0, 25}
 
 
-@BOTH
+@pytest.mark.parametrize("shape", [(3, 4, 4), (5, 6), (7,)], ids=["image", "sequence", "features"])
+def test_drop_path_zeroes_whole_images_and_draws_as_torchvisions(shape: tuple[int, ...]) -> None:
+    x, results = torch.ones(64, *shape), []
+    for block in (DropPath(0.25), torchvision.ops.StochasticDepth(0.25, "row")):
+        torch.manual_seed(0)
+        results.append(block(x))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    factors_NF = results[0].flatten(1)
+    assert torch.equal(factors_NF.amin(1), factors_NF.amax(1))
+    torch.testing.assert_close(factors_NF.unique(), torch.tensor([0.0, 4 / 3]))
+
+
+@ALL
 @pytest.mark.parametrize("p", [-0.1, 1.0, float("nan"), True])
 def test_a_fraction_outside_of_zero_to_one_is_refused(block: type[nn.Module], p: object) -> None:
     with pytest.raises(ArgumentError, match=r"\[0, 1\)") as caught:

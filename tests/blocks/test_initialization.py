@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cnnlab.blocks.initialization import INITIALIZERS
+from cnnlab.network import build_network
 from cnnlab.runtime.errors import ArgumentError
 
 IN, OUT = 1000, 500  # 500,000 weights: their standard deviation is known to 0.1 %
@@ -32,6 +33,8 @@ def initialized(name: str, **settings: Any) -> nn.Linear:
         ("xavier", {"distribution": "normal"}, 2 / (IN + OUT)),
         ("xavier", {"gain": 3.0}, 9 * 2 / (IN + OUT)),
         ("normal", {"std": 0.02}, 0.02**2),
+        ("trunc_normal", {"std": 0.02}, 0.02**2),  # its bounds are 100 standard deviations away
+        ("trunc_normal", {"a": -1.0, "b": 1.0}, 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) / math.erf(0.5**0.5)),
         ("book_large", {}, 1.0),
         ("book_small", {}, 1 / IN),
         ("book_conv", {}, 1 / OUT),
@@ -51,7 +54,7 @@ def test_a_uniform_distribution_ends_at_root_three_standard_deviations_a_normal_
     assert initialized(name, distribution="normal").weight.abs().max() > 4 * math.sqrt(variance)
 
 
-@pytest.mark.parametrize("name", ["he", "xavier", "normal", "orthogonal", "zeros"])
+@pytest.mark.parametrize("name", ["he", "xavier", "normal", "trunc_normal", "orthogonal", "zeros"])
 def test_biases_start_at_zero(name: str) -> None:
     assert initialized(name).bias.eq(0).all()
 
@@ -131,6 +134,48 @@ def test_the_rows_of_orthogonal_weights_are_orthonormal_up_to_the_gain() -> None
     torch.testing.assert_close(linear.weight @ linear.weight.T, 4 * torch.eye(10))
 
 
+def test_truncated_weights_end_at_their_bounds() -> None:
+    weight = initialized("trunc_normal", mean=1.0, std=2.0, a=0.0, b=1.5).weight
+    assert (weight.min().item(), weight.max().item()) == pytest.approx((0.0, 1.5), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("conv", "passed_on"),
+    [
+        (nn.Conv2d(3, 5, 3, padding=1), [0, 1, 2]),
+        (nn.Conv2d(3, 2, 3, padding=1), [0, 1]),
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2), [0, 1, None, 2, 3, None]),
+        (nn.Conv2d(3, 3, 3, padding=1, groups=3), [0, 1, 2]),
+    ],
+    ids=["wider", "narrower", "groups", "depthwise"],
+)
+def test_a_dirac_convolution_passes_its_channels_on(conv: nn.Conv2d, passed_on: list[int | None]) -> None:
+    before = conv.weight.clone()
+    INITIALIZERS["dirac"]()(conv)
+    x_NCHW = torch.randn(2, conv.in_channels, 4, 4)
+    output_NCHW = nn.functional.conv2d(x_NCHW, conv.weight, padding=1, groups=conv.groups)
+    for out_channel, in_channel in enumerate(passed_on):
+        if in_channel is not None:
+            torch.testing.assert_close(output_NCHW[:, out_channel], x_NCHW[:, in_channel])
+    kept = [channel for channel in range(conv.out_channels) if dict(enumerate(passed_on)).get(channel) is None]
+    assert torch.equal(conv.weight[kept], before[kept])
+
+
+def test_dirac_leaves_a_linear_layer_as_its_constructor_drew_it() -> None:
+    torch.manual_seed(0)
+    assert torch.equal(initialized("dirac").weight, initialized("default").weight)
+
+
+def test_zeros_makes_a_residual_begin_as_its_shortcut() -> None:
+    blocks = {
+        "conv": {"type": "conv", "out_channels": 2, "kernel_size": 1},
+        "norm": {"type": "batch_norm", "init": "zeros"},
+    }
+    network = build_network((2, 3, 3), {"residual": {"type": "residual", "blocks": blocks}}, init="he")
+    x_NCHW = torch.randn(4, 2, 3, 3)
+    assert torch.equal(network(x_NCHW), x_NCHW)
+
+
 def test_default_leaves_what_the_constructor_drew() -> None:
     linear = nn.Linear(3, 2)
     before = linear.weight.clone(), linear.bias.clone()
@@ -138,7 +183,7 @@ def test_default_leaves_what_the_constructor_drew() -> None:
     torch.testing.assert_close((linear.weight, linear.bias), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["he", "xavier", "normal", "orthogonal", "zeros"])
+@pytest.mark.parametrize("name", ["he", "xavier", "normal", "trunc_normal", "orthogonal", "dirac", "zeros"])
 def test_a_norm_keeps_its_ones_and_zeros(name: str) -> None:
     norm = nn.LayerNorm((4, 5))
     INITIALIZERS[name]()(norm)
@@ -156,6 +201,7 @@ ILLEGAL: dict[str, list[tuple[str, Any]]] = {
     "he": [("distribution", "gauss"), ("mode", "fan"), ("nonlinearity", "gelu"), ("negative_slope", math.nan)],
     "xavier": [("distribution", "gauss"), ("gain", 0)],
     "normal": [("mean", math.inf), ("std", -1), ("bias_std", -1)],
+    "trunc_normal": [("std", 0), ("a", math.nan), ("b", -2.0)],
     "book_conv": [("pool_size", 0)],
     "given": [("weight", ((1, 2), (3,))), ("bias", "one")],
 }

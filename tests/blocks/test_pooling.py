@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
+from cnnlab.blocks.pooling import (
+    AdaptiveAvgPool,
+    AdaptiveMaxPool,
+    AvgPool,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    MaxPool,
+    Subsampling,
+)
 from cnnlab.runtime.errors import ArgumentError
 
 
@@ -18,6 +26,15 @@ def counting(height: int, width: int) -> Tensor:
 def test_max_pool_keeps_the_largest_of_each_window_and_avg_pool_the_mean() -> None:
     assert MaxPool(2)(counting(4, 4)).tolist() == [[[[5.0, 7.0], [13.0, 15.0]]]]
     assert AvgPool(2)(counting(4, 4)).tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]  # (0 + 1 + 4 + 5) / 4 = 2.5
+
+
+def test_subsampling_learns_a_coefficient_and_a_bias_for_each_channel() -> None:
+    pool, x_NCHW = Subsampling(2), torch.cat((counting(4, 4), counting(4, 4)), 1)
+    torch.testing.assert_close(pool(x_NCHW), AvgPool(2)(x_NCHW), rtol=0, atol=0)  # as it starts
+    with torch.no_grad():
+        pool.weight.copy_(torch.tensor([1.0, 2.0]))
+        pool.bias.copy_(torch.tensor([0.5, -1.0]))
+    assert pool(x_NCHW).tolist() == [[[[3, 5], [11, 13]], [[4, 8], [20, 24]]]]  # 2.5 + 0.5, 2·2.5 − 1
 
 
 @pytest.mark.parametrize("block", [MaxPool, AvgPool])

@@ -64,6 +64,22 @@ CHAINS: dict[str, Blocks] = {
     "softmax over a row": {"c": conv(3, padding=1), "s": {"type": "softmax", "dim": 3}},
     "softmax over a column": {"c": conv([1, 3], padding=[0, 1]), "s": {"type": "torch.nn.Softmax", "dim": -2}},
     "layer norm of a row": {"n": {"type": "layer_norm", "normalized_shape": [33]}},
+    "separable": {"c": {"type": "separable_conv", "out_channels": 2, "kernel_size": 5, "stride": 2}, "p": pool(2)},
+    "depthwise": {"c": {"type": "depthwise_conv", "kernel_size": 3, "dilation": 2}, "c2": conv(3)},
+    "transposed": {"t": {"type": "conv_transpose", "out_channels": 2, "kernel_size": 3, "bias": False}, "c": conv(2)},
+    "transposed offsets": {
+        "c": conv(3, padding=1, stride=2),
+        "r": residual(
+            {"type": "conv_transpose", "out_channels": 2, "kernel_size": [4, 2], "padding": [1, 0], "dilation": [2, 1]},
+            d=conv([1, 1], padding=[2, 0]),
+            e={"type": "avg_pool", "kernel_size": [1, 2], "padding": [0, 1], "stride": 1},
+        ),
+        "c2": conv(2),
+    },
+    "space to depth": {"c": conv(2), "s": {"type": "space_to_depth", "downscale_factor": 4}, "d": conv(2)},
+    "subsampling": {"c": conv(3), "s": "subsampling", "d": conv(2)},
+    "layer scale": {"c": conv(3), "l": "layer_scale", "d": conv(2)},
+    "squeeze excitation": {"c": conv(3), "s": {"type": "squeeze_excitation", "squeeze_channels": 1}},
     "softmax of all features": {"f": "flatten", "s": "softmax"},
     "batch norm of the batch": {"c": conv(3), "n": {"type": "batch_norm", "track_running_stats": False}},
 }
@@ -88,7 +104,9 @@ def test_the_field_is_the_reach_of_the_gradient(blocks: Blocks) -> None:
     assert last.receptive_field == ("whole" if reach == ["whole", "whole"] else "×".join(reach))
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "dropout2d", "softmax", "flatten", "torch.nn.PReLU"])
+@pytest.mark.parametrize(
+    "name", ["batch_norm", "dropout2d", "softmax", "flatten", "prelu", "glu", "mish", "layer_norm2d"]
+)
 def test_a_layer_of_single_units_keeps_the_field(name: str) -> None:
     assert fields((1, 9, 9), {"conv": conv(3), "layer": name})["layer"] == "3×3"
 
@@ -114,14 +132,33 @@ def test_a_layer_that_sees_everything_passes_that_on(spec: Any) -> None:
     "spec",
     [
         {"type": "torch.nn.PixelShuffle", "upscale_factor": 1},
+        {"type": "conv_transpose", "out_channels": 2, "kernel_size": 3, "stride": 2},
+        {"type": "upsample", "scale_factor": 2},
+        {"type": "sequential", "blocks": {"c": conv([1, 2]), "glu": {"type": "glu", "dim": 3}}},
         # every second unit of one branch stands beside every unit of the other
         residual(conv(1, stride=2), pool={"type": "avg_pool", "kernel_size": 5, "stride": 1}),
     ],
-    ids=["unknown class", "different jumps"],
+    ids=["unknown class", "stride of a transposed convolution", "upsampling", "half a row", "different jumps"],
 )
 def test_an_unknown_field_stays_unknown(spec: Any) -> None:
     table = fields((2, 9, 9), {"conv1": conv(1), "layer": spec, "conv2": conv(3)})
     assert (table["conv1"], table["layer"], table["conv2"]) == ("1×1", "–", "–")
+
+
+def test_positions_of_a_sequence_see_their_patch_until_attention_joins_them() -> None:
+    blocks = {
+        "patches": conv(3, stride=3),
+        "sequence": "image_to_sequence",
+        "token": "class_token",
+        "embedding": "positional_embedding",
+        "norm": "layer_norm",
+        "linear": {"type": "linear", "out_features": 4},
+        "attention": {"type": "attention", "num_heads": 2},
+        "first": "first_token",
+    }
+    seen = fields((1, 9, 9), blocks)
+    assert set(list(seen.values())[:6]) == {"3×3"}
+    assert set(list(seen.values())[6:]) == {"whole"}
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,3 +93,4 @@ def test_the_help_says_torchvisions_names_in_a_word(in_tmp_path: Path) -> None:
     assert line.endswith("or one of torchvision's 80 networks, such as resnet18")
     assert "data: cifar10, cifar100, digits" in answer.out
     assert "experiment/debug: fast, overfit" in answer.out
+    assert "\nmodel/blocks: allcnn, convnext_tiny, " in answer.out  # ours, of a name that torchvision has too
