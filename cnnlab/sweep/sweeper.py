@@ -32,6 +32,7 @@ from cnnlab.sweep.axes import Axes, Job, axis_key, read_axes, read_grid
 from cnnlab.sweep.grid import GridRun
 from cnnlab.sweep.job_checks import JobChecks
 from cnnlab.sweep.launcher import ProcessLauncher, options, overrides_of, status_of
+from cnnlab.sweep.objectives import objectives
 from cnnlab.sweep.reporting import Report
 from cnnlab.sweep.results import Result, list_failures, read_result
 from cnnlab.sweep.saved_sweep import SavedSweep, check_trusted, given_to_hydra, without_password
@@ -91,9 +92,11 @@ class GridOrSearch(Sweeper):
         print_wrapped(grid, flush=True)
         with waiting("checking the jobs"):
             refusals = checks.refusals(grid.jobs)
+            sound = next(job for job in grid.jobs if job.number not in refusals)
+            wanted = objectives(settings, checks.plan(sound.overrides)) if settings.metric else ()
         folder = self._folder(self._to_save(axes, settings, checks, arguments))
         run = GridRun(grid, folder)
-        report = Report(run, folder, ())
+        report = Report(run, folder, wanted)
         try:
             for number, refusal in refusals.items():
                 if run.results()[number].status != "failed":

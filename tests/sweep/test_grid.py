@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -336,3 +337,13 @@ def test_submitit_runs_jobs_and_returns_their_results(in_tmp_path: Path) -> None
         found = [(row["seed"], row["status"]) for row in csv.DictReader(file)]
     assert found == [("1", "completed"), ("2", "completed")]
     assert answer.err == ""
+
+
+def test_the_best_of_a_grid_is_by_the_metric_that_was_asked_for(in_tmp_path: Path) -> None:
+    widths = "model.blocks.hidden1.out_features=8,4,16"
+    answer = ok(grid(BASIC, "model=mlp", widths, "sweep.metric=parameters"))
+    assert "* best by parameters" in answer.out
+    assert re.search(r"^ 1\* .*4 ", answer.out, re.MULTILINE)
+    refused = grid(BASIC, "model=mlp", widths, "sweep.metric=parametres")
+    assert refused.code == 2
+    assert "did you mean 'parameters'?" in refused.err
