@@ -20,6 +20,7 @@ from cnnlab.sweep.settings import SIZES
 
 if TYPE_CHECKING:
     from cnnlab.config.run_plan import RunPlan
+    from cnnlab.data.source import Source
 
 
 REMEMBERED = 64
@@ -35,7 +36,7 @@ class JobChecks:
         self.loader = loader
         self.config = config
         self.again = again
-        self._sources: set[str] = set()
+        self._sources: dict[str, ConfigError | None] = {}  # what was wrong with the data, by their section
         # Hydra takes a tenth of a second for a config, and jobs differ in values
         self._load = lru_cache(REMEMBERED)(self._load_job)
         self._groups = lru_cache(REMEMBERED)(load_by_groups)
@@ -68,10 +69,20 @@ class JobChecks:
         plan = check_config(content, Trust() if self.again is None else Trust(False, names, trusting(self.again)))
         if plan.settings.max_steps != 0:
             check_machine(plan)
-            if repr(content["data"]) not in self._sources:
-                plan.source.check()  # here, once: where images have to be downloaded, the jobs would all do it
-                self._sources.add(repr(content["data"]))
+            self._check_source(repr(content["data"]), plan.source)
         return plan
+
+    def _check_source(self, section: str, source: "Source") -> None:
+        """Once for each section: where images have to be downloaded, the jobs would all do it."""
+        if section not in self._sources:
+            try:
+                source.check()
+                self._sources[section] = None
+            except ConfigError as error:
+                self._sources[section] = error
+        refusal = self._sources[section]
+        if refusal is not None:
+            raise refusal
 
     def refusal(self, job: Job, loaded: DictConfig | None = None) -> str | None:
         """The mistakes in a job's config, if it has any."""
