@@ -187,7 +187,7 @@ def bind_arguments(
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
     legal = [parameter.name for parameter in named if parameter.name not in withheld]
-    hints = _type_hints(factory)
+    hints = type_hints(factory)
     bound: dict[str, Any] = {}
     for argument, given in arguments.items():
         place = f"{key}.{argument}" if key else argument
@@ -238,6 +238,7 @@ def build_settings(
 
 
 HIDDEN = ("device", "dtype")
+PLAIN = (bool, int, float, str, type(None))
 
 
 def _substitute(value: Any, constants: Mapping[str, Any]) -> Any:
@@ -254,7 +255,8 @@ def _constant_hint(value: Any, constants: Mapping[str, Any] | None) -> str:
     return f";{hint}" if hint else ""
 
 
-def _type_hints(factory: Factory) -> dict[str, Any]:
+def type_hints(factory: Factory) -> dict[str, Any]:
+    """The annotations of a factory's parameters, as far as they can be evaluated."""
     target = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
     try:
         return typing.get_type_hints(target)
@@ -303,7 +305,7 @@ def _conforms(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return isinstance(value, Mapping)
     if isinstance(hint, type) and hint.__module__.startswith("torch"):
-        return not isinstance(value, bool | int | float | str | type(None))
+        return not isinstance(value, (list, tuple, *PLAIN) if issubclass(hint, nn.Module) else PLAIN)
     return True
 
 
@@ -330,6 +332,8 @@ def _describe(hint: Any) -> str:
         return f"a list (each item {_describe(parts[0])})"
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return "a mapping"
+    if hint is nn.ModuleDict:
+        return "a mapping of branch name → block"
     if isinstance(hint, type) and hint.__name__ in ("Module", "Sequential"):
         return "a mapping of layer name → block"
     return getattr(hint, "__name__", str(hint))

@@ -270,9 +270,11 @@ def blocks_page() -> str:
     """Every component that a mapping of specs may name: blocks, initializations, augmentations, observers."""
     layer = (
         "The entries of `model.blocks`. A name alone (`relu`) takes every default. What is *inferred* follows from the "
-        "incoming shape. Every layer also takes `init`, an initialization of its own, and `after`, the layer that it "
-        "follows. Any `torch.nn.NAME`, and `my.package.Block` of your own, is a block, too. Shapes: N images, C "
-        "channels, H rows, W columns, K classes."
+        "incoming shape. Every layer also takes `init`, an initialization of its own, `after`, the layer that it "
+        "follows, and `from`, the layers that it reads in place of the previous one. Where a number may stand, so may "
+        "arithmetic such as `6 * in_channels` ([Compose a network](../guides/compose.md#arithmetic)). Any "
+        "`torch.nn.NAME`, and `my.package.Block` of your own, is a block, too. Shapes: N images, C channels, H rows, W "
+        "columns, K classes."
     )
     parts = [
         "# Blocks and other components",

@@ -7,6 +7,7 @@ from torch import nn
 from cnnlab.blocks.activation import GLU, LeakyReLU, Softmax, Step, TwoClasses
 from cnnlab.blocks.conv import Conv, ConvTranspose, DepthwiseConv, SeparableConv
 from cnnlab.blocks.dropout import Dropout, Dropout2d, DropPath
+from cnnlab.blocks.join import JOINS, Branches
 from cnnlab.blocks.linear import Linear
 from cnnlab.blocks.normalization import BatchNorm, GroupNorm, LayerNorm, LayerNorm2d
 from cnnlab.blocks.permutation import PermutePixels
@@ -78,8 +79,11 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "positional_embedding": PositionalEmbedding,
     "attention": Attention,
     "permute_pixels": PermutePixels,
+    "identity": nn.Identity,
     "residual": Residual,
     "sequential": Sequential,
+    "branches": Branches,
+    **JOINS,
     "zero_pad_shortcut": ZeroPadShortcut,
     "torchvision": torchvision_network,
 }

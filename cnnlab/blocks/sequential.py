@@ -6,6 +6,7 @@ Their facts take the output shape of each nested column as an input.
 from torch import Tensor, nn
 
 from cnnlab.blocks.facts import Facts, Shape, format_shape
+from cnnlab.blocks.graph import run_graph
 from cnnlab.blocks.receptive_field import local, union
 from cnnlab.runtime.errors import ConfigError
 
@@ -13,18 +14,22 @@ from cnnlab.runtime.errors import ConfigError
 class Sequential(nn.Module):
     """Runs the named `blocks` one after another; the output shape is the last one's.
 
-    In YAML, `repeat: n` builds the column n times, one after the other, each with weights of its own.
+    In YAML, `repeat: n` builds the column n times, one after the other, each with weights of its own; `first` is
+    merged over the blocks of the first one, as in `first: {conv1: {stride: 2}}`.
     """
 
-    def __init__(self, blocks: nn.Sequential) -> None:
+    def __init__(self, blocks: nn.Module) -> None:
         super().__init__()
         for name, block in blocks.named_children():
             self.add_module(name, block)
+        self._sources = getattr(blocks, "_sources", None)  # of a graph
 
     def facts(self, blocks: Shape) -> Facts:
         return Facts(blocks, field=local)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._sources:
+            return run_graph(self, self._sources, x)
         for block in self.children():
             x = block(x)
         return x

@@ -19,7 +19,7 @@ from cnnlab.network.read import BLOCK, INFERRED
 from cnnlab.runtime.errors import ConfigError
 
 WITHOUT = (*HIDDEN, *INFERRED, *PROVIDED_TO_SCHEDULES)
-NESTED = ("blocks", "projection")  # arguments of a block that are blocks
+NESTED = ("blocks", "projection", "branches")  # arguments of a block that are blocks
 MODEL: dict[str, Any] = {
     "init": "default",  # of the weights: a name or a mapping with a type; a layer may have its own `init`
     "init_from": None,  # starting weights: a run's directory or a .safetensors file, or a mapping
@@ -63,7 +63,7 @@ def _blocks(blocks: Any) -> Any:
 
 
 def _block(spec: Any) -> Any:
-    filled = _filled(spec, BLOCK)
+    filled = _filled(spec, BLOCK)  # a branch of several blocks needs no type
     if not isinstance(filled, Mapping):
         return filled
     return {key: _blocks(value) if key in NESTED else value for key, value in filled.items()}

@@ -1,9 +1,10 @@
 """Specs become layers: each name looked up, each argument bound, every complaint collected."""
 
 import typing
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,12 +12,16 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from cnnlab.blocks import BLOCKS
 from cnnlab.blocks.facts import Facts
+from cnnlab.blocks.graph import INPUT, Graph
 from cnnlab.blocks.initialization import INITIALIZERS, Initializer
+from cnnlab.blocks.join import JOINS
 from cnnlab.blocks.normalization import NORMS
 from cnnlab.blocks.sequential import Sequential
-from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec
+from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec, type_hints
+from cnnlab.network.arithmetic import calculated, find_expressions, waits
+from cnnlab.network.order import check_names, default_sources, in_order, sources_of
 from cnnlab.runtime.checks import integer
-from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean, listing
+from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
 
 BLOCK = Registry("block", BLOCKS, nn.Module, ("torch.nn",))
 INITIALIZER = Registry("initialization", INITIALIZERS)
@@ -30,7 +35,7 @@ INFERRED = (
     "normalized_shape",
 )
 MOST_REPETITIONS = 1000
-RESERVED = ("after", "init")  # keys of a layer that are not arguments of its block
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -44,32 +49,82 @@ class Layer:
     name: str
     component: Component
     initialize: Initializer | None = None
-    nested: dict[str, "list[Layer]"] = field(default_factory=dict)
+    nested: dict[str, "Column"] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # what it reads: names of earlier layers, or `input`
+    expressions: dict[str, Any] = field(default_factory=dict)  # arguments that depend on the incoming shape
+    repeats: bool = False  # a repetition after the first
     # filled when the layer is fitted
     inferred: dict[str, Any] = field(default_factory=dict)
     skeleton: nn.Module | None = None  # on the meta device
     facts: Facts | None = None
 
 
-class Reader:
-    """Reads mappings of layer name → spec; `constants` are words that stand for a number, such as `classes`."""
+@dataclass
+class Column:
+    """Layers in the order in which they run; its output is the last one's, of `parallel` branches every one's."""
 
-    def __init__(self, complaints: Complaints, constants: Mapping[str, Any], trust: Trust) -> None:
+    layers: list[Layer]
+    parallel: bool = False
+
+    def outputs(self, by_name: Mapping[str, Value]) -> list[Value]:
+        """What stands at the column's end, of something that every layer has."""
+        values = [by_name[layer.name] for layer in self.layers]
+        return values if self.parallel else values[-1:]
+
+    def redirected(self) -> list[Layer]:
+        """The layers that read something else than a chain's layers do."""
+        usual = [INPUT] * len(self.layers) if self.parallel else default_sources([layer.name for layer in self.layers])
+        return [layer for layer, one in zip(self.layers, usual, strict=True) if layer.sources != (one,)]
+
+    def assemble(self, modules: Mapping[str, nn.Module]) -> nn.Module:
+        """A chain is an `nn.Sequential`."""
+        if self.parallel:
+            return nn.ModuleDict(modules)
+        if self.redirected():
+            return Graph(modules, {layer.name: layer.sources for layer in self.layers})
+        return nn.Sequential(OrderedDict(modules))
+
+
+class Reader:
+    """Reads mappings of layer name → spec; `constants` are words that stand for a number, such as `classes`.
+
+    `index` counts the repetitions of the container that is read.
+    """
+
+    def __init__(
+        self, complaints: Complaints, constants: Mapping[str, int], trust: Trust, index: int | None = None
+    ) -> None:
         self.complaints = complaints
         self.constants = constants
         self.trust = trust
+        self.known = {**constants, **({} if index is None else {"index": index})}
 
-    def read(self, blocks: Any, key: str) -> list[Layer]:
+    def read(self, blocks: Any, key: str) -> Column:
         """The layers in their order, without those that had complaints."""
         if not isinstance(blocks, Mapping):
             self.complaints.add(key, f"expected a mapping of layer name → block, received {blocks!r}")
-            return []
+            return Column([])
         blocks = {str(name): spec for name, spec in blocks.items()}
         if all(spec is None for spec in blocks.values()):
             self.complaints.add(key, "expected at least one block, received none")
-        self._check_names(blocks, key)
-        return [layer for name in self._ordered(blocks, key) if (layer := self._layer(name, blocks[name], key))]
+        check_names(blocks, key, self.complaints)
+        order = in_order(blocks, key, self.complaints)
+        sources = sources_of(blocks, order, key, self.complaints)
+        read = [self._layer(name, blocks[name], key, sources.get(name, ())) for name in order]
+        return Column([layer for layer in read if layer])
+
+    def read_branches(self, branches: Any, key: str) -> Column:
+        """Blocks that all read the input; `{blocks: …}` stands for a sequential."""
+        branches = {str(name): _as_block(spec) for name, spec in branches.items()}
+        if all(spec is None for spec in branches.values()):
+            self.complaints.add(key, "expected at least one branch, received none")
+        check_names(branches, key, self.complaints)
+        for name, spec in branches.items():
+            if isinstance(spec, Mapping) and spec.get("from") is not None:
+                self.complaints.add(f"{key}.{name}.from", "every branch reads the input of its block: expected none")
+        read = [self._layer(name, branches[name], key, (INPUT,)) for name in in_order(branches, key, self.complaints)]
+        return Column([layer for layer in read if layer], parallel=True)
 
     def initializer(self, spec: Any, key: str) -> Initializer | None:
         """The initialization of a spec; None without a spec or with a new complaint."""
@@ -82,85 +137,67 @@ class Reader:
             self.complaints.add("", str(error))
             return None
 
-    def _check_names(self, blocks: Mapping[str, Any], key: str) -> None:
-        taken = nn.Sequential()
-        for name in blocks:
-            if not name.isidentifier():
-                self.complaints.add(
-                    f"{key}.{name}",
-                    "expected a layer name of letters, digits and underscores, starting with no digit",
-                )
-            elif hasattr(taken, name):
-                self.complaints.add(
-                    f"{key}.{name}", f"torch's modules use the name {name!r} themselves: expected another"
-                )
-
-    def _ordered(self, blocks: Mapping[str, Any], key: str) -> list[str]:
-        """YAML order, each layer followed by those that stand `after` it; a null layer can still be an anchor."""
-        followers: dict[str, list[str]] = {name: [] for name in blocks}
-        roots = []
-        for name, spec in blocks.items():
-            anchor = spec.get("after") if isinstance(spec, Mapping) else None
-            if anchor is None:
-                roots.append(name)
-            elif isinstance(anchor, str) and anchor in blocks and anchor != name:
-                followers[anchor].append(name)
-            else:
-                others = [other for other in blocks if other != name]
-                self.complaints.add(
-                    f"{key}.{name}.after",
-                    f"there is no other layer {anchor!r};{did_you_mean(anchor, others)} "
-                    f"expected one of {listing(others)}",
-                )
-                roots.append(name)
-        order: list[str] = []
-        waiting = roots[::-1]
-        while waiting:
-            name = waiting.pop()
-            order.append(name)
-            waiting.extend(reversed(followers[name]))
-        circle = [name for name in blocks if name not in order]
-        if circle:
-            self.complaints.add(
-                f"{key}.{circle[0]}.after", f"the layers {listing(circle)} stand after each other in a circle"
-            )
-        return [name for name in order if blocks[name] is not None]
-
-    def _layer(self, name: str, spec: Any, parent: str) -> Layer | None:
+    def _layer(self, name: str, spec: Any, parent: str, sources: tuple[str, ...]) -> Layer | None:
         key = f"{parent}.{name}"
         found = self._found(spec, key)
         if found is None:
             return None
         type_name, arguments, factory = found
-        arguments.pop("after", None)
+        if factory in JOINS.values() and arguments.get("from") is None:
+            self.complaints.add(f"{key}.from", f"{type_name} needs it, and it is missing: the layers that it joins")
+        for reserved in ("after", "from"):
+            arguments.pop(reserved, None)
         init = arguments.pop("init", None)
         if init in ("zeros", {"type": "zeros"}) and isinstance(factory, type) and issubclass(factory, NORMS):
             init = {"type": "given", "weight": 0}  # elsewhere, norms keep their ones
         initialize = self.initializer(init, f"{key}.init")
-        repeat = self._repeat(arguments.pop("repeat"), key) if factory is Sequential and "repeat" in arguments else None
+        repetitions = self._repetitions(arguments, key) if factory is Sequential else None
         modules = module_parameters(factory)
         nested = {
             argument: arguments.pop(argument)
             for argument in list(arguments)
             if argument in modules and isinstance(arguments[argument], Mapping)
         }
+        expressions = self._expressions(arguments, factory, key)
         component = bind(
             {"type": type_name, **arguments},
             key,
             BLOCK,
             self.complaints,
-            provided=(*INFERRED, *nested),
+            provided=(*INFERRED, *nested, *expressions),
             constants=self.constants,
             trust=self.trust,
         )
-        columns = {argument: self.read(blocks, f"{key}.{argument}") for argument, blocks in nested.items()}
+        columns = {}
+        for argument, blocks in nested.items():
+            if modules[argument] is nn.ModuleDict:
+                columns[argument] = self.read_branches(blocks, f"{key}.{argument}")
+            elif repetitions is not None:
+                columns[argument] = self._repeated(blocks, repetitions, key)
+            else:
+                columns[argument] = self.read(blocks, f"{key}.{argument}")
         if component is None:
             return None
-        if repeat is not None and "blocks" in columns:
-            columns["blocks"] = self._repeated(columns["blocks"], nested["blocks"], repeat, key)
-        if not modules:
+        if not modules and not expressions:
             self._probe(component)
-        return Layer(name, component, initialize, columns, tuple(modules))
+        return Layer(name, component, initialize, columns, tuple(modules), sources, expressions)
+
+    def _expressions(self, arguments: dict[str, Any], factory: Factory, key: str) -> dict[str, Any]:
+        """Takes arithmetic out of the arguments, as far as it depends on the incoming shape; the rest is calculated."""
+        waiting: dict[str, Any] = {}
+        hints = type_hints(factory)
+        for argument, given in [*arguments.items()]:
+            try:
+                value = find_expressions(given, hints.get(argument, Any), self.known)
+                if not waits(value):
+                    arguments[argument] = calculated(value)
+                    continue
+            except ConfigError as error:
+                self.complaints.add(f"{key}.{argument}", str(error))
+                value = None
+            del arguments[argument]
+            waiting[argument] = value
+        return waiting
 
     def _found(self, spec: Any, key: str) -> tuple[str, dict[str, Any], Factory] | None:
         """A spec's type, arguments and class; None where a complaint was added."""
@@ -177,20 +214,49 @@ class Reader:
             return None
         return type_name, arguments, factory
 
-    def _repeated(self, first: list[Layer], blocks: Any, count: int, key: str) -> list[Layer]:
-        """The column as often as it is repeated, each time with layers of its own."""
-        columns = [first, *(self.read(blocks, f"{key}.blocks") for _ in range(1, count))]
-        return [
-            Layer(f"r{index}", Component(key, "sequential", Sequential), None, {"blocks": column}, ("blocks",))
-            for index, column in enumerate(columns)
-        ]
-
-    def _repeat(self, count: Any, key: str) -> int:
+    def _repetitions(self, arguments: dict[str, Any], key: str) -> list[Mapping[str, Any]] | None:
+        """For each repetition, what is merged over its blocks; None where there is no `repeat`."""
+        first = arguments.pop("first", None)
+        if first is not None and not isinstance(first, Mapping):
+            self.complaints.add(f"{key}.first", f"expected a mapping like that of blocks, received {first!r}")
+            first = None
+        if arguments.get("repeat") is None:
+            if first is not None:
+                self.complaints.add(f"{key}.first", "it changes the first repetition: expected 'repeat' beside it")
+            arguments.pop("repeat", None)
+            return None
         try:
-            return integer("repeat", count, 1, MOST_REPETITIONS)
+            count = integer("repeat", arguments.pop("repeat"), 1, MOST_REPETITIONS)
         except ArgumentError as error:
             self.complaints.add_error(key, error)
-            return 1
+            count = 1
+        return [first or {}, *({} for _ in range(1, count))]
+
+    def _repeated(self, blocks: Any, changes: Sequence[Mapping[str, Any]], key: str) -> Column:
+        """The blocks as often as they are repeated, each time with layers of its own."""
+        layers: list[Layer] = []
+        before = len(self.complaints.messages)
+        for index, change in enumerate(changes):
+            reader = Reader(self.complaints, self.constants, self.trust, index)
+            column = reader.read(merged(blocks, change), f"{key}.blocks")
+            self._rename(before, key, change, f" (in repetition r{index})" if index else "")
+            if len(self.complaints.messages) > before:  # the other repetitions have the same mistakes
+                break
+            component = Component(key, "sequential", Sequential)
+            sources = (f"r{index - 1}" if index else INPUT,)
+            layers.append(
+                Layer(f"r{index}", component, None, {"blocks": column}, ("blocks",), sources, repeats=index > 0)
+            )
+        return Column(layers)
+
+    def _rename(self, before: int, key: str, change: Mapping[str, Any], where: str) -> None:
+        """Gives complaints since `before` the key `first` where what they are about stands there."""
+        messages = self.complaints.messages
+        for number in range(before, len(messages)):
+            messages[number] += where
+            path, _, problem = messages[number].removeprefix(f"{key}.blocks.").partition(": ")
+            if messages[number].startswith(f"{key}.blocks.") and _has(change, path.split(".")):
+                messages[number] = f"{key}.first.{path}: {problem}"
 
     def _probe(self, component: Component) -> None:
         """Builds one of our own blocks with placeholder sizes, to find values that are illegal for all sizes."""
@@ -210,6 +276,30 @@ class Reader:
             return
 
 
+def merged(old: Any, new: Any) -> Any:
+    """A mapping over a mapping, also in depth; one of another `type` replaces it."""
+    if isinstance(old, str) and isinstance(new, Mapping):
+        old = {"type": old}
+    if (
+        not isinstance(old, Mapping)
+        or not isinstance(new, Mapping)
+        or new.get("type", old.get("type")) != old.get("type")
+    ):
+        return new
+    return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
+
+
+def _has(mapping: Any, path: Sequence[str]) -> bool:
+    """Whether the path, as far as it leads through mappings, is in this one."""
+    if not path or not isinstance(mapping, Mapping):
+        return True
+    return path[0] in mapping and _has(mapping[path[0]], path[1:])
+
+
+def _as_block(spec: Any) -> Any:
+    return {"type": "sequential", **spec} if isinstance(spec, Mapping) and "type" not in spec else spec
+
+
 def _with_key(initialize: Initializer, key: str) -> Initializer:
     """An initialization's error with the initialization's key."""
 
@@ -222,14 +312,12 @@ def _with_key(initialize: Initializer, key: str) -> Initializer:
     return initialize_with_key
 
 
-def module_parameters(factory: Factory) -> list[str]:
+def module_parameters(factory: Factory) -> dict[str, type[nn.Module]]:
     """The constructor's parameters that are modules: the network builds them from nested mappings of blocks."""
-    try:
-        hints = typing.get_type_hints(factory.__init__) if isinstance(factory, type) else {}  # type: ignore[misc]
-    except Exception:  # annotations that cannot be evaluated name no modules
-        return []
-    return [
-        name
-        for name, hint in hints.items()
-        if any(isinstance(part, type) and issubclass(part, nn.Module) for part in (hint, *typing.get_args(hint)))
-    ]
+    hints = type_hints(factory) if isinstance(factory, type) else {}
+    found: dict[str, type[nn.Module]] = {}
+    for name, hint in hints.items():
+        for part in (hint, *typing.get_args(hint)):
+            if isinstance(part, type) and issubclass(part, nn.Module):
+                found[name] = part
+    return found

@@ -36,8 +36,12 @@ def make_row(
     facts: Facts,
     field: Field,
     nested: Rows[nn.Module] = (),
+    note: str = "",
 ) -> LayerRow:
-    """The row of one layer with known facts; `field` is that of its units, `nested` layers have their own rows."""
+    """The row of one layer with known facts; `field` is that of its units, `nested` layers have their own rows.
+
+    `note` is a remark about its place in the network.
+    """
     assert facts.output_shape is not None
     inner = {id(parameter) for layer in nested for parameter in layer.parameters()}
     own = [parameter for parameter in module.parameters() if id(parameter) not in inner]
@@ -50,7 +54,7 @@ def make_row(
         sum(parameter.numel() for parameter in own),
         facts.macs,
         str(field or "–"),
-        ", ".join(filter(None, (_frozen_note(module, own), facts.remark))),
+        ", ".join(filter(None, (note, _frozen_note(module, own), facts.remark))),
         frozen,
     )
 

@@ -33,6 +33,10 @@ def pool(kernel_size: Any, **settings: Any) -> Blocks:
     return {"type": "avg_pool", "kernel_size": kernel_size, **settings}
 
 
+def branches(join: str, **named: Any) -> Blocks:
+    return {"type": "branches", "join": join, "branches": named}
+
+
 def residual(block: Blocks, **projection: Blocks) -> Blocks:
     return {"type": "residual", "blocks": {"block": block}, **({"projection": projection} if projection else {})}
 
@@ -60,6 +64,31 @@ CHAINS: dict[str, Blocks] = {
     "offsets": {"c": conv(1), "r": residual(pool(2, padding=1), d=conv(2, padding="same"), e=conv(1, stride=2))},
     "zero pad shortcut": {
         "r": residual(conv(5, padding=2, stride=2), z={"type": "zero_pad_shortcut", "out_channels": 2, "stride": 2})
+    },
+    "branches": {
+        "b": branches("concat", a=conv([1, 5], padding=[0, 2]), b=conv([3, 1], padding=[1, 0])),
+        "c": conv(1),
+    },
+    "branches with offsets": {
+        "b": branches("add", a=conv(3, padding=0), b={"blocks": {"c": conv([2, 4], padding=1), "d": conv([4, 2])}}),
+        "p": pool(2),
+    },
+    "read twice": {
+        "a": conv(3, padding=1),
+        "b": conv(5, padding=2),
+        "j": {"type": "mean", "from": ["b", "a"]},
+        "p": pool(2),
+    },
+    "read past a wide one": {
+        "a": conv(3, padding=1),
+        "b": conv(5, padding=2),
+        "c": {"type": "tanh", "from": "a"},
+        "j": {"type": "concat", "from": ["c", "input"]},
+        "u": {"type": "add", "from": ["b", "a"]},
+        "e": {"type": "concat", "from": ["u", "j"]},
+    },
+    "a gate for channels": {
+        "g": branches("multiply", x="identity", gate={"blocks": {"p": {"type": "adaptive_avg_pool", "output_size": 1}}})
     },
     "softmax over a row": {"c": conv(3, padding=1), "s": {"type": "softmax", "dim": 3}},
     "softmax over a column": {"c": conv([1, 3], padding=[0, 1]), "s": {"type": "torch.nn.Softmax", "dim": -2}},
