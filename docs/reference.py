@@ -47,6 +47,7 @@ RUN_FILES = {
     "overrides.yaml": "the overrides of the command",
     "environment.json": "versions, device, threads, what was chosen for `auto`, the git commit, digests of the data",
     "model.txt": "the layer table",
+    "model.svg": "the network as boxes and arrows; repetitions that differ only in sizes are drawn once",
     "metrics.jsonl": "a JSON object for each measurement: `step`, `epoch`, `split`, `loss`, `accuracy`, …",
     "gradients.jsonl": "one for each watched update, with `trainer.watch_every`",
     "summary.json": "`status` (`completed`, `interrupted`, `pruned`, `failed`), `best`, `last`, `test`, speed, size",

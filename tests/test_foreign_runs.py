@@ -60,6 +60,7 @@ LINKS = [
     ".summary.json.tmp",
     ".environment.json.tmp",
     ".model.txt.tmp",
+    ".model.svg.tmp",
     "metrics.jsonl",
     ".metrics.jsonl.tmp",
     "checkpoints/.writing-best",

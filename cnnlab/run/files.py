@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 CONFIG, OVERRIDES, ENVIRONMENT = "config.yaml", "overrides.yaml", "environment.json"
-MODEL, SUMMARY = "model.txt", "summary.json"
+MODEL, DIAGRAM, SUMMARY = "model.txt", "model.svg", "summary.json"
 CHECKPOINTS, FIGURES, LOCK = "checkpoints", "figures", ".lock"
 HOLDER = ".lock-holder"  # apart from the lock itself, which Windows lets nobody read
 LARGEST_HOLDER = 1000  # bytes

@@ -27,7 +27,7 @@ from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
 from cnnlab.engine.trainer import Trainer
 from cnnlab.observers import Observers
-from cnnlab.run.files import CONFIG, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory
+from cnnlab.run.files import CONFIG, DIAGRAM, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory
 from cnnlab.run.loaders import (
     TrainingData,
     describe_placement,
@@ -39,6 +39,7 @@ from cnnlab.run.loaders import (
     train_loader,
 )
 from cnnlab.run.lr_finding import describe_range_test, find_lr, suggestions, with_lr
+from cnnlab.run.network_diagram import diagram
 from cnnlab.run.process_state import process_state_kept, the_only_training
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
@@ -189,6 +190,7 @@ def _train(run: _Run) -> None:
     """Builds what the plan holds, trains, and measures the test split once."""
     plan, directory = run.plan, run.directory
     directory.write_text(MODEL, table_text(plan))
+    directory.write_text(DIAGRAM, diagram(plan.network))
     make_deterministic(plan.deterministic)
     if plan.device.type == "cpu":
         keep_freed_memory()
