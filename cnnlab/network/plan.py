@@ -24,6 +24,7 @@ from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
 from cnnlab.network.arithmetic import calculated, texts
 from cnnlab.network.freeze import Frozen, check_freeze, freeze_matching, freeze_remark
+from cnnlab.network.in_place import check_in_place
 from cnnlab.network.read import INFERRED, Column, Layer, Reader
 from cnnlab.network.shape_inference import measure, one_input
 from cnnlab.network.table import LayerRow, make_row
@@ -105,6 +106,7 @@ def plan_network(
     try:
         with torch.device("meta"), torch.no_grad():
             skeleton, (output_shape,) = _fit(column, input_shape, initialize)
+            check_in_place(column)
             frozen = check_freeze(freeze, skeleton, f"{key}.freeze", complaints)
             freeze_matching(skeleton.train(), frozen)
             if len(complaints.messages) > before:
