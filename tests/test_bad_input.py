@@ -146,6 +146,14 @@ model.blocks.output.out_features=clases → model.blocks.output.out_features: | 
 model.blocks.conv1.groups=3 → model.blocks.conv1.groups: | 16 cannot be divided into 3 groups
 model=none → model.blocks: | expected at least one block
 +model.blocks.n={type: batch_norm, after: conv7} → model.blocks.n.after: | did you mean 'conv3'? | conv1
+model.blocks.conv2.from=rleu1 → model.blocks.conv2.from: | no layer 'rleu1' | did you mean 'relu1'?
+model.blocks.conv2.from=conv3 → model.blocks.conv2.from: | 'conv2' reads 'conv3', which comes after it
+model.blocks.pool1=null | model.blocks.conv2.from=pool1 → model.blocks.conv2.from: | 'pool1' is removed (null)
++model.blocks.j={type: add, from: [conv1, pool1], after: pool1} → model.blocks.j: | 16×8×8 and 16×4×4: heights 8 and 4
++model.blocks.b={type: branches, branches: {}, after: conv1} → model.blocks.b.branches: | at least one branch
+model.blocks.conv2.out_channels=2*in_chanels → model.blocks.conv2.out_channels: | did you mean 'in_channels'?
+model.blocks.conv2.out_channels=in_channels-16 → model.blocks.conv2.out_channels: | received 0 from in_channels-16
+model.blocks.conv2.out_channels=in_channels/3 → model.blocks.conv2.out_channels: | 5.33333 for in_channels = 16
 +model.blocks.r={type: residual, after: conv2} → model.blocks.r.blocks: | residual needs
 +model.blocks.s=softmax → loss: | cross_entropy takes logits | 's' is softmax | ~model.blocks.s
 loss=quadratic → loss: | quadratic takes activations | 'output' is linear | sigmoid or softmax

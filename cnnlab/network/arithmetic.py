@@ -41,6 +41,10 @@ class Expression:
     fraction: bool  # the result need not be whole
 
     @property
+    def calculates(self) -> bool:
+        return not isinstance(self.tree, ast.Name)
+
+    @property
     def waits(self) -> bool:
         return not self.known.keys() >= set(self.names)
 
@@ -116,22 +120,28 @@ def find_expressions(value: Any, hint: Any, known: Mapping[str, int]) -> Any:
         if text_may_stand or not any(part in value for part in (*NAMES, *"+-*/")):
             return value
         raise
-    if found is None:
+    if found is None or (text_may_stand and not _is_surely_one(found, name_needed=Any in kinds)):
         return value
-    calculates = isinstance(found.tree, ast.BinOp | ast.UnaryOp)
-    if text_may_stand and not (calculates and all(name in NAMES for name in found.names)):
-        return value
-    if Any in kinds and not found.names:
-        return value
-    for name in found.names:
+    return found if _names_are_known(found) else value
+
+
+def _is_surely_one(expression: Expression, name_needed: bool) -> bool:
+    """Whether it cannot be meant as a plain string."""
+    legal = all(name in NAMES for name in expression.names)
+    return expression.calculates and legal and bool(expression.names or not name_needed)
+
+
+def _names_are_known(expression: Expression) -> bool:
+    """False for a word alone that is no misspelt name: an annotation says what was expected. Raises `ConfigError`."""
+    for name in expression.names:
         if name not in NAMES:
             near = did_you_mean(name, NAMES)
-            if not calculates and not near:
-                return value  # a word alone, and no misspelt name
-            raise ConfigError(f"{value}: there is no name {name!r};{near} expected one of {listing(NAMES)}")
-        if name not in (*known, *OF_IMAGES, *OF_FEATURES):
-            raise ConfigError(f"{value}: {_why_unknown(name, None)}")
-    return found
+            if not expression.calculates and not near:
+                return False
+            raise ConfigError(f"{expression.text}: there is no name {name!r};{near} expected one of {listing(NAMES)}")
+        if name not in (*expression.known, *OF_IMAGES, *OF_FEATURES):
+            raise ConfigError(f"{expression.text}: {_why_unknown(name, None)}")
+    return True
 
 
 def _kinds(hint: Any) -> list[Any]:

@@ -168,19 +168,22 @@ class Reader:
             constants=self.constants,
             trust=self.trust,
         )
-        columns = {}
-        for argument, blocks in nested.items():
-            if modules[argument] is nn.ModuleDict:
-                columns[argument] = self.read_branches(blocks, f"{key}.{argument}")
-            elif repetitions is not None:
-                columns[argument] = self._repeated(blocks, repetitions, key)
-            else:
-                columns[argument] = self.read(blocks, f"{key}.{argument}")
+        columns = {
+            argument: self._nested(blocks, modules[argument], repetitions, f"{key}.{argument}")
+            for argument, blocks in nested.items()
+        }
         if component is None:
             return None
         if not modules and not expressions:
             self._probe(component)
         return Layer(name, component, initialize, columns, tuple(modules), sources, expressions)
+
+    def _nested(
+        self, blocks: Any, kind: type[nn.Module], repetitions: Sequence[Mapping[str, Any]] | None, key: str
+    ) -> Column:
+        if kind is nn.ModuleDict:
+            return self.read_branches(blocks, key)
+        return self.read(blocks, key) if repetitions is None else self._repeated(blocks, repetitions, key)
 
     def _expressions(self, arguments: dict[str, Any], factory: Factory, key: str) -> dict[str, Any]:
         """Takes arithmetic out of the arguments, as far as it depends on the incoming shape; the rest is calculated."""
@@ -237,12 +240,11 @@ class Reader:
         layers: list[Layer] = []
         before = len(self.complaints.messages)
         for index, change in enumerate(changes):
-            reader = Reader(self.complaints, self.constants, self.trust, index)
-            column = reader.read(merged(blocks, change), f"{key}.blocks")
+            column = Reader(self.complaints, self.constants, self.trust, index).read(merged(blocks, change), key)
             self._rename(before, key, change, f" (in repetition r{index})" if index else "")
             if len(self.complaints.messages) > before:  # the other repetitions have the same mistakes
                 break
-            component = Component(key, "sequential", Sequential)
+            component = Component(key.removesuffix(".blocks"), "sequential", Sequential)
             sources = (f"r{index - 1}" if index else INPUT,)
             layers.append(
                 Layer(f"r{index}", component, None, {"blocks": column}, ("blocks",), sources, repeats=index > 0)
@@ -250,13 +252,13 @@ class Reader:
         return Column(layers)
 
     def _rename(self, before: int, key: str, change: Mapping[str, Any], where: str) -> None:
-        """Gives complaints since `before` the key `first` where what they are about stands there."""
+        """Adds `where` to complaints since `before`; what they are about may stand in `first`."""
         messages = self.complaints.messages
         for number in range(before, len(messages)):
             messages[number] += where
-            path, _, problem = messages[number].removeprefix(f"{key}.blocks.").partition(": ")
-            if messages[number].startswith(f"{key}.blocks.") and _has(change, path.split(".")):
-                messages[number] = f"{key}.first.{path}: {problem}"
+            path, _, problem = messages[number].removeprefix(f"{key}.").partition(": ")
+            if messages[number].startswith(f"{key}.") and _has(change, path.split(".")):
+                messages[number] = f"{key.removesuffix('blocks')}first.{path}: {problem}"
 
     def _probe(self, component: Component) -> None:
         """Builds one of our own blocks with placeholder sizes, to find values that are illegal for all sizes."""

@@ -1,5 +1,6 @@
 """Networks whose layers read more than the previous one: `from`, branches, arithmetic and repetitions in blocks."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,23 @@ def test_an_error_of_a_later_repetition_names_it() -> None:
     assert found.endswith("received 0 (in repetition r2)")
     (found,) = complaints_about(STEM + (REPEATED % ("first: null", "8")).replace("repeat: 3", "repeat: 4"))
     assert found.endswith("the smallest legal input is 8×3×3 (in repetition r3)")  # 8 − 3·2 = 2 rows
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_graph_computes_what_its_layers_do_one_by_one(seed: int) -> None:
+    draw = random.Random(seed)
+    blocks: dict[str, Any] = {}
+    for number in range(4):
+        conv = {"type": "conv", "out_channels": 3, "kernel_size": 1, "from": draw.choice(["input", *blocks])}
+        blocks[f"conv{number}"] = conv
+        convs = [name for name in blocks if name.startswith("conv")]  # of equal shapes
+        blocks[f"sum{number}"] = {"type": draw.choice(["add", "mean", "multiply"]), "from": draw.choices(convs, k=2)}
+        blocks[f"cat{number}"] = {"type": "concat", "from": draw.sample(["input", *blocks], k=2)}
+    blocks["all"] = {"type": "concat", "from": [*blocks]}
+    plan = planned(yaml.safe_dump(blocks, sort_keys=False))
+    network, outputs = plan.build(), {"input": X_NCHW}
+    for name, spec in blocks.items():
+        sources = [spec["from"]] if isinstance(spec["from"], str) else spec["from"]
+        outputs[name] = network.get_submodule(name)(*(outputs[source] for source in sources))
+    torch.testing.assert_close(network(X_NCHW), outputs["all"], rtol=0, atol=0)
+    assert plan.output_shape == outputs["all"].shape[1:]
