@@ -195,7 +195,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
     """Applies value overrides in their order. Raises `ConfigError` for a key whose parent does not exist."""
     for override in overrides:
         path = str(override.key_or_group).split(".")
-        parent = _parent(config, path)
+        parent = _holder(_parent(config, path), path[-1], path)
         name = path[-1]
         if override.is_delete():
             if name not in parent:
@@ -213,6 +213,7 @@ def _parent(config: DictConfig, path: list[str]) -> DictConfig:
     for depth, key in enumerate(path[:-1]):
         if key not in node and depth and path[:2] == INIT_FROM:
             node[key] = {}  # the YAML may leave it out
+        node = _holder(node, key, path)
         if key not in node:
             raise _no_such_key(node, path[: depth + 1])
         child = internals.raw_node(node, key)
@@ -226,6 +227,13 @@ def _parent(config: DictConfig, path: list[str]) -> DictConfig:
             node[key] = {"path" if path[: depth + 1] == INIT_FROM else "type": value}
         node = node[key]
     return node
+
+
+def _holder(node: DictConfig, key: str, path: list[str]) -> DictConfig:
+    """The mapping with this key: a layer in a sequential goes by its name in the network, too, without `blocks`."""
+    inner = internals.raw_node(node, "blocks")
+    in_blocks = path[:2] == ["model", "blocks"] and key not in node and internals.is_mapping(inner) and key in inner
+    return inner if in_blocks else node
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -8,18 +8,21 @@ from torch import nn
 from cnnlab.blocks.graph import INPUT, Graph
 from cnnlab.runtime.errors import Complaints, did_you_mean, listing
 
-TAKEN = (nn.Sequential(), nn.ModuleDict(), Graph({}, {}))
+TAKEN_IN_COLUMNS = (nn.Sequential(), Graph({}, {}))
+TAKEN_IN_BRANCHES = (nn.ModuleDict(),)
 
 
-def check_names(blocks: Mapping[str, Any], key: str, complaints: Complaints) -> None:
-    """Complains of what is no name of a layer."""
+def check_names(
+    blocks: Mapping[str, Any], key: str, complaints: Complaints, taken_in: Sequence[nn.Module] = TAKEN_IN_COLUMNS
+) -> None:
+    """Complains of what is no name of a layer, or an attribute of the modules `taken_in`."""
     for name in blocks:
         if not name.isidentifier():
             complaints.add(
                 f"{key}.{name}",
                 "expected a layer name of letters, digits and underscores, starting with no digit",
             )
-        elif any(hasattr(taken, name) for taken in TAKEN):
+        elif any(hasattr(module, name) for module in taken_in):
             complaints.add(f"{key}.{name}", f"torch's modules use the name {name!r} themselves: expected another")
 
 

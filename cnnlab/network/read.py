@@ -19,7 +19,7 @@ from cnnlab.blocks.normalization import NORMS
 from cnnlab.blocks.sequential import Sequential
 from cnnlab.components import Component, Factory, Registry, Trust, bind, find_factory, split_spec, type_hints
 from cnnlab.network.arithmetic import calculated, find_expressions, waits
-from cnnlab.network.order import check_names, default_sources, in_order, sources_of
+from cnnlab.network.order import TAKEN_IN_BRANCHES, check_names, default_sources, in_order, sources_of
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError
 
@@ -119,7 +119,7 @@ class Reader:
         branches = {str(name): _as_block(spec) for name, spec in branches.items()}
         if all(spec is None for spec in branches.values()):
             self.complaints.add(key, "expected at least one branch, received none")
-        check_names(branches, key, self.complaints)
+        check_names(branches, key, self.complaints, TAKEN_IN_BRANCHES)
         for name, spec in branches.items():
             if isinstance(spec, Mapping) and spec.get("from") is not None:
                 self.complaints.add(f"{key}.{name}.from", "every branch reads the input of its block: expected none")

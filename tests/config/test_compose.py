@@ -72,6 +72,15 @@ def test_a_nested_block_takes_arguments() -> None:
     assert config["model"]["blocks"]["block1"]["blocks"]["relu1"] == {"type": "relu", "inplace": True}
 
 
+def test_a_layer_in_a_sequential_goes_by_its_name_in_the_network_too() -> None:
+    branches = "model.blocks.b={type: branches, branches: {wide: {blocks: {conv: {type: conv, out_channels: 4}}}}}"
+    blocks = compose(branches, "model.blocks.b.branches.wide.conv.out_channels=8")["model"]["blocks"]
+    assert blocks["b"]["branches"]["wide"] == {"blocks": {"conv": {"type": "conv", "out_channels": 8}}}
+    assert compose(branches, "model.blocks.b.branches.wide.conv=tanh")["model"]["blocks"]["b"]["branches"]["wide"] == {
+        "blocks": {"conv": "tanh"}
+    }
+
+
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [

@@ -99,6 +99,10 @@ def test_the_table_indents_branches_and_shows_joins_and_what_is_read() -> None:
     ]
 
 
+def test_a_column_may_have_names_that_branches_may_not() -> None:
+    assert [name for name, _ in planned("keys: relu\nvalues: tanh").build().named_children()] == ["keys", "values"]
+
+
 def test_frozen_and_initialised_by_name_as_any_layer() -> None:
     network = planned(STEM + FIRE, init="zeros", freeze=["fire.branches.wide"]).build()
     assert [name for name, one in network.named_parameters() if not one.requires_grad] == [
