@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-INPUT = "input"  # in `from`, what reaches the mapping of blocks
+INPUT = ""  # among sources, what reaches the graph: no layer has this name
 
 
 class Graph(nn.Module):
-    """Runs named `blocks` in their order, each on the outputs of its `sources`: names of earlier ones, or `input`."""
+    """Runs named `blocks` in their order, each on the outputs of its `sources`: names of earlier ones, or `INPUT`."""
 
     def __init__(self, blocks: Mapping[str, nn.Module], sources: Mapping[str, Sequence[str]]) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import nn
 from cnnlab.blocks.graph import INPUT, Graph
 from cnnlab.runtime.errors import Complaints, did_you_mean, listing
 
+OWN_INPUT = "input"  # in `from`, what reaches the mapping of blocks
 TAKEN_IN_COLUMNS = (nn.Sequential(), Graph({}, {}))
 TAKEN_IN_BRANCHES = (nn.ModuleDict(),)
 
@@ -68,43 +69,43 @@ def sources_of(
     specs = {name: spec for name, spec in blocks.items() if isinstance(spec, Mapping)}
     given = {name: spec["from"] for name, spec in specs.items() if spec.get("from") is not None}
     for name, previous in zip(order, default_sources(order), strict=True):
-        names = given.get(name, previous)
-        names = (names,) if isinstance(names, str) else names
+        if name not in given:
+            found[name] = (previous,)
+            continue
+        names = [given[name]] if isinstance(given[name], str) else given[name]
         if not isinstance(names, list | tuple) or not names or not all(isinstance(one, str) for one in names):
             complaints.add(f"{key}.{name}.from", f"expected a layer's name or a list of them, received {given[name]!r}")
             continue
-        earlier = order[: order.index(name)]
-        wrong = [one for one in dict.fromkeys(names) if one not in (INPUT, *earlier)]
-        for one in wrong:
-            problem = _not_earlier(one, name, blocks, given)
-            complaints.add(f"{key}.{name}.from", f"{problem} expected some of {listing([INPUT, *earlier])}")
-        found[name] = () if wrong else tuple(names)
-    if given:
-        _check_graph(found, order, key, complaints)
+        legal = [OWN_INPUT, *order[: order.index(name)]]
+        problems = [_not_earlier(one, name, blocks, given) for one in dict.fromkeys(names) if one not in legal]
+        if OWN_INPUT in names and OWN_INPUT in order:
+            problems.append(f"{OWN_INPUT!r} is what reaches these blocks: expected another name for that layer;")
+        for problem in problems:
+            complaints.add(f"{key}.{name}.from", f"{problem} expected some of {listing(legal)}")
+        if not problems:
+            found[name] = tuple(INPUT if one == OWN_INPUT else one for one in names)
+    if len(found) == len(order):
+        _check_read(found, key, complaints)
     return found
+
+
+def _check_read(found: Mapping[str, tuple[str, ...]], key: str, complaints: Complaints) -> None:
+    read = {source for sources in found.values() for source in sources}
+    for name in [*found][:-1]:
+        if name not in read:
+            complaints.add(
+                f"{key}.{name}",
+                f"no layer reads its output: expected {name!r} in the `from` of a later layer, or null in its place",
+            )
 
 
 def _not_earlier(source: str, name: str, blocks: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     if source == name:
         return f"{name!r} cannot read itself;"
     if source not in blocks:
-        return f"there is no layer {source!r};{did_you_mean(source, [INPUT, *blocks])}"
+        return f"there is no layer {source!r};{did_you_mean(source, [OWN_INPUT, *blocks])}"
     if blocks[source] is None:
         return f"the layer {source!r} is removed (null);"
     back = name in ([given[source]] if isinstance(given.get(source), str) else given.get(source, ()))
     circle = f", and {source!r} reads {name!r}: a circle" if back else ""
     return f"{name!r} reads {source!r}, which comes after it{circle};"
-
-
-def _check_graph(found: Mapping[str, tuple[str, ...]], order: Sequence[str], key: str, complaints: Complaints) -> None:
-    if INPUT in order:
-        complaints.add(f"{key}.{INPUT}", f"in `from`, {INPUT!r} is what reaches these blocks: expected another name")
-    if len(found) < len(order) or not all(found.values()):
-        return
-    read = {source for sources in found.values() for source in sources}
-    for name in order[:-1]:
-        if name not in read:
-            complaints.add(
-                f"{key}.{name}",
-                f"no layer reads its output: expected {name!r} in the `from` of a later layer, or null in its place",
-            )

@@ -5,7 +5,7 @@ device, infers arguments from the incoming shape and asks for the layer's facts;
 weights, which do not exist before.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,7 @@ from cnnlab.components import Component, Trust
 from cnnlab.network.arithmetic import calculated, texts
 from cnnlab.network.freeze import Frozen, check_freeze, freeze_matching, freeze_remark
 from cnnlab.network.in_place import check_in_place
+from cnnlab.network.order import OWN_INPUT
 from cnnlab.network.read import INFERRED, Column, Layer, Reader
 from cnnlab.network.shape_inference import measure, one_input
 from cnnlab.network.table import LayerRow, make_row
@@ -180,7 +181,11 @@ def _build(layer: Layer, columns: Mapping[str, nn.Module]) -> nn.Module:
 def _joined(layer: Layer) -> list[str]:
     """The names of several inputs: of branches, or of the layers that are read."""
     parallel = [nested.layers for nested in layer.nested.values() if nested.parallel]
-    return [one.name for layers in parallel for one in layers] if parallel else list(layer.sources)
+    return [one.name for layers in parallel for one in layers] if parallel else _names(layer.sources)
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    return [OWN_INPUT if source == INPUT else source for source in sources]
 
 
 def _macs(column: Column) -> int:
@@ -272,7 +277,7 @@ def _rows(column: Column, field: Field, prefix: str = "", depth: int = 0) -> tup
         inputs = [output for parameter in layer.inputs for output in ends.get(parameter, arriving[:1])] or arriving
         fields[layer.name] = own = layer.facts.field(*inputs)
         below = [one.skeleton for nested in layer.nested.values() for one in nested.layers if one.skeleton]
-        note = f"from {listing(layer.sources)}" if layer.name in redirected else ""
+        note = f"from {listing(_names(layer.sources))}" if layer.name in redirected else ""
         rows.append(make_row(path, _block_name(layer), depth, layer.skeleton, layer.facts, own, below, note))
         rows.extend(row for nested_rows, _ in inner.values() for row in nested_rows)
     return rows, column.outputs(fields)

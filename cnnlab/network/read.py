@@ -51,7 +51,7 @@ class Layer:
     initialize: Initializer | None = None
     nested: dict[str, "Column"] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()  # what it reads: names of earlier layers, or `input`
+    sources: tuple[str, ...] = ()  # what it reads: names of earlier layers, or INPUT
     expressions: dict[str, Any] = field(default_factory=dict)  # arguments that depend on the incoming shape
     repeats: bool = False  # a repetition after the first
     # filled when the layer is fitted
@@ -111,6 +111,12 @@ class Reader:
         check_names(blocks, key, self.complaints)
         order = in_order(blocks, key, self.complaints)
         sources = sources_of(blocks, order, key, self.complaints)
+        for name in order:
+            spec = blocks[name]
+            if _type_of(spec) in JOINS and (isinstance(spec, str) or spec.get("from") is None):
+                self.complaints.add(
+                    f"{key}.{name}.from", "it is missing: expected a list of the layers that are joined"
+                )
         read = [self._layer(name, blocks[name], key, sources.get(name, ())) for name in order]
         return Column([layer for layer in read if layer])
 
@@ -121,7 +127,9 @@ class Reader:
             self.complaints.add(key, "expected at least one branch, received none")
         check_names(branches, key, self.complaints, TAKEN_IN_BRANCHES)
         for name, spec in branches.items():
-            if isinstance(spec, Mapping) and spec.get("from") is not None:
+            if _type_of(spec) in JOINS:
+                self.complaints.add(f"{key}.{name}", f"a branch reads one input: expected no {_type_of(spec)}")
+            elif isinstance(spec, Mapping) and spec.get("from") is not None:
                 self.complaints.add(f"{key}.{name}.from", "every branch reads the input of its block: expected none")
         read = [self._layer(name, branches[name], key, (INPUT,)) for name in in_order(branches, key, self.complaints)]
         return Column([layer for layer in read if layer], parallel=True)
@@ -143,8 +151,6 @@ class Reader:
         if found is None:
             return None
         type_name, arguments, factory = found
-        if factory in JOINS.values() and arguments.get("from") is None:
-            self.complaints.add(f"{key}.from", f"{type_name} needs it, and it is missing: the layers that it joins")
         for reserved in ("after", "from"):
             arguments.pop(reserved, None)
         init = arguments.pop("init", None)
@@ -241,7 +247,7 @@ class Reader:
         before = len(self.complaints.messages)
         for index, change in enumerate(changes):
             column = Reader(self.complaints, self.constants, self.trust, index).read(merged(blocks, change), key)
-            self._rename(before, key, change, f" (in repetition r{index})" if index else "")
+            self._rename(before, key, blocks, change, f" (in repetition r{index})" if index else "")
             if len(self.complaints.messages) > before:  # the other repetitions have the same mistakes
                 break
             component = Component(key.removesuffix(".blocks"), "sequential", Sequential)
@@ -251,13 +257,13 @@ class Reader:
             )
         return Column(layers)
 
-    def _rename(self, before: int, key: str, change: Mapping[str, Any], where: str) -> None:
+    def _rename(self, before: int, key: str, blocks: Any, change: Any, where: str) -> None:
         """Adds `where` to complaints since `before`; what they are about may stand in `first`."""
         messages = self.complaints.messages
         for number in range(before, len(messages)):
             messages[number] += where
             path, _, problem = messages[number].removeprefix(f"{key}.").partition(": ")
-            if messages[number].startswith(f"{key}.") and _has(change, path.split(".")):
+            if messages[number].startswith(f"{key}.") and _stands_in(change, blocks, path.split(".")):
                 messages[number] = f"{key.removesuffix('blocks')}first.{path}: {problem}"
 
     def _probe(self, component: Component) -> None:
@@ -291,11 +297,16 @@ def merged(old: Any, new: Any) -> Any:
     return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
 
 
-def _has(mapping: Any, path: Sequence[str]) -> bool:
-    """Whether the path, as far as it leads through mappings, is in this one."""
-    if not path or not isinstance(mapping, Mapping):
-        return True
-    return path[0] in mapping and _has(mapping[path[0]], path[1:])
+def _stands_in(change: Any, blocks: Any, path: Sequence[str]) -> bool:
+    """Whether what stands at the path comes from the change: a value, or a mapping that the blocks have not."""
+    if not path or not isinstance(change, Mapping):
+        return not isinstance(change, Mapping) or blocks is None
+    below = blocks.get(path[0]) if isinstance(blocks, Mapping) else None
+    return path[0] in change and _stands_in(change[path[0]], below, path[1:])
+
+
+def _type_of(spec: Any) -> Any:
+    return spec.get("type") if isinstance(spec, Mapping) else spec
 
 
 def _as_block(spec: Any) -> Any:

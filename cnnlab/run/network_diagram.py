@@ -20,7 +20,7 @@ def diagram(network: NetworkPlan) -> str:
     return network_svg(format_shape(network.input_shape), _boxes(network.column, rows))
 
 
-def _boxes(column: Column, rows: Rows, prefix: str = "") -> list[Box]:
+def _boxes(column: Column, rows: Rows, prefix: str = ".") -> list[Box]:
     return [_box(layer, rows, prefix) for layer in column.layers]
 
 
@@ -33,7 +33,7 @@ def _box(layer: Layer, rows: Rows, prefix: str) -> Box:
         name=layer.name,
         block="" if factory is Sequential else layer.component.type if layer.nested else row.block,
         shape=format_shape(row.output_shape),
-        sources=tuple(source if source == INPUT else f"{prefix}{source}" for source in layer.sources),
+        sources=tuple(f"{prefix}{source}" if source else INPUT for source in layer.sources),
         style="weights" if row.parameters else "join" if len(layer.sources) > 1 else "plain",
         detail=f"{row.path}: {row.block} {format_shape(row.output_shape)}{counts}",
     )
@@ -54,7 +54,7 @@ def _with_operation(layer: Layer, rows: Rows) -> tuple[Box, ...]:
             ends.append(INPUT)
             continue
         column = layer.nested[parameter]
-        below = _boxes(column, rows, f"{parameter}.")
+        below = _boxes(column, rows, f".{parameter}.")
         boxes += below
         ends += [box.key for box in (below if column.parallel else below[-1:])]
     factory = layer.component.factory
@@ -79,7 +79,7 @@ def _repeated(box: Box, repetitions: Sequence[Box]) -> Box:
         first, last = group[0].name, group[-1].name
         name = first if first == last else f"{first}…{last} ×{len(group)}"
         source = inside[-1].key if inside else INPUT
-        inside.append(replace(_together(group), key=name, name=name, sources=(source,)))
+        inside.append(replace(_together(group), key=f".{name}", name=name, sources=(source,)))
     return replace(box, inside=tuple(inside))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnlab.blocks.graph import Graph
+from cnnlab.blocks.graph import INPUT, Graph
 from cnnlab.blocks.join import JOINS, Branches
 from cnnlab.blocks.receptive_field import START, WHOLE, Reach, ReceptiveField
 from cnnlab.runtime.errors import ArgumentError, ConfigError
@@ -106,7 +106,7 @@ class Increment(nn.Module):
 
 
 def test_a_graph_reads_earlier_outputs_by_name() -> None:
-    sources = {"a": ["input"], "b": ["a"], "c": ["b"], "sum": ["c", "input", "a"]}
+    sources = {"a": [INPUT], "b": ["a"], "c": ["b"], "sum": ["c", INPUT, "a"]}
     graph = Graph({"a": Increment(), "b": Increment(), "c": Increment(), "sum": JOINS["add"]()}, sources)
     assert graph(torch.tensor([10.0])).item() == 13 + 10 + 11
 
@@ -122,5 +122,5 @@ def test_a_graph_holds_an_output_no_longer_than_it_is_read() -> None:
             outputs.append(weakref.ref(output))
             return output
 
-    Graph({name: Watch() for name in "abcd"}, {"a": ["input"], "b": ["a"], "c": ["b"], "d": ["c"]})(torch.zeros(1))
+    Graph({name: Watch() for name in "abcd"}, {"a": [INPUT], "b": ["a"], "c": ["b"], "d": ["c"]})(torch.zeros(1))
     assert alive == [0, 1, 1, 1]

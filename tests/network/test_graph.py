@@ -103,6 +103,16 @@ def test_a_column_may_have_names_that_branches_may_not() -> None:
     assert [name for name, _ in planned("keys: relu\nvalues: tanh").build().named_children()] == ["keys", "values"]
 
 
+def test_a_layer_may_be_called_input() -> None:
+    fire = f"fire: {{type: branches, join: add, branches: {{input: {CONV}, x: {CONV}}}}}"
+    network = planned(
+        f"input: {{type: relu, inplace: true}}\nact: tanh\n{fire}\nend: {{type: add, from: [fire, fire]}}"
+    ).build()
+    act = X_NCHW.relu().tanh()
+    branches = network.fire.branches
+    torch.testing.assert_close(network(X_NCHW.clone()), 2 * (branches.input(act) + branches.x(act)))
+
+
 def test_frozen_and_initialised_by_name_as_any_layer() -> None:
     network = planned(STEM + FIRE, init="zeros", freeze=["fire.branches.wide"]).build()
     assert [name for name, one in network.named_parameters() if not one.requires_grad] == [
@@ -192,8 +202,12 @@ REPEATED = "s: {type: sequential, repeat: 3, %s, blocks: {c: {type: conv, out_ch
             "a.from: residual takes one input, received 2: concat, add",
         ),
         ("a: {type: relu, from: input}", "stem: no layer reads its output: expected 'stem' in the `from` of a later"),
-        ("a: concat", "a.from: concat needs it, and it is missing: the layers that it joins"),
-        ("input: relu\na: {type: add, from: [input, stem]}", "input: in `from`, 'input' is what reaches these blocks"),
+        ("a: concat", "a.from: it is missing: expected a list of the layers that are joined"),
+        ("a: {type: branches, branches: {x: concat}}", "a.branches.x: a branch reads one input: expected no concat"),
+        (
+            "input: relu\na: {type: add, from: [input, stem]}",
+            "a.from: 'input' is what reaches these blocks: expected another",
+        ),
         ("a: {type: add, from: [stem, input]}", "a: add of 4×8×8 and 3×8×8: channels 4 and 3 (of stem, input)"),
         (
             f"a: {{type: branches, branches: {{x: identity, y: {CONV[:-1]}, stride: 2}}}}}}",

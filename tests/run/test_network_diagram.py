@@ -51,6 +51,10 @@ def test_repetitions_that_differ_only_in_sizes_are_drawn_once(own: str, expected
     assert texts(f"stage: {{type: sequential, repeat: 3, {own}}}") == expected
 
 
+def test_a_layer_called_input_has_a_box() -> None:
+    assert texts("input: tanh\nact: relu") == "input | tanh | act | relu"
+
+
 def test_layers_that_are_joined_by_name_stand_in_rows() -> None:
     network = f"stem: {CONV}\na: {CONV}\nb: {{type: tanh, from: stem}}\nc: {{type: add, from: [b, a, stem]}}"
     assert texts(network) == "stem | conv 3×3 | 4×8×8 | a | conv 3×3 | b | tanh | c | add | 4×8×8"
