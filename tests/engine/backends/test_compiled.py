@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnlab.blocks.graph import INPUT, Graph
+from cnnlab.blocks.join import Branches, Concat
 from cnnlab.components import Component
 from cnnlab.engine.backends import build_step
 from cnnlab.engine.backends.compiled import Compiled, missing_compiler
@@ -49,6 +51,14 @@ def cnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Dropout(0.3, inplace=True), nn.Flatten(), nn.Linear(64, 3))
 
 
+def graph_of_blocks() -> nn.Module:
+    torch.manual_seed(0)
+    branches = {"x": nn.Identity(), "conv": nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())}
+    blocks = {"stem": nn.Conv2d(1, 4, 3), "fire": Branches(nn.ModuleDict(branches)), "sum": Concat()}
+    sources = {"stem": [INPUT], "fire": ["stem"], "sum": ["fire", "stem"], "flatten": ["sum"], "output": ["flatten"]}
+    return Graph({**blocks, "flatten": nn.Flatten(), "output": nn.Linear(12 * 16, 3)}, sources)
+
+
 def batch(size: int = IMAGES, seed: int = 1, *, soft: bool = False) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     x_NCHW = torch.randn(size, 1, 6, 6, generator=generator)
@@ -65,9 +75,15 @@ def sgd(network: nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(Component("optimizer", "sgd", torch.optim.SGD, options), network, {})
 
 
-def train(execution: Execution, loss: nn.Module, batches: list[Batch], **options: Any) -> list[Tensor]:
+def train(
+    execution: Execution,
+    loss: nn.Module,
+    batches: list[Batch],
+    make: Callable[[], nn.Module] = cnn,
+    **options: Any,
+) -> list[Tensor]:
     """Every figure, weight, buffer, image and draw of training a CNN by steps on these batches."""
-    network = execution.place(cnn(), CPU)
+    network = execution.place(make(), CPU)
     optimizer, scaler = sgd(network), execution.scaler(CPU)
     step = build_step(execution, IMAGES, options.get("accumulate", 1))
     torch.manual_seed(2)
@@ -109,6 +125,16 @@ def test_compiled_steps_train_as_eager_ones(
     eager = train(Execution(**execution), loss, batches, **options)
     compiled = train(Execution(**execution, compile=True), loss, batches, **options)
     assert_close(compiled, eager, 1e-5 if "precision" not in execution else 0.02)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_steps_of_a_graph_of_blocks_train_as_eager_ones() -> None:
+    eager, compiled = (
+        train(Execution(compile=compile), CrossEntropy(), [batch(), batch(3)], graph_of_blocks)
+        for compile in (False, True)
+    )
+    assert_close(compiled, eager, 1e-5)
 
 
 @needs_compiler
