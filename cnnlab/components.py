@@ -6,6 +6,7 @@ namespaces; any other dotted path is the user's own class. Nothing here is ever 
 of the right class.
 """
 
+import functools
 import importlib
 import inspect
 import math
@@ -69,7 +70,7 @@ class Component:
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.factory).parameters
+        return parameters_of(self.factory)
 
     def build(self, **provided: Any) -> Any:
         """Calls the factory. Raises `ConfigError` with the component's key for any value it does not take."""
@@ -177,7 +178,7 @@ def bind_arguments(
     constants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The arguments as the factory takes them, constants put in; complains of unknown, missing and ill-typed."""
-    parameters = inspect.signature(factory).parameters
+    parameters = parameters_of(factory)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if getattr(factory, "__init__", None) is nn.Module.__init__:
         takes_any = False  # a module without a constructor of its own inherits one that takes nothing
@@ -255,7 +256,14 @@ def _constant_hint(value: Any, constants: Mapping[str, Any] | None) -> str:
     return f";{hint}" if hint else ""
 
 
-def type_hints(factory: Factory) -> dict[str, Any]:
+@functools.cache
+def parameters_of(factory: Factory) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a factory's signature, by name."""
+    return inspect.signature(factory).parameters
+
+
+@functools.cache
+def type_hints(factory: Factory) -> Mapping[str, Any]:
     """The annotations of a factory's parameters, as far as they can be evaluated."""
     target = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
     try:

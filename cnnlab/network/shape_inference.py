@@ -30,7 +30,7 @@ def measure(
     rule = find_rule(type(module))
     inputs = inputs or shapes
     try:
-        if rule:
+        if rule and len(inputs) > 1:
             _check_count(rule, module, inputs)
         facts = rule(module, *inputs) if rule else Facts()
     except ConfigError as error:
