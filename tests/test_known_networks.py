@@ -181,12 +181,13 @@ KNOWN = [
     Known("allcnn", all_cnn, **OF_CIFAR),
     Known("resnext29", resnext, **OF_CIFAR),
     Known("vgg11", models.vgg11, **OF_IMAGENET),
+    Known("squeezenet1_1", models.squeezenet1_1, **OF_IMAGENET),
     Known("mobilenetv2", models.mobilenet_v2, **OF_IMAGENET),
     Known("convnext_tiny", models.convnext_tiny, **OF_IMAGENET, ordered=layer_scales_last),
     Known("vit_tiny", vision_transformer, **OF_IMAGENET, ordered=after("class_token", "conv_proj.")),
     Known("efficientnet_b0", models.efficientnet_b0, **OF_IMAGENET),
 ]
-FAST = ("lenet5_1998", "nin", "wrn16_4")
+FAST = ("lenet5_1998", "nin", "wrn16_4", "squeezenet1_1")
 
 
 def planned(known: Known) -> NetworkPlan:

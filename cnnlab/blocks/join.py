@@ -13,18 +13,20 @@ from cnnlab.blocks.receptive_field import WHOLE, Field, union
 from cnnlab.runtime.checks import one_of
 from cnnlab.runtime.errors import ConfigError
 
-AXES = {1: ("features",), 3: ("channels", "heights", "widths")}  # by the number of sizes
+AXES = {1: ("features",), 2: ("lengths", "features"), 3: ("channels", "heights", "widths")}  # by the number of sizes
 
 
 def _concat(module: nn.Module, *shapes: Shape) -> Facts:
     first = shapes[0]
     _expect_one_rank("concat", shapes)
-    for axis in range(1, len(first)):
-        if len({shape[axis] for shape in shapes}) > 1:
+    joined = 1 if len(first) == 2 else 0
+    for axis in range(len(first)):
+        if axis != joined and len({shape[axis] for shape in shapes}) > 1:
             raise ConfigError(
-                f"concat of {_shapes(shapes)} along {_axis(first, 0)}: {_axis(first, axis)} {_sizes(shapes, axis)}"
+                f"concat of {_shapes(shapes)} along {_axis(first, joined)}: {_axis(first, axis)} {_sizes(shapes, axis)}"
             )
-    return Facts((sum(shape[0] for shape in shapes), *first[1:]), field=union)
+    total = sum(shape[joined] for shape in shapes)
+    return Facts((*first[:joined], total, *first[joined + 1 :]), field=union)
 
 
 def _elementwise(module: nn.Module, *shapes: Shape) -> Facts:
@@ -36,8 +38,11 @@ def _elementwise(module: nn.Module, *shapes: Shape) -> Facts:
         if any(shape[axis] not in (1, size) for shape in shapes):
             raise ConfigError(f"{name} of {_shapes(shapes)}: {_axis(output, axis)} {_sizes(shapes, axis)}")
 
+    places = {1: (), 2: (0,)}.get(len(output), (1, 2))  # the axes along which units see different pixels
+
     def field(*fields: Field) -> Field:
-        return union(*(_repeated(one, shape[1:] != output[1:]) for one, shape in zip(fields, shapes, strict=True)))
+        repeated = [any(shape[axis] != output[axis] for axis in places) for shape in shapes]
+        return union(*map(_repeated, fields, repeated))
 
     return Facts(output, field=field)
 
@@ -73,15 +78,15 @@ def _listed(words: list[str]) -> str:
 
 
 class Concat(nn.Module):
-    """The channels of all inputs, one after another in the order of `from` (`torch.cat`).
+    """The channels or features of all inputs, one after another in the order of `from` (`torch.cat`).
 
-    Images have one height and width.
+    Images have one height and width, sequences one length.
     """
 
     facts = _concat
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return torch.cat(inputs, 1)
+        return torch.cat(inputs, 2 if inputs[0].dim() == 3 else 1)
 
 
 class Add(nn.Module):

@@ -6,12 +6,15 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from cnnlab.blocks.dropout import DropPath
 from cnnlab.blocks.graph import INPUT
+from cnnlab.blocks.sequence import FirstToken, ImageToSequence
 from cnnlab.blocks.sequential import Sequential
 from cnnlab.network.read import Column, Layer
 from cnnlab.runtime.errors import ConfigError
 
-PASSING_ON = (nn.Identity, nn.Flatten, _DropoutNd)  # their output may be their input
+# their output may be their input, or a view of it
+PASSING_ON = (nn.Identity, nn.Flatten, nn.Unflatten, _DropoutNd, DropPath, ImageToSequence, FirstToken)
 
 
 class Effect(NamedTuple):

@@ -44,6 +44,7 @@ def facts(name: str, *shapes: tuple[int, ...]) -> Any:
     [
         ("concat", [(16, 8, 6), (32, 8, 6), (1, 8, 6)], (49, 8, 6)),
         ("concat", [(5,), (7,)], (12,)),
+        ("concat", [(9, 5), (9, 7)], (9, 12)),
         ("add", [(16, 8, 6), (16, 8, 6)], (16, 8, 6)),
         ("multiply", [(16, 1, 1), (16, 8, 6)], (16, 8, 6)),
         ("mean", [(4, 5), (4, 5)], (4, 5)),
@@ -65,7 +66,8 @@ def test_the_output_shape_is_torchs(name: str, shapes: list[tuple[int, ...]], ex
         ),
         ("add", [(16, 8, 8), (32, 8, 8)], "add of 16×8×8 and 32×8×8: channels 16 and 32"),
         ("mean", [(16,), (32,)], "mean of 16 and 32: features 16 and 32"),
-        ("multiply", [(3, 4), (3, 5)], "multiply of 3×4 and 3×5: sizes 2 4 and 5"),
+        ("concat", [(3, 4), (2, 4)], "concat of 3×4 and 2×4 along features: lengths 3 and 2"),
+        ("multiply", [(3, 4), (3, 5)], "multiply of 3×4 and 3×5: features 4 and 5"),
         ("concat", [(16,), (32, 8, 8)], "concat of 16 and 32×8×8: expected images alone or features alone"),
     ],
 )
