@@ -67,6 +67,7 @@ def reader(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_sets: Path, 
     """The folder in which somebody follows a page, with data of their own."""
     monkeypatch.setenv("CNNLAB_DATA", str(data_sets))
     monkeypatch.syspath_prepend(str(in_tmp_path))
+    monkeypatch.setattr("cnnlab.sweep.figures.draw_figures", lambda *_: [])  # seconds, tested with the searches
     shutil.copytree(images, in_tmp_path / "my_images")
     shutil.copytree(images / "cat", in_tmp_path / "FOLDER")
     return in_tmp_path

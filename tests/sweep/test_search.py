@@ -74,6 +74,7 @@ def pretended(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise TrainingError("the loss of step 1 is not a finite number")
 
     monkeypatch.setattr("cnnlab.run.training.run_training", run_training)
+    monkeypatch.setattr("cnnlab.sweep.figures.draw_figures", lambda *_: [])  # seconds for each search
     return in_tmp_path
 
 
