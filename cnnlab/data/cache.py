@@ -14,7 +14,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import prod
 from pathlib import Path
 from typing import IO
@@ -196,7 +196,7 @@ def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> 
         except OSError as error:
             raise ConfigError(f"data.root: {printable(root / path)}: {first_line(error)}") from error
         files.append((path, status.st_size, status.st_mtime_ns))
-    settings = (FORMAT, PIL.__version__, reader.size, reader.channels, reader.resize)
+    settings = (FORMAT, PIL.__version__, *astuple(reader))
     return hashlib.sha256(json.dumps([settings, files, y_N.tolist()]).encode()).hexdigest()[:32]
 
 

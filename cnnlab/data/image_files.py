@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.device import cpu_count
-from cnnlab.runtime.errors import ConfigError, first_line
+from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
 from cnnlab.runtime.terminal import is_live, printable, stop_waiting
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -31,8 +31,10 @@ EXTENSIONS = frozenset(
 )
 MOST_PIXELS = 64_000_000
 LONGEST = 8000  # side of the size that images are brought to
+LONGEST_TO_SHORTEST = 32  # sides of an image that is resized whole before it is cropped
 MOST_BYTES = 1 << 28  # of a file; 64 megapixels of four uncompressed channels
 RESIZES = ("crop", "squash", "pad")
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 CHUNK = 64  # files a task: a future for each would cost as much as a small image
 MOST_THREADS = 8  # each may hold one large image
@@ -46,25 +48,36 @@ Keep = Callable[[int, Tensor], None]  # takes a file's number and its image, in 
 class ImageReader:
     """Turns an image file into uint8 (C, H, W). Raises `ArgumentError`.
 
-    `size` is (H, W); `channels` is 1 (grey) or 3 (RGB). `resize` brings an image of another size to it, bilinear
-    with antialiasing: `crop` brings the shorter side to the size and keeps the centre, `squash` stretches both sides,
-    `pad` brings the longer side to the size and fills the border with black. An image that has the size already
-    is passed on as it was decoded.
+    `size` is (H, W); `channels` is 1 (grey) or 3 (RGB). `resize` brings an image of another size to it by an
+    `interpolation`, bilinear or bicubic, with antialiasing: `crop` brings the shorter side to the size and keeps the
+    centre, `squash` stretches both sides, `pad` brings the longer side to the size and fills the border with black. An
+    image that has the size already is passed on as it was decoded.
+
+    With a `resize_size` of at least the size, every image is resized to that first, `crop` its shorter side and
+    `squash` both, and its centre of the size is kept: the pixels of torchvision's `Resize` and `CenterCrop`.
 
     The orientation in the EXIF data is applied. Transparent pixels are laid over white; of 16 bits the upper 8
     count; palettes, CMYK and black-and-white become RGB or grey; of an animation the first image counts.
-    A JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 of its resolution, which is several times faster.
+    A JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 of its resolution, which is several times faster;
+    not with a `resize_size`, whose pixels are exact.
     """
 
     size: tuple[int, int]
     channels: int
     resize: str = "crop"
+    interpolation: str = "bilinear"
+    resize_size: int | None = None
 
     def __post_init__(self) -> None:
         for side in self.size:
             integer("size", side, 1, LONGEST)
         one_of("channels", self.channels, (1, 3))
         one_of("resize", self.resize, RESIZES)
+        one_of("interpolation", self.interpolation, tuple(INTERPOLATIONS))
+        if self.resize_size is not None:
+            integer("resize_size", self.resize_size, max(self.size), LONGEST)
+            if self.resize == "pad":
+                raise ArgumentError("resize", "expected crop or squash where there is a resize_size, received 'pad'")
 
     def read(self, path: Path) -> Tensor:
         """(C, H, W) uint8. Raises `ConfigError` with the file and the reason."""
@@ -120,15 +133,19 @@ class ImageReader:
             if file.width * file.height > MOST_PIXELS:
                 raise ConfigError(_too_large(f"{file.width}×{file.height}, {file.width * file.height / 1e6:,.1f}"))
             twice = 2 * max(self.size)  # the orientation may still swap the sides
-            file.draft(None, (twice, twice))
+            if self.resize_size is None:
+                file.draft(None, (twice, twice))
             return self.convert(ImageOps.exif_transpose(file))
 
     def convert(self, image: Image.Image) -> Tensor:
         """(C, H, W) uint8 from an image that is open already. Raises `ConfigError` for more than 16 bits a channel."""
         height, width = self.size
         image = _plain(image, self.channels)
-        if image.size != (width, height):
-            image = _resized(image, width, height, self.resize)
+        resample = INTERPOLATIONS[self.interpolation]
+        if self.resize_size is not None:
+            image = _centre(image, width, height, self.resize, self.resize_size, resample)
+        elif image.size != (width, height):
+            image = _resized(image, width, height, self.resize, resample)
         pixels_HWC = np.array(image).reshape(height, width, self.channels)
         return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
@@ -173,17 +190,38 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     return image.convert({1: "L", 3: "RGB"}[channels])
 
 
-def _resized(image: Image.Image, width: int, height: int, resize: str) -> Image.Image:
-    bilinear = Image.Resampling.BILINEAR  # its support grows with the reduction: no aliasing
+def _resized(
+    image: Image.Image, width: int, height: int, resize: str, resample: Image.Resampling
+) -> Image.Image:  # the support of a filter grows with the reduction: no aliasing
     if resize == "squash":
-        return image.resize((width, height), bilinear)
+        return image.resize((width, height), resample)
     if resize == "crop":
-        return ImageOps.fit(image, (width, height), bilinear)
+        return ImageOps.fit(image, (width, height), resample)
     scale = min(width / image.width, height / image.height)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     padded = Image.new(image.mode, (width, height))
-    padded.paste(image.resize(inner, bilinear), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    padded.paste(image.resize(inner, resample), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return padded
+
+
+def _centre(
+    image: Image.Image, width: int, height: int, resize: str, resize_size: int, resample: Image.Resampling
+) -> Image.Image:
+    """The centre of the resized image; sides and margins are rounded as torchvision rounds them.
+
+    Of an extremely long image only the middle is resized: the whole would fill the memory.
+    """
+    shorter = min(image.size)
+    if resize == "crop" and max(image.size) > LONGEST_TO_SHORTEST * shorter:
+        kept = [min(side, LONGEST_TO_SHORTEST * shorter) for side in image.size]
+        image = _cropped(image, kept[0], kept[1])
+    sides = [resize_size if resize == "squash" else int(resize_size * side / shorter) for side in image.size]
+    return _cropped(image.resize((sides[0], sides[1]), resample), width, height)
+
+
+def _cropped(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _unreadable(refused: list[str], count: int) -> str:

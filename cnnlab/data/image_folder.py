@@ -27,6 +27,8 @@ ORDER_SEED = 0
 class ImageFolder(Source):
     """Images of any size under `root`, brought to one `size` by an `ImageReader`. Raises `ArgumentError`.
 
+    Its `resize`, `interpolation` and `resize_size` say how, its `channels` whether grey (1) or in colour (3).
+
     Either `root/train/CLASS/…` with `root/val/CLASS/…` and `root/test/CLASS/…` where there are such, or
     `root/CLASS/…`. What has no folder of its own is carved out of the training images: the test split here, a
     `test_fraction` of them, stratified, by a fixed seed (0 for none); validation as of any other data set. Classes are
@@ -43,13 +45,16 @@ class ImageFolder(Source):
         channels: int,
         resize: str,
         test_fraction: float,
+        interpolation: str = "bilinear",
+        resize_size: int | None = None,
     ) -> None:
         if not root:
             raise ArgumentError(
                 "root", f"expected the folder of your images, as in data.root=my_images, received {root!r}"
             )
         self.root = Path(root).expanduser()
-        self.image_reader = ImageReader(int_or_pair("size", size, 1, LONGEST), channels, resize)
+        sides = int_or_pair("size", size, 1, LONGEST)
+        self.image_reader = ImageReader(sides, channels, resize, interpolation, resize_size)
         self.test_fraction = number("test_fraction", test_fraction, 0, 1, open_maximum=True)
 
     def describe(self) -> DataSpec:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cnnlab.data.loader import SAMPLINGS
-from cnnlab.data.normalization import NORMALIZATIONS
+from cnnlab.data.normalization import check_method
 from cnnlab.data.source import DataSpec
 from cnnlab.data.splits import check_validation, validation_count
 from cnnlab.runtime.checks import integer, number, one_of
@@ -37,7 +37,7 @@ class DataSettings:
     limit: int | None
     split_seed: int
     validation: Mapping[str, Any]
-    normalize: str
+    normalize: str | Mapping[str, Any]
     sampling: str = "shuffle"  # or balanced: each class as often as any other, however many images it has
     augment: Mapping[str, Any] = field(default_factory=dict)
     memory_fraction: float = 0.5  # of the device's free memory that the images may take; beyond it they are streamed
@@ -49,7 +49,7 @@ class DataSettings:
         integer("split_seed", self.split_seed, 0)
         if self.limit is not None:
             integer("limit", self.limit, 1)
-        one_of("normalize", self.normalize, NORMALIZATIONS)
+        check_method(self.normalize)
         one_of("sampling", self.sampling, SAMPLINGS)
         number("memory_fraction", self.memory_fraction, 0, 1, open_minimum=True)
         self._check_workers()

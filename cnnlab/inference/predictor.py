@@ -110,7 +110,7 @@ class Predictor(nn.Module):
             return self.reader.read(image)
         if isinstance(image, Image.Image):
             return self.reader.convert(ImageOps.exif_transpose(image))
-        if tuple(image.shape) == (self.reader.channels, *self.reader.size):
+        if tuple(image.shape) == (self.reader.channels, *self.reader.size) and self.reader.resize_size is None:
             return image
         return self.reader.convert(Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()))
 

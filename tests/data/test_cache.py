@@ -73,6 +73,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "size": {"reader": ImageReader((6, 9), 3)},
     "channels": {"reader": ImageReader((6, 8), 1)},
     "resize": {"reader": ImageReader((6, 8), 3, "pad")},
+    "interpolation": {"reader": ImageReader((6, 8), 3, interpolation="bicubic")},
+    "resize_size": {"reader": ImageReader((6, 8), 3, resize_size=9)},
     "labels": {"labels": 1 - LABELS},
 }
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
-from cnnlab.data.normalization import Normalization, normalized
+from cnnlab.data.normalization import Normalization, check_method, check_normalization, normalized
 from cnnlab.data.source import Images
 from cnnlab.runtime.errors import ArgumentError
 
@@ -61,6 +61,36 @@ def test_imagenet_takes_the_mean_over_channels_for_grey_images_and_refuses_two_c
     assert normalization.sd_C == (pytest.approx(255 * (0.229 + 0.224 + 0.225) / 3),)
     with pytest.raises(ArgumentError, match="normalize: imagenet is for images of 1 channel or 3, and these have 2"):
         Normalization.fit("imagenet", torch.zeros(2, 2, 3, 3, dtype=torch.uint8))
+
+
+def test_given_numbers_are_in_units_of_0_to_1() -> None:
+    x_NCHW = images()
+    given = {"mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1]}
+    seen_NCHW = apply(Normalization.fit(given, x_NCHW), x_NCHW)
+    mean_C, sd_C = torch.tensor(given["mean"])[:, None, None], torch.tensor(given["std"])[:, None, None]
+    torch.testing.assert_close(seen_NCHW, (x_NCHW / 255 - mean_C) / sd_C)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("imagnet", "normalize: expected one of .* did you mean 'imagenet'"),
+        ({"mean": [0, 0, 0]}, "normalize: expected {mean: .NUMBER, …., std: .NUMBER, ….}, received"),
+        ({"mean": [0, 0, 0], "std": 1}, "normalize: expected {mean"),
+        ({"mean": [0, 0, "a"], "std": [1, 1, 1]}, "normalize.mean: expected a number that is finite, received 'a'"),
+        ({"mean": [0, 0, 0], "std": [1, 0, 1]}, "normalize.std: expected a number ≥ 1e-06, received 0"),
+    ],
+)
+def test_what_is_no_method_is_refused(given: object, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        check_method(given)
+
+
+def test_given_numbers_are_one_for_each_channel() -> None:
+    with pytest.raises(
+        ArgumentError, match=r"normalize.mean: expected a number for each of the 1 channels, .*\[0, 0\]"
+    ):
+        check_normalization({"mean": [0, 0], "std": [1]}, 1)
 
 
 def test_a_channel_of_one_value_becomes_zero() -> None:

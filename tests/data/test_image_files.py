@@ -10,6 +10,7 @@ import torch
 from image_folders import noise, png_header, write_image
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
 
 from cnnlab.data.image_files import MOST_LISTED, ImageReader, Listing, list_images, printable, visible
 from cnnlab.runtime.errors import ArgumentError, ConfigError
@@ -28,6 +29,33 @@ def refusal(path: Path, by: ImageReader | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         (by or reader()).read(path)
     return str(caught.value)
+
+
+SIDES = [(64, 64), (97, 64), (64, 97), (301, 200), (33, 90), (71, 70), (20, 250), (56, 64), (64, 56), (500, 480)]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), SIDES)
+def test_a_resize_size_gives_the_pixels_of_torchvisions_resize_and_centre_crop(
+    height: int, width: int, interpolation: str
+) -> None:
+    image = Image.fromarray(noise(height, width))
+    for resize, size in (("crop", [64]), ("squash", [64, 64])):
+        resized = functional.resize(image, size, InterpolationMode(interpolation))
+        expected = functional.pil_to_tensor(functional.center_crop(resized, [56, 49]))
+        assert torch.equal(ImageReader((56, 49), 3, resize, interpolation, 64).convert(image), expected)
+
+
+def test_with_a_resize_size_a_jpeg_is_decoded_at_its_full_resolution(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.jpg", noise(240, 320))
+    exact = ImageReader((30, 30), 3, resize_size=32)
+    assert torch.equal(exact.read(path), exact.convert(Image.open(path)))
+
+
+def test_with_a_resize_size_a_very_long_image_is_not_resized_whole() -> None:
+    x_CHW = ImageReader((200, 200), 3, resize_size=256).convert(Image.new("RGB", (1_000_000, 1), "red"))
+    assert (x_CHW[0] == 255).all()  # whole, it would be 256 × 256,000,000 pixels
+    assert not x_CHW[1:].any()
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "webp", "tif", "ppm"])
@@ -149,6 +177,9 @@ def test_a_large_jpeg_that_is_decoded_small_is_nearly_the_same(tmp_path: Path) -
         ({"size": (0, 8)}, "size", "received 0"),
         ({"channels": 2}, "channels", "1, 3"),
         ({"resize": "crob"}, "resize", "did you mean 'crop'"),
+        ({"interpolation": "nearest"}, "interpolation", "one of bilinear, bicubic"),
+        ({"resize_size": 7}, "resize_size", "from 8 to 8000"),
+        ({"resize_size": 9, "resize": "pad"}, "resize", "crop or squash where there is a resize_size"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(changes: dict[str, Any], argument: str, fragment: str) -> None:
