@@ -23,8 +23,8 @@ from cnnlab.blocks.initialization import INITIALIZERS
 from cnnlab.config import defaults
 from cnnlab.config.compose import CONFIGS
 from cnnlab.config.init_from import InitFrom
+from cnnlab.config.library_models import NAMES
 from cnnlab.config.published import Published
-from cnnlab.config.torchvision_models import NAMES
 from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS
 from cnnlab.data.settings import DataSettings
@@ -355,7 +355,8 @@ def presets_page() -> str:
         parts += [f"## {group.name}", table(("choice", ""), _choices(group))]
         if group.name == "model":
             parts.append(
-                f"And torchvision's classification networks by name: {', '.join(f'`{name}`' for name in NAMES)}."
+                f"And torchvision's classification networks by name: {', '.join(f'`{name}`' for name in NAMES)}; "
+                "timm's as `model=timm/NAME`, where the extra `timm` is installed."
             )
     parts += ["## experiment", table(("choice", ""), _choices(CONFIGS / "experiment"))]
     return "\n\n".join(parts) + "\n"

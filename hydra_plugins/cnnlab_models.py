@@ -1,5 +1,5 @@
-"""Hydra looks for plugins here: torchvision's networks as choices of `model`."""
+"""Hydra looks for plugins here: the networks of torchvision and timm as choices of `model`."""
 
-from cnnlab.config.torchvision_models import TorchvisionSearchPath, TorchvisionSource
+from cnnlab.config.library_models import LibrarySearchPath, LibrarySource
 
-__all__ = ["TorchvisionSearchPath", "TorchvisionSource"]
+__all__ = ["LibrarySearchPath", "LibrarySource"]

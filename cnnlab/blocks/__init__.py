@@ -25,6 +25,7 @@ from cnnlab.blocks.scaling import LayerScale, Scale, SqueezeExcitation
 from cnnlab.blocks.sequence import Attention, ClassToken, FirstToken, ImageToSequence, PositionalEmbedding
 from cnnlab.blocks.sequential import Residual, Sequential
 from cnnlab.blocks.shortcut import ZeroPadShortcut
+from cnnlab.blocks.timm_networks import timm_network
 from cnnlab.blocks.torchvision_networks import torchvision_network
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
@@ -86,4 +87,5 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     **JOINS,
     "zero_pad_shortcut": ZeroPadShortcut,
     "torchvision": torchvision_network,
+    "timm": timm_network,
 }

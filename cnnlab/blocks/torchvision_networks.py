@@ -1,7 +1,7 @@
 """The classification networks of torchvision, each by its name."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,20 +66,23 @@ def _build(name: str, arguments: dict[str, Any], options: dict[str, Any]) -> nn.
 
     # RegNets compute their widths with tensors, which have no values while a network is planned on the meta device
     widths: AbstractContextManager[object] = _NumbersOnCpu() if name.startswith("regnet") else nullcontext()
+    with widths, unknown_option_refused(f"torchvision's {name}", options, ("name", "num_classes", "weights")):
+        network = models.get_model(name, weights=None, **arguments)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+@contextmanager
+def unknown_option_refused(network: str, options: Iterable[str], legal: Sequence[str]) -> Iterator[None]:
+    """A library's `TypeError` for one of the `options` as an `ArgumentError` with the nearest `legal` name."""
     try:
-        with widths:
-            network = models.get_model(name, weights=None, **arguments)
+        yield
     except TypeError as error:
         unknown = next((option for option in options if f"unexpected keyword argument {option!r}" in str(error)), None)
         if unknown is None:
             raise
-        raise ArgumentError(
-            unknown,
-            f"torchvision's {name} has no argument {unknown!r};"
-            f"{did_you_mean(unknown, ('name', 'num_classes', 'weights'))}".rstrip(";"),
-        ) from error
-    assert isinstance(network, nn.Module)
-    return network
+        message = f"{network} has no argument {unknown!r};{did_you_mean(unknown, legal)}".rstrip(";")
+        raise ArgumentError(unknown, message) from error
 
 
 class _NumbersOnCpu(TorchFunctionMode):

@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config import hydra_internals as internals
+from cnnlab.config.library_models import summarized
 from cnnlab.config.saved_config import find_config, load_saved_config
-from cnnlab.config.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, did_you_mean, listing
 
 _PACKAGE = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from cnnlab.config.library_models import summarized
 from cnnlab.config.sections import no_such_top_key
-from cnnlab.config.torchvision_models import summarized
 from cnnlab.runtime.errors import ConfigError, TrainingError, did_you_mean, first_line, listing, no_such_key
 
 # what Hydra raises while it composes

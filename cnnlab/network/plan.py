@@ -20,6 +20,7 @@ from cnnlab.blocks.initialization import Initializer, default
 from cnnlab.blocks.normalization import BatchNorm
 from cnnlab.blocks.receptive_field import START, Field
 from cnnlab.blocks.sequential import Residual, Sequential
+from cnnlab.blocks.timm_networks import timm_network
 from cnnlab.blocks.torchvision_networks import torchvision_network
 from cnnlab.components import Component, Trust
 from cnnlab.network.arithmetic import calculated, texts
@@ -303,4 +304,5 @@ def _inner_prefix(layer: Layer, path: str, parameter: str) -> str:
 
 def _block_name(layer: Layer) -> str:
     component = layer.component
-    return f"torchvision {component.arguments['name']}" if component.factory is torchvision_network else component.type
+    by_name = component.factory in (torchvision_network, timm_network)
+    return f"{component.type} {component.arguments['name']}" if by_name else component.type

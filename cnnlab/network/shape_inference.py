@@ -64,7 +64,7 @@ def _traced(module: nn.Module, key: str, shapes: Sequence[Shape]) -> tuple[Shape
     images = 2
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
+        with torch.enable_grad(), counter:  # without, the counter fails on a parameter that is passed to a module
             output = module(*(torch.empty(images, *shape) for shape in shapes))
     except Exception as error:
         given = listing(map(format_shape, shapes))

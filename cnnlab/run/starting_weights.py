@@ -6,7 +6,7 @@ their weights from a checkpoint instead.
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cnnlab.blocks.timm_networks import timm_config, timm_network, timm_weights
 from cnnlab.blocks.torchvision_networks import pretrained_weights, torchvision_network
 from cnnlab.config.init_from import InitFrom
-from cnnlab.data.normalization import IMAGENET_MEAN, IMAGENET_SD
+from cnnlab.data.normalization import IMAGENET_MEAN, IMAGENET_SD, given_statistics, of_channels
 from cnnlab.engine.checkpoint import EMA_WEIGHTS, WEIGHTS
 from cnnlab.network import NetworkPlan
 from cnnlab.run.files import CHECKPOINTS, RunDirectory
-from cnnlab.runtime.errors import ConfigError, did_you_mean, first_line, listing
+from cnnlab.runtime.errors import ArgumentError, ConfigError, did_you_mean, first_line, listing
 from cnnlab.runtime.files import sha256_of
 from cnnlab.runtime.terminal import print_wrapped
 
@@ -29,12 +30,13 @@ KEY = "model.init_from"
 LONGEST = 10  # names in a line of the report
 COUNTER = "num_batches_tracked"  # older files have none, and torch does without
 IMAGENET_CLASSES = 1000
+Normalize = str | Mapping[str, Any]  # the value of data.normalize
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # heads that networks here are built without
 # `norm.1` of densenets' files is `norm1` in torchvision's module (its `densenet.py`)
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
-def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normalize: str) -> dict[str, Tensor]:
+def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normalize: Normalize) -> dict[str, Tensor]:
     """The tensors that replace freshly initialised ones, by name; prints where they come from.
 
     Raises `ConfigError` for weights that are missing, have another hash, or do not fit.
@@ -43,10 +45,14 @@ def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normali
         wanted = plan.build().state_dict()
     weights: dict[str, Tensor] = {}
     for path, layer in plan.named_layers():
-        if layer.component.factory is torchvision_network and layer.component.arguments.get("weights"):
-            below = {name.removeprefix(f"{path}."): wanted[name] for name in wanted if name.startswith(f"{path}.")}
-            found = _pretrained(f"{layer.component.key}.weights", layer.component.arguments, below, normalize)
-            weights |= {f"{path}.{name}": tensor for name, tensor in found.items()}
+        key, factory, arguments = layer.component.key, layer.component.factory, layer.component.arguments
+        below = {name.removeprefix(f"{path}."): wanted[name] for name in wanted if name.startswith(f"{path}.")}
+        found: dict[str, Tensor] = {}
+        if factory is torchvision_network and arguments.get("weights"):
+            found = _from_torchvision(f"{key}.weights", arguments, below, normalize)
+        elif factory is timm_network and arguments.get("pretrained"):
+            found = _from_timm(f"{key}.pretrained", {**arguments, **layer.inferred}, below, normalize)
+        weights |= {f"{path}.{name}": tensor for name, tensor in found.items()}
     return weights | (_from_elsewhere(init_from, wanted) if init_from else {})
 
 
@@ -85,7 +91,7 @@ def _from_elsewhere(init_from: InitFrom, wanted: Mapping[str, Tensor]) -> dict[s
     }
     if not fitting:
         raise ConfigError(f"{KEY}: nothing in {init_from.path} fits: there is {_names(saved)}; here {_names(wanted)}")
-    _check_finite(origin, fitting)
+    _check_finite(KEY, origin, fitting)
     used = {name_there[here] for here in fitting}
     _report(origin, fitting, wanted, [name for name in saved if name not in used])
     return fitting
@@ -163,10 +169,10 @@ def _check_strict(path: str, offered: Mapping[str, Tensor], expected: Mapping[st
         )
 
 
-def _check_finite(origin: str, weights: Mapping[str, Tensor]) -> None:
+def _check_finite(key: str, origin: str, weights: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise ConfigError(f"{KEY}: nan or inf in {_names(broken)} of {origin}: expected weights of finite numbers")
+        raise ConfigError(f"{key}: nan or inf in {_names(broken)} of {origin}: expected weights of finite numbers")
 
 
 def _first(differences: Iterable[str]) -> str:
@@ -190,8 +196,8 @@ def _names(names: Iterable[str]) -> str:
     return listing(names[:LONGEST]) + (", …" if len(names) > LONGEST else "")
 
 
-def _pretrained(
-    key: str, arguments: Mapping[str, Any], wanted: Mapping[str, Tensor], normalize: str
+def _from_torchvision(
+    key: str, arguments: Mapping[str, Any], wanted: Mapping[str, Tensor], normalize: Normalize
 ) -> dict[str, Tensor]:
     """Torchvision's weights of one network; a head for another number of classes keeps its fresh ones."""
     entry = pretrained_weights(arguments["name"], arguments["weights"])
@@ -208,8 +214,32 @@ def _pretrained(
     if differences:
         raise ConfigError(f"{key}: {path} holds another network: {_first(differences.values())}")
     _report(str(path), fitting, wanted, ())
-    _note_normalization(key, entry, normalize)
+    expects = entry.transforms()
+    _note_normalization(key, tuple(expects.mean), tuple(expects.std), normalize)
     return fitting
+
+
+def _from_timm(
+    key: str, arguments: Mapping[str, Any], wanted: Mapping[str, Tensor], normalize: Normalize
+) -> dict[str, Tensor]:
+    """timm's weights of one network; a head for another number of classes keeps its fresh ones."""
+    pretrained, name = arguments["pretrained"], arguments["name"]
+    print_wrapped(f"{key}: reading {pretrained if isinstance(pretrained, str) else f'the weights of timm {name}'}")
+    try:
+        saved, origin = timm_weights(**arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{key.rpartition('.')[0]}.{error}") from error
+    except Exception as error:  # of a download, a damaged file or another network's, timm and the hub raise nearly any
+        raise ConfigError(f"{key}: the weights cannot be read: {first_line(error)}") from error
+    expected = {name: tensor for name, tensor in wanted.items() if name in saved}
+    differences = _differences(saved, expected)
+    if differences:
+        raise ConfigError(f"{key}: {origin} holds another network: {_first(differences.values())}")
+    _check_finite(key, origin, saved)
+    _report(origin, saved, wanted, ())
+    config = timm_config(name)
+    _note_normalization(key, config.mean, config.std, normalize)
+    return saved
 
 
 def _keeps_fresh(saved: Tensor, here: Tensor | None) -> bool:
@@ -246,13 +276,18 @@ def _weights_file(url: str, key: str) -> Path:
     return path
 
 
-def _note_normalization(key: str, entry: Any, normalize: str) -> None:
+def _note_normalization(key: str, mean: Sequence[float], sd: Sequence[float], normalize: Normalize) -> None:
     """Prints a line if the images are not normalised as those that the weights were trained on."""
-    expects = entry.transforms()
-    mean, sd = tuple(expects.mean), tuple(expects.std)
-    if (mean, sd) == (IMAGENET_MEAN, IMAGENET_SD):
-        if normalize != "imagenet":
-            print_wrapped(f"{key}: trained on images normalised by data.normalize=imagenet; this run has {normalize}")
-    else:
-        by = f"mean {mean} and sd {sd} (of 0…1)"
-        print_wrapped(f"{key}: trained on images normalised by {by}; this run has {normalize}")
+    theirs = (tuple(mean), tuple(sd))
+    grey = (of_channels(mean, 1), of_channels(sd, 1))
+    if normalize == "imagenet" and theirs == (IMAGENET_MEAN, IMAGENET_SD):
+        return
+    if isinstance(normalize, Mapping) and given_statistics(normalize, len(normalize["mean"])) in (theirs, grey):
+        return
+    by = f"mean {theirs[0]} and sd {theirs[1]} (of 0…1)"
+    if theirs == (IMAGENET_MEAN, IMAGENET_SD):
+        by = "data.normalize=imagenet"
+    print_wrapped(
+        f"{key}: trained on images normalised by {by}; this run has {normalize}. data.preprocess=pretrained takes "
+        f"size, crop and normalisation of the weights"
+    )

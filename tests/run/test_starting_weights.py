@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from commands import Answer, composed, ok, run
 from fast_run import FAST, train_fast
 from torch import Tensor
@@ -387,6 +388,134 @@ def test_a_network_that_asks_for_its_version_is_trained_and_evaluated(in_tmp_pat
     ok(train_fast("model=mnasnet0_5", "trainer.max_steps=2", "trainer.ema=0.9", "run_dir=run"))
     assert train_fast("model=mnasnet0_5", "model.init_from=run", "trainer.max_steps=1", "run_dir=new").code == 0
     assert run(train, "resume=run", "trainer.max_steps=2").code == 0
+
+
+# timm's
+
+
+def timms(name: str = "test_resnet.r160_in1k", **options: Any) -> tuple[Any, dict[str, Tensor]]:
+    """timm's network of that name with other weights than a fresh one of ours, and their state."""
+    timm = pytest.importorskip("timm")
+    network = timm.create_model(name, **options)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+    return timm, network.state_dict()
+
+
+def read_timms(pretrained: Any, normalize: Any = "imagenet", **arguments: Any) -> dict[str, Tensor]:
+    spec = {"type": "timm", "name": "test_resnet.r160_in1k", "num_classes": 3, "pretrained": pretrained} | arguments
+    shape = spec.pop("shape", (3, 40, 40))
+    return read_starting_weights(planned({"network": spec}, shape), None, normalize)
+
+
+@pytest.mark.parametrize("extension", [".safetensors", ".pth"])
+def test_a_file_of_timms_weights_comes_with_a_fresh_head(
+    tmp_path: Path, extension: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, state = timms()
+    path = tmp_path / f"weights{extension}"
+    (safetensors.torch.save_file if extension == ".safetensors" else torch.save)(state, path)
+    weights = read_timms(str(path))
+    assert {f"network.{name}" for name in state} - weights.keys() == {"network.fc.weight", "network.fc.bias"}
+    assert all(torch.equal(tensor, state[name.removeprefix("network.")]) for name, tensor in weights.items())
+    printed = capsys.readouterr().out
+    assert f"starting weights from {path}: {len(weights)} tensors" in printed
+    assert "as initialised (2): fc.weight, fc.bias" in printed
+    assert "trained on images normalised by mean (0.5, 0.5, 0.5) and sd (0.5, 0.5, 0.5)" in printed
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert len(read_timms(str(path), half, num_classes=1000)) == len(state)  # of as many classes the head comes too
+    assert "normalised" not in capsys.readouterr().out
+
+
+def test_timms_weights_are_fitted_to_channels_and_size_as_timm_does(tmp_path: Path) -> None:
+    timm, state = timms("test_vit.r160_in1k")
+    path = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(state, path)
+    weights = read_timms(str(path), name="test_vit.r160_in1k", shape=(1, 32, 48))
+    theirs = timm.create_model(
+        "test_vit",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(path)},
+        num_classes=3,
+        in_chans=1,
+        img_size=(32, 48),
+    ).state_dict()
+    assert {f"network.{name}" for name in theirs} - weights.keys() == {"network.head.weight", "network.head.bias"}
+    assert all(torch.equal(tensor, theirs[name.removeprefix("network.")]) for name, tensor in weights.items())
+
+
+def test_timms_own_weights_are_asked_of_the_hub_as_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, state = timms()
+    asked: list[Any] = []
+
+    def from_hub(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+        asked.append((arguments, options.get("weights_only")))
+        return dict(state)
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", from_hub)
+    weights = read_timms(True)
+    assert asked == [(("timm/test_resnet.r160_in1k",), True)]
+    assert torch.equal(weights["network.conv1.0.weight"], state["conv1.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"pretrained: expected true, false or a file of weights, received '.*w.pth': no such file"),
+        ({"conv1.0.weight": Path("/")}, r"pretrained: the weights cannot be read: .*weights_only=True"),
+        ({"conv1.0.weight": torch.zeros(1)}, r"pretrained: the weights cannot be read: "),
+    ],
+)
+def test_a_file_of_timms_that_does_not_fit_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    timms()
+    path = tmp_path / "w.pth"
+    if content:
+        torch.save(content, path)
+    with pytest.raises(ConfigError, match=rf"model\.blocks\.network\.{message}"):
+        read_timms(str(path))
+
+
+@pytest.mark.slow
+def test_a_run_from_timms_weights_freezes_evaluates_and_resumes(in_tmp_path: Path) -> None:
+    _, state = timms()
+    safetensors.torch.save_file(state, "weights.safetensors")
+    ok(
+        train_fast(
+            "model=timm/test_resnet.r160_in1k",
+            "model.blocks.network.pretrained=weights.safetensors",
+            'model.freeze=["network.conv1", "network.bn1", "network.layer*"]',
+            "schedule=constant",
+            "trainer.max_steps=1",
+            "run_dir=run",
+        )
+    )
+    Path("weights.safetensors").unlink()
+    ok(run(evaluate, "run=run"))
+    ok(run(train, "resume=run", "trainer.max_steps=2"))
+    tuned = last(Path("run")).weights
+    grey = state["conv1.0.weight"].sum(1, keepdim=True)  # what timm makes of the three channels for one
+    torch.testing.assert_close(tuned["network.conv1.0.weight"], grey)
+    assert torch.equal(tuned["network.layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
+
+
+@pytest.mark.slow
+def test_the_filters_of_timms_first_convolution_are_drawn(in_tmp_path: Path) -> None:
+    timms()
+    ok(train_fast("model=timm/test_resnet", "trainer.max_steps=1", "run_dir=run"))
+    ok(run(evaluate, "run=run", "layers=[network.conv1.0]"))
+    assert [*Path("run/figures").glob("filters-network.conv1.0-*.png")]
+
+
+def test_a_saved_config_cannot_send_timm_to_a_hub_or_a_file(finished: Path) -> None:
+    pytest.importorskip("timm")
+    config = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
+    for name in ("hf-hub:some/one", "local-dir:/tmp"):
+        config["model"]["blocks"] = {"network": {"type": "timm", "name": name, "num_classes": "classes"}}
+        (finished / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        answer = run(evaluate, f"run={finished}")
+        assert answer.code == 2
+        assert f"model.blocks.network.name: timm has no network '{name}'" in answer.err
 
 
 def test_weights_that_are_not_finite_are_refused_where_they_are_read(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""`model=resnet18` and its like: each classification network of torchvision is a choice of the group `model`.
+"""`model=resnet18` and `model=timm/NAME`: the networks of torchvision and of timm are choices of the group `model`.
 
-The names stand here, so that a command is composed, and a misspelt name refused, without torch. They are a source of
-configs of their own, after all folders: what lies in Hydra's `ConfigStore` is merged into a file of the same name.
+torchvision's names stand here, so that a command is composed, and a misspelt name refused, without torch; timm's are
+looked up by the block, in timm's own registry. Both are a source of configs of their own, after all folders: what lies
+in Hydra's `ConfigStore` is merged into a file of the same name.
 """
 
 from collections.abc import Iterable
@@ -94,21 +95,25 @@ NAMES = (
     "wide_resnet101_2",
     "wide_resnet50_2",
 )
-SUMMARY = f"one of torchvision's {len(NAMES)} networks, such as resnet18"
+SUMMARY = f"one of torchvision's {len(NAMES)} networks, such as resnet18; timm/NAME is one of timm's"
+TIMM = "timm/"
 
 
-class TorchvisionSource(ConfigSource):
-    """The configs `model/NAME`."""
+class LibrarySource(ConfigSource):
+    """The configs `model/NAME` of torchvision and `model/timm/NAME`."""
 
     @staticmethod
     def scheme() -> str:
-        return "torchvision"
+        return "libraries"
 
     def load_config(self, config_path: str) -> ConfigResult:
         if not self.is_config(config_path):
             raise ConfigLoadError(f"there is no {config_path}")
         name = config_path.removeprefix("model/").removesuffix(".yaml")
-        network = {"type": "torchvision", "name": name, "weights": None, "num_classes": "classes"}
+        if name.startswith(TIMM):
+            network = {"type": "timm", "name": name.removeprefix(TIMM), "pretrained": False, "num_classes": "classes"}
+        else:
+            network = {"type": "torchvision", "name": name, "weights": None, "num_classes": "classes"}
         config = OmegaConf.create({"init": "default", "blocks": {"network": network}})
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header={"package": None})
 
@@ -120,7 +125,8 @@ class TorchvisionSource(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = config_path.partition("/")
-        return group == "model" and name.removesuffix(".yaml") in NAMES
+        name = name.removesuffix(".yaml")
+        return group == "model" and (name in NAMES or (name.startswith(TIMM) and name != TIMM))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         below = {"": (ObjectType.GROUP, ["model"]), "model": (ObjectType.CONFIG, [*NAMES])}
@@ -128,14 +134,14 @@ class TorchvisionSource(ConfigSource):
         return names if results_filter in (None, kind) else []
 
 
-class TorchvisionSearchPath(SearchPathPlugin):
+class LibrarySearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         # --config-dir goes before the first "schema" of the path: so this comes after every folder
-        search_path.append("schema", "torchvision://models")
+        search_path.append("schema", "libraries://models")
 
 
 def summarized(choices: Iterable[str]) -> list[str]:
-    """Choices as they are listed: torchvision's as one, last; no `base`, which others start from."""
+    """Choices as they are listed: those of libraries in a word, last; no `base`, which others start from."""
     choices = {choice for choice in choices if choice.rpartition("/")[2] != "base"}
     if not choices.issuperset(NAMES):
         return sorted(choices)
