@@ -22,7 +22,15 @@ SET_UP = ("python3 -m venv .venv && . .venv/bin/activate", "pip install -e . -c 
 SHORT = ("trainer.max_steps=6", "trainer.snapshot_every_epochs=null")
 LONGER = ("trainer.max_steps=45", "trainer.snapshot_every_epochs=null")  # than the run that is resumed
 # too long even so: the config is checked, the layer table printed, and that is all
-TABLE_ALONE = ("weights=DEFAULT", "compile=auto", "compile=true", "rnn_vs_cnn", "model=resnet18", "experiment=book")
+TABLE_ALONE = (
+    "weights=DEFAULT",
+    "compile=auto",
+    "compile=true",
+    "rnn_vs_cnn",
+    "model=resnet18",
+    "model=timm/",
+    "experiment=book",
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -26,6 +26,7 @@ from cnnlab.config.check_training import (
     check_trainer_against_data,
     is_auto,
 )
+from cnnlab.config.preprocessing import resolve_preprocess
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.sections import no_such_top_key
 from cnnlab.data.source import DataSpec
@@ -62,7 +63,8 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     complaints = Complaints()
     check_keys(config, complaints)
     check_run(config, complaints)
-    source, data = check_data(config["data"], complaints, trust)
+    preprocess = attempt(lambda: resolve_preprocess(config), complaints)
+    source, data = check_data({**config["data"], **preprocess} if preprocess else config["data"], complaints, trust)
     if spec is None and source is not None:
         spec = attempt(source.describe, complaints)
     augment = check_augment(data, spec, complaints, trust)

@@ -84,9 +84,9 @@ class RunConfig:
         return RunConfig(composed, self.overrides)
 
     def with_value(self, key: str, value: Any) -> "RunConfig":
-        """This config with another value at a dotted key that it has."""
+        """This config with another value at a dotted key."""
         composed = self.composed.copy()
-        OmegaConf.update(composed, key, value)
+        OmegaConf.update(composed, key, value, force_add=True)
         return RunConfig(composed, self.overrides)
 
     def digest(self, without: Collection[str]) -> str:

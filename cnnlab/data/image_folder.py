@@ -45,7 +45,7 @@ class ImageFolder(Source):
         channels: int,
         resize: str,
         test_fraction: float,
-        interpolation: str = "bilinear",
+        interpolation: str = "bilinear",  # which the configs of earlier versions' runs leave out
         resize_size: int | None = None,
     ) -> None:
         if not root:

@@ -15,6 +15,7 @@ from cnnlab.runtime.device import cpu_count
 from cnnlab.runtime.errors import ArgumentError, did_you_mean
 
 AUTO = "auto"
+PRETRAINED = "pretrained"
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"  # where Apple's libraries do not survive a fork
 LARGEST_BATCH = 2**31 - 1  # images; torch splits by int64 and some of its kernels count in int32
 
@@ -26,7 +27,8 @@ class DataSettings:
     `batch_size` is what one optimizer step consumes, over all ranks. `limit` keeps the first images of the training
     split, after validation was carved. `validation.count` is a number of training images or a fraction of them in
     (0, 1); of a source that has a validation split of its own none is carved. `sampling` is `shuffle`, or `balanced`
-    for every class as often as any other. `augment` maps names to the specs of augmentations. The images are on the
+    for every class as often as any other. `preprocess` is replaced by the values of other keys before a run starts.
+    `augment` maps names to the specs of augmentations. The images are on the
     device where they need no more than `memory_fraction` of its free memory; else `workers` read them ahead; `auto`
     means as many as the run has threads, up to four.
     """
@@ -41,6 +43,7 @@ class DataSettings:
     sampling: str = "shuffle"  # or balanced: each class as often as any other, however many images it has
     augment: Mapping[str, Any] = field(default_factory=dict)
     memory_fraction: float = 0.5  # of the device's free memory that the images may take; beyond it they are streamed
+    preprocess: str | None = None  # pretrained: resized, cropped and normalised as the network's weights expect it
     workers: int | str = AUTO  # processes that stream images; auto: as many as threads, up to four
 
     def __post_init__(self) -> None:
@@ -50,6 +53,8 @@ class DataSettings:
         if self.limit is not None:
             integer("limit", self.limit, 1)
         check_method(self.normalize)
+        if self.preprocess not in (None, PRETRAINED):
+            raise ArgumentError("preprocess", f"expected {PRETRAINED} or null, received {self.preprocess!r}")
         one_of("sampling", self.sampling, SAMPLINGS)
         number("memory_fraction", self.memory_fraction, 0, 1, open_minimum=True)
         self._check_workers()

@@ -14,6 +14,7 @@ import torch
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
+from cnnlab.config.preprocessing import resolve_preprocess
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
@@ -105,6 +106,7 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     """Checks a new run, makes its directory and trains."""
     with waiting("checking the config"):
         plan = check_config(config.values, Trust())
+    config = _preprocess_resolved(config)
     print_plan(plan)
     if plan.settings.max_steps == 0:
         return None
@@ -160,6 +162,17 @@ def _resume(run: Resumption, trial: SearchTrial | None) -> Path:
         _write_config(run.directory, run.config)
         _train(_Run(plan, run.config, run.directory, data, checkpoint, trial))
     return run.directory.path
+
+
+def _preprocess_resolved(config: RunConfig) -> RunConfig:
+    """The config with the numbers that `data.preprocess` stands for, which it prints and the run's config keeps."""
+    values = resolve_preprocess(config.values)
+    for key, value in values.items():
+        config = config.with_value(f"data.{key}", value)
+    if values:
+        given = " ".join(f"data.{key}={value}" for key, value in values.items() if value is not None)
+        print_wrapped("images as the weights expect them: " + given.replace("'", ""))
+    return config
 
 
 def _with_starting_weights(plan: RunPlan) -> RunPlan:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from commands import Answer, composed, ok, run
 from fast_run import read_json, train_fast
 from image_folders import noise, write_folders, write_image
+from PIL import Image
 
+from cnnlab import load
 from cnnlab.cli import evaluate, train
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
@@ -190,3 +193,24 @@ def test_a_worker_that_dies_ends_the_run_with_its_name(own: Path, monkeypatch: p
     assert ", status 7)" in answer.err
     assert "Traceback" not in answer.err
     assert read_json(own / "dying" / "summary.json")["status"] == "failed"
+
+
+def test_preprocessing_of_the_weights_is_kept_in_numbers_and_done_again_by_whoever_loads_the_run(
+    in_tmp_path: Path,
+) -> None:
+    timm = pytest.importorskip("timm")
+    write_folders(Path("images"), WHOLE, side=30)
+    network = ("model=timm/test_resnet.r160_in1k", "data.preprocess=pretrained")
+    answer = ok(train_on(Path("images"), *network, "trainer.max_steps=1", "schedule=constant"))
+    assert "images as the weights expect them: data.size=160 data.resize=crop data.resize_size=168 " in answer.out
+    config = yaml.safe_load(Path("run/config.yaml").read_text(encoding="utf-8"))["data"]
+    numbers = {"preprocess": None, "size": 160, "resize_size": 168, "interpolation": "bilinear"}
+    assert config | numbers | {"normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}} == config
+    file = Path("images/test/dog/000.png")
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg("test_resnet").to_dict())
+    )
+    predictor = load("run")
+    expected = predictor.network(transform(Image.open(file))[None]).softmax(1)[0].tolist()
+    assert [*predictor.predict(file)[0].probabilities.values()] == pytest.approx(expected, abs=1e-5)
+    ok(run(train, "resume=run", "trainer.max_steps=2"))
