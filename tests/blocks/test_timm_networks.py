@@ -36,6 +36,16 @@ def test_without_a_number_of_classes_it_has_its_weights() -> None:
         assert trunk(x_NCHW).shape == (2, trunk.num_features)
 
 
+def test_its_weights_follow_from_torchs_seed() -> None:
+    def drawn() -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        state: dict[str, torch.Tensor] = timm_network("test_vit", (3, 32, 32)).state_dict()
+        return state
+
+    first, second = drawn(), drawn()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_options_go_to_timms_builder() -> None:
     with torch.device("meta"):
         assert timm_network("test_resnet", (3, 32, 32), drop_rate=0.25).drop_rate == 0.25
