@@ -33,7 +33,7 @@ def test_paths_are_dropped_as_in_torchvisions(name: str) -> None:
         network, reference = planned(known).build(), known.reference()
     added = [block for block in reference.modules() if getattr(block, "use_res_connect", isinstance(block, CNBlock))]
     expected = [block.stochastic_depth.p for block in added]
-    assert [block.p for block in network.modules() if isinstance(block, DropPath)] == pytest.approx(expected, abs=1e-4)
+    assert [block.p for block in network.modules() if isinstance(block, DropPath)] == pytest.approx(expected)
 
 
 def test_every_network_of_the_folder_is_compared() -> None:
