@@ -150,7 +150,7 @@ class DenseLayer(nn.Sequential):
 
 
 def densenet(depth: int = 100, growth: int = 12) -> nn.Module:
-    """arXiv 1608.06993, section 4.2: DenseNet-BC of 100 layers, growth rate 12"""
+    """arXiv 1608.06993, section 4.2"""
     channels = 2 * growth
     layers = list[nn.Module]([conv3x3(3, channels)])
     for block in range(3):
@@ -171,7 +171,7 @@ def inception() -> nn.Module:
 
 
 def vision_transformer() -> nn.Module:
-    """torchvision's VisionTransformer of 12 layers, 3 heads and 192 features"""
+    """torchvision's VisionTransformer of this size"""
     return models.VisionTransformer(
         image_size=224, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768
     )

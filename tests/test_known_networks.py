@@ -25,6 +25,12 @@ def test_a_known_network_has_its_parameters_macs_and_outputs(known: Known) -> No
     assert found.difference <= 1e-9
 
 
+@pytest.mark.parametrize(("name", "millions"), [("wrn16_4", 2.7), ("resnext29", 34.4), ("densenet_bc100", 0.8)])
+def test_a_known_network_has_as_many_parameters_as_were_published(name: str, millions: float) -> None:
+    plan = planned(next(known for known in KNOWN if known.name == name))
+    assert round(sum(row.parameters for row in plan.rows) / 1e6, 1) == millions
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0"])
 def test_paths_are_dropped_as_in_torchvisions(name: str) -> None:
