@@ -25,7 +25,7 @@ TAKEN = {
     "benchmarks/results/growth.png": "growth.png",
     "benchmarks/results/cuda/README.md": "speed-on-cuda.md",
 }
-LINK = re.compile(r"(\]\()([^)#:]+)")
+LINK = re.compile(r"""(\]\(|<img src=")([^)"#:]+)""")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

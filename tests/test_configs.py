@@ -7,6 +7,7 @@ import torch
 import yaml
 from commands import composed
 from image_folders import write_folders
+from known_networks import FAST
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
@@ -21,7 +22,7 @@ CHOICES = [
     for path in sorted(group.rglob("*.yaml"))
     if path.stem != "base"
 ]
-LARGE = ("blocks/vgg11", "blocks/convnext_tiny", "blocks/resnext29", "blocks/efficientnet_b0", "blocks/mobilenetv2")
+SLOW = {choice[1] for choice in CHOICES if choice[1].startswith("blocks/")} - {f"blocks/{name}" for name in FAST}
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
     ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_fraction=0.2"],
@@ -47,7 +48,7 @@ def built(*overrides: str) -> tuple[RunPlan, torch.nn.Module, torch.optim.Optimi
 @pytest.mark.parametrize(
     ("group", "choice"),
     [
-        pytest.param(*choice, id="/".join(choice), marks=pytest.mark.slow if choice[1] in LARGE else ())
+        pytest.param(*choice, id="/".join(choice), marks=pytest.mark.slow if choice[1] in SLOW else ())
         for choice in CHOICES
     ],
 )

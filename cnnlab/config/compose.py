@@ -42,11 +42,15 @@ _OPEN = re.compile(r"(model\.blocks|observers|metrics|data\.augment)\.[^.=]+=")
 _WHOLE_COMPONENT = re.compile(
     r"(model\.blocks\.[^.=]+|model\.init|observers\.[^.=]+|metrics\.[^.=]+|metrics|data\.augment\.[^.=]+|data|loss|optimizer|schedule|sweep\.space)=\s*\{"
 )
+# in a layer, Hydra does not know what goes by its name in the network
+_REMOVAL = re.compile(r"~(model\.blocks\.[^.=]+\.[^=]+)")
+_REMOVED = "???"  # what Hydra is given instead
 
 
 def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
     """`optimizer.amsgrad=true` becomes `++optimizer.amsgrad=true`, which Hydra accepts; legality is checked later.
 
+    So does `~model.blocks.block1.conv1`, as `++model.blocks.block1.conv1=???`.
     Raises `ConfigError` for a group that is given a number or null, and for a value without a key.
     """
     for argument in arguments:
@@ -55,6 +59,7 @@ def allow_constructor_arguments(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{argument}: expected KEY=VALUE")
         if group in GROUPS and _NO_FILE.fullmatch(value):
             raise ConfigError(f"{group}: expected the name of a file in configs/{group}, received {value}")
+    arguments = [_REMOVAL.sub(rf"\1={_REMOVED}", one) if _REMOVAL.fullmatch(one) else one for one in arguments]
     return [
         f"++{argument}" if any(rule.match(argument) for rule in (_COMPONENT, _WHOLE_COMPONENT, _OPEN)) else argument
         for argument in arguments
@@ -173,8 +178,9 @@ def _chooses(override: Override) -> bool:
 
 
 def as_given(override: str) -> str:
-    """An override as the user wrote it: the `++` is ours."""
-    return override.removeprefix("++")
+    """An override as the user wrote it: the `++` and the `???` are ours."""
+    given = override.removeprefix("++")
+    return f"~{given.removesuffix(f'={_REMOVED}')}" if given.endswith(f"={_REMOVED}") else given
 
 
 def _compose_resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
@@ -197,7 +203,7 @@ def apply_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
         path = str(override.key_or_group).split(".")
         parent = _holder(_parent(config, path), path[-1], path)
         name = path[-1]
-        if override.is_delete():
+        if override.is_delete() or (path[:2] == ["model", "blocks"] and override.value() == _REMOVED):
             if name not in parent:
                 raise _no_such_key(parent, path)
             del parent[name]

@@ -7,8 +7,9 @@ from omegaconf import OmegaConf
 
 import cnnlab
 from cnnlab.cli import train
-from cnnlab.config.compose import allow_constructor_arguments
+from cnnlab.config.compose import allow_constructor_arguments, as_given
 from cnnlab.config.saved_config import resolved
+from cnnlab.runtime.errors import ConfigError
 
 
 def compose(*overrides: str, config_dir: Path | None = None) -> dict[str, Any]:
@@ -81,6 +82,27 @@ def test_a_layer_in_a_sequential_goes_by_its_name_in_the_network_too() -> None:
     }
 
 
+def test_a_layer_in_a_sequential_is_removed_by_its_name_in_the_network_too() -> None:
+    branches = "model.blocks.b={type: branches, branches: {wide: {blocks: {conv: {type: conv}, act: relu}}}}"
+    blocks = compose(branches, "~model.blocks.b.branches.wide.conv")["model"]["blocks"]
+    assert blocks["b"]["branches"]["wide"] == {"blocks": {"act": "relu"}}
+
+
+def test_an_argument_of_a_nested_block_is_removed() -> None:
+    block1 = compose("model=resnet_small", "~model.blocks.block1.blocks.conv1.padding")["model"]["blocks"]["block1"]
+    assert "padding" not in block1["blocks"]["conv1"]
+
+
+def test_what_is_removed_has_to_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"model\.blocks\.block1\.blocks\.conv3: there is no 'conv3' here; did you"):
+        compose("model=resnet_small", "~model.blocks.block1.blocks.conv3")
+
+
+def test_a_removal_is_recorded_as_it_was_given() -> None:
+    (override,) = allow_constructor_arguments(["~model.blocks.block1.conv1"])
+    assert as_given(override) == "~model.blocks.block1.conv1"
+
+
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
@@ -92,6 +114,7 @@ def test_a_layer_in_a_sequential_goes_by_its_name_in_the_network_too() -> None:
         ("seed=3", "seed=3"),
         ("data=mnist", "data=mnist"),
         ("~model.blocks.relu1", "~model.blocks.relu1"),
+        ("~model.blocks.block1.conv1", "++model.blocks.block1.conv1=???"),
         ("+optimizer.amsgrad=true", "+optimizer.amsgrad=true"),
         ("-m", "-m"),
         ("--config-dir=optimizer.d", "--config-dir=optimizer.d"),
