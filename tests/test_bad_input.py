@@ -120,7 +120,6 @@ trainer.lookahead=5 → trainer.lookahead: | expected a mapping | received 5
 trainer.lookahead={every: 5} | trainer.ema=0.9 → trainer.lookahead: | received trainer.ema=0.9 beside it
 trainer.lookahead={power: 3} | trainer.epochs=null | trainer.max_time=9 → trainer.lookahead.power: | the run's length
 trainer.epochs=many → trainer.epochs: | expected a number or null | received 'many'
-trainer.epochs=0.01 → trainer.epochs: | at least one step | an epoch has 39 | received 0.01
 data.validation=5 → data.validation: | expected a mapping | received 5
 run_dir=5 → run_dir:
 trainer.execution=fp32 → trainer.execution: | fp32

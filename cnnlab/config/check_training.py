@@ -21,7 +21,7 @@ from cnnlab.engine.lr_range_test import FIRST
 from cnnlab.engine.muon import Muon
 from cnnlab.engine.optimization import OPTIMIZERS, OptimizerPlan, build_optimizer
 from cnnlab.engine.schedule import CYCLING, SCHEDULES, Cycle, changes_momentum, cycles
-from cnnlab.engine.settings import TrainerSettings, whole_steps
+from cnnlab.engine.settings import TrainerSettings
 from cnnlab.network import NetworkPlan
 from cnnlab.runtime.checks import integer, number
 from cnnlab.runtime.errors import Complaints, listing, no_such_key
@@ -131,12 +131,6 @@ def check_trainer_against_data(
     """What the trainer wants of the data: enough images in a batch, and the splits that it measures."""
     if settings is None or data is None or spec is None:
         return
-    steps = attempt(lambda: data.steps_per_epoch(spec), Complaints())  # what it refuses is reported elsewhere
-    if steps and settings.epochs is not None and whole_steps(settings.epochs, steps) == 0:
-        complaints.add(
-            "trainer.epochs",
-            f"expected at least one step, and an epoch has {steps}; received {settings.epochs} epochs",
-        )
     if settings.accumulate > data.batch_size:
         complaints.add(
             "trainer.accumulate",

@@ -14,7 +14,7 @@ class TrainerSettings:
     """The keys under `trainer`: length, cadences and stopping. Raises `ArgumentError`.
 
     A step is one optimizer update, whatever `accumulate` is. `epochs` may be a fraction: 9.9 epochs of 50 steps are 495
-    steps, and of 7 steps 69, rounded down. `max_time` is in seconds of training, over all the times that the run was
+    steps, and of 7 steps 70, rounded up. `max_time` is in seconds of training, over all the times that the run was
     resumed. `ema` is the decay of the averaged weights, `lookahead` another average, to which the trained weights
     return. `patience` counts validations without a better `monitor`. With `on_nonfinite` rollback, a loss that is not
     finite returns to the last checkpoint. The newest two checkpoints are kept, those at multiples of `keep_every`, and
@@ -120,5 +120,5 @@ class TrainerSettings:
 
 
 def whole_steps(epochs: float, steps_per_epoch: int) -> int:
-    """The steps in so many epochs, rounded down."""
-    return math.floor(epochs * steps_per_epoch + 1e-9)  # 0.29 · 100 is below 29 in floats
+    """The steps in so many epochs, rounded up."""
+    return max(1, math.ceil(epochs * steps_per_epoch - 1e-9))  # 0.07 · 100 is above 7 in floats

@@ -24,7 +24,7 @@ from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.probe import Probe
 from cnnlab.engine.records import Descent, Metrics, Notice, Record, Snapshot
 from cnnlab.engine.schedule import Factor, Schedule, constant
-from cnnlab.engine.settings import TrainerSettings
+from cnnlab.engine.settings import TrainerSettings, whole_steps
 from cnnlab.engine.step import train_step
 from cnnlab.engine.trainer import Trainer, TrainState
 from cnnlab.runtime.errors import ArgumentError, TrainingError
@@ -138,10 +138,15 @@ def script_validation(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iter
 
 @pytest.mark.parametrize(
     ("epochs", "max_steps", "expected"),
-    [(2, 5, 5), (1, 100, 4), (None, 6, 6), (2, None, 8), (None, None, None), (2.6, None, 10), (0.3, None, 1)],
+    [(2, 5, 5), (1, 100, 4), (None, 6, 6), (2, None, 8), (None, None, None), (2.6, None, 11), (1e-12, None, 1)],
 )
 def test_total_steps_is_the_nearest_limit(epochs: float | None, max_steps: int | None, expected: int | None) -> None:
     assert settings(epochs=epochs, max_steps=max_steps, max_time=1.0).total_steps(STEPS_PER_EPOCH) == expected
+
+
+def test_a_fraction_of_an_epoch_is_rounded_up_to_whole_steps() -> None:
+    assert whole_steps(9.9, 48) == 476
+    assert whole_steps(0.07, 100) == 7  # 7.000000000000001 in floats
 
 
 def test_each_epoch_sees_each_image_once_in_another_order(tmp_path: Path) -> None:
