@@ -75,7 +75,7 @@ run=nowhere | split=foo → split: | train, val, test | 'foo'
 run=nowhere | layers=[conv1,[conv2]] → layers: | a list of layers' names | ['conv1', ['conv2']]
 run=nowhere | layers=conv1 | index=-1 → index: | a whole number ≥ 0 | received -1
 run=nowhere | layers=conv1 | images=there → layers: | without images | received images=there
-run=nowhere | tta=flipp → tta: | none, flip, shift, flip_shift | 'flipp' | did you mean 'flip'?
+run=nowhere | tta=flipp → tta: | none, flip, shift, flip_shift, flip_diagonal | 'flipp' | did you mean 'flip'?
 run=nowhere | topk=3 → topk: | did you mean 'top_k'? | tta
 """)
 

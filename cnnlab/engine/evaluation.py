@@ -1,6 +1,6 @@
 """A network evaluated over a whole split: its figures, and every output on request."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.eval_mode import in_evaluation_mode
 
 View = Callable[[Tensor], Tensor]
+Views = Mapping[View, float]  # each with its weight; they sum to 1
 
 
 class Meter(Protocol):
@@ -55,12 +56,13 @@ def evaluate(
     execution: Execution,
     meter: Meter | None = None,
     *,
-    views: Sequence[View] = (),
+    views: Views | None = None,
     collector: Collector | None = None,
 ) -> dict[str, float]:
     """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode.
 
-    With `views` (test-time augmentation) an image's output is the mean over them. A `collector` gets every output.
+    With `views` (test-time augmentation) an image's output is the weighted mean over them. A `collector` gets every
+    output.
     """
     tally = Tally()
     with in_evaluation_mode(network, *([loss] if isinstance(loss, nn.Module) else [])):
@@ -77,7 +79,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def collect(network: nn.Module, batches: Iterable[Batch], execution: Execution, views: Sequence[View] = ()) -> Outputs:
+def collect(network: nn.Module, batches: Iterable[Batch], execution: Execution, views: Views | None = None) -> Outputs:
     """The outputs alone, for images without labels: one pass in evaluation mode. The batches need images."""
     collector = Collector()
     with in_evaluation_mode(network):
@@ -86,14 +88,15 @@ def collect(network: nn.Module, batches: Iterable[Batch], execution: Execution, 
     return collector.read()
 
 
-def _output(network: nn.Module, batch: Batch, execution: Execution, views: Sequence[View]) -> Tensor:
+def _output(network: nn.Module, batch: Batch, execution: Execution, views: Views | None) -> Tensor:
     """The mean output over the views, float32; without views that of the images, in the precision of the execution."""
     with execution.autocast(batch.x_NCHW.device):
         if not views:
             output_NK: Tensor = network(execution.arrange(batch.x_NCHW))
             return output_NK
-        seen = [view(batch.x_NCHW) for view in views]  # all made before a first layer may work in place
-        return torch.stack([network(execution.arrange(x_NCHW)).float() for x_NCHW in seen]).mean(0)
+        seen = [(view(batch.x_NCHW), weight) for view, weight in views.items()]  # before a layer may work in place
+        weighted = [network(execution.arrange(x_NCHW)).float() * weight for x_NCHW, weight in seen]
+        return torch.stack(weighted).sum(0)
 
 
 def _identity(x_NCHW: Tensor) -> Tensor:
@@ -104,22 +107,35 @@ def _mirrored(x_NCHW: Tensor) -> Tensor:
     return x_NCHW.flip(3)
 
 
-def _shifted(rows: int, columns: int) -> View:
-    """Moves the image by whole pixels; what comes in repeats the edge."""
+def _shifted(rows: int, columns: int, mode: str = "replicate") -> View:
+    """Moves the image by whole pixels; what comes in repeats the edge, or mirrors what is next to it."""
 
     def shift(x_NCHW: Tensor) -> Tensor:
         height, width = x_NCHW.shape[2:]
-        padded = nn.functional.pad(x_NCHW, (1, 1, 1, 1), mode="replicate")
+        usable = mode if min(height, width) > 1 else "replicate"  # one pixel has nothing next to it
+        padded = nn.functional.pad(x_NCHW, (1, 1, 1, 1), mode=usable)
         return padded[:, :, 1 - rows : 1 - rows + height, 1 - columns : 1 - columns + width]
 
     return shift
 
 
-_SHIFTS = (_identity, *(_shifted(rows, columns) for rows, columns in ((-1, 0), (1, 0), (0, -1), (0, 1))))
+def _alike(*views: View) -> Views:
+    return dict.fromkeys(views, 1 / max(1, len(views)))
+
+
+def _mirrored_too(views: Views) -> Views:
+    """Each view and its mirror image, of half its weight each."""
+    mirrored = {(lambda x_NCHW, view=view: view(_mirrored(x_NCHW))): weight / 2 for view, weight in views.items()}
+    return {view: weight / 2 for view, weight in views.items()} | mirrored
+
+
+_SHIFTS = _alike(_identity, *(_shifted(rows, columns) for rows, columns in ((-1, 0), (1, 0), (0, -1), (0, 1))))
+_DIAGONAL = {_identity: 1 / 2, _shifted(1, 1, "reflect"): 1 / 4, _shifted(-1, -1, "reflect"): 1 / 4}
 # what test-time augmentation shows the network of each image, the image itself among it
-VIEWS: Mapping[str, tuple[View, ...]] = {
-    "none": (),
-    "flip": (_identity, _mirrored),
+VIEWS: Mapping[str, Views] = {
+    "none": {},
+    "flip": _alike(_identity, _mirrored),
     "shift": _SHIFTS,
-    "flip_shift": (*_SHIFTS, *(lambda x_NCHW, shift=shift: shift(_mirrored(x_NCHW)) for shift in _SHIFTS)),
+    "flip_shift": _mirrored_too(_SHIFTS),
+    "flip_diagonal": _mirrored_too(_DIAGONAL),  # arXiv 2404.00498, section 3.5
 }

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cnnlab.engine.evaluation import VIEWS
 from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
@@ -16,12 +17,12 @@ class TrainerSettings:
     A step is one optimizer update, whatever `accumulate` is. `epochs` may be a fraction: 9.9 epochs of 50 steps are 495
     steps, and of 7 steps 70, rounded up. `max_time` is in seconds of training, over all the times that the run was
     resumed. `ema` is the decay of the averaged weights, `lookahead` another average, to which the trained weights
-    return. `patience` counts validations without a better `monitor`. With `on_nonfinite` rollback, a loss that is not
-    finite returns to the last checkpoint. The newest two checkpoints are kept, those at multiples of `keep_every`, and
-    the `keep_best` with the best monitor. `lr_find` suggests a learning rate and ends the run before its first step.
-    `profile` reports where the time of the first steps goes. A `Snapshot` is logged at the end of every
-    `snapshot_every_epochs`-th epoch and of the run, and a `Descent` every `watch_every` steps, with the `watch_top`
-    weights that contribute most.
+    return. `tta` is the test-time augmentation of the test split at the end of the run. `patience` counts validations
+    without a better `monitor`. With `on_nonfinite` rollback, a loss that is not finite returns to the last checkpoint.
+    The newest two checkpoints are kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor.
+    `lr_find` suggests a learning rate and ends the run before its first step. `profile` reports where the time of the
+    first steps goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch and of the run, and a
+    `Descent` every `watch_every` steps, with the `watch_top` weights that contribute most.
     """
 
     epochs: float | None
@@ -47,6 +48,7 @@ class TrainerSettings:
     watch_every: int | None = None
     watch_top: int = 10
     lookahead: LookaheadSettings | None = None
+    tta: str = "none"
 
     def __post_init__(self) -> None:
         for name in (
@@ -79,6 +81,7 @@ class TrainerSettings:
             number("ema", self.ema, 0, 1, open_maximum=True)
         self._check_lookahead()
         one_of("lr_find", self.lr_find, (False, True))
+        one_of("tta", self.tta, tuple(VIEWS))
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
             if chosen and self.monitor is None:

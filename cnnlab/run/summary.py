@@ -54,6 +54,7 @@ def summarize(status: str, trainer: Trainer, plan: RunPlan) -> dict[str, Any]:
         },
         "last": progress.last_values,
         "monitor_test": settings.monitor_test,
+        "tta": settings.tta,
         "skipped": progress.skipped,
         "train": {
             "seconds": progress.seconds,
@@ -87,7 +88,8 @@ def print_summary(summary: Mapping[str, Any], directory: RunDirectory, plan: Run
     best, test = summary["best"], summary.get("test")
     if test:
         figures = f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f}"
-        chosen = f"(best checkpoint: step {best['step']})"
+        views = "" if plan.settings.tta == "none" else f", test-time augmentation {plan.settings.tta}"
+        chosen = f"(best checkpoint: step {best['step']}{views})"
         print_wrapped(f"\n{figures} {chosen}", chosen)
     elif not has_test:
         print_wrapped("\nthe data have no test split: no accuracy was measured on images that selection did not use")

@@ -22,7 +22,7 @@ from cnnlab.config.sections import is_quiet
 from cnnlab.engine.autotune import Trial, one_line, table
 from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.checkpoint import Checkpoint
-from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.evaluation import VIEWS, evaluate
 from cnnlab.engine.execution import make_deterministic
 from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
@@ -414,8 +414,10 @@ def _measure_test(run: _Run, trainer: Trainer, observers: Observers, stopped_by:
     directory.write_json(ENVIRONMENT, directory.read_json(ENVIRONMENT) | {"test_digest": images.digest()})
     network = load_network(plan, best)
     load_loss(plan.loss, best)
+    views = VIEWS[plan.settings.tta]
     with closing(held_out_loader(plan, images, normalization)) as loader:
-        values = evaluate(network, plan.loss, _until_stopped(loader, stopped_by), plan.execution, plan.meter())
+        batches = _until_stopped(loader, stopped_by)
+        values = evaluate(network, plan.loss, batches, plan.execution, plan.meter(), views=views)
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))
     return values
 

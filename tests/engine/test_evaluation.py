@@ -117,7 +117,8 @@ def bright(x_NCHW: torch.Tensor) -> list[list[int]]:
 
 
 def test_the_views_are_the_image_its_mirror_image_and_their_shifts_by_one_pixel_each_way() -> None:
-    places = {name: [tuple(place) for view in VIEWS[name] for place in bright(view(planted(1, 1)))] for name in VIEWS}
+    names = ("none", "flip", "shift", "flip_shift")
+    places = {name: [tuple(place) for view in VIEWS[name] for place in bright(view(planted(1, 1)))] for name in names}
     shifted, mirrored = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2)], [(1, 2), (0, 2), (2, 2), (1, 1), (1, 3)]
     expected = {"none": [], "flip": [(1, 1), (1, 2)], "shift": shifted, "flip_shift": [*shifted, *mirrored]}
     assert places == expected
@@ -132,9 +133,20 @@ def test_what_is_shifted_in_repeats_the_edge() -> None:
     assert bright(up(planted(0, 1))) == []  # and what is shifted out is gone
 
 
+def test_what_is_shifted_diagonally_comes_in_mirrored_without_the_edge() -> None:
+    _, down_right, up_left, *_ = VIEWS["flip_diagonal"]
+    assert bright(down_right(planted(1, 1))) == [[0, 0], [0, 2], [2, 0], [2, 2]]
+    assert bright(down_right(planted(0, 0))) == [[1, 1]]
+    assert bright(up_left(planted(1, 2))) == [[0, 1], [0, 3], [2, 1], [2, 3]]
+
+
 def test_a_view_takes_images_of_one_pixel_and_several_channels() -> None:
     x_NCHW = torch.randn(2, 3, 1, 1)
-    assert all(torch.equal(view(x_NCHW), x_NCHW) for view in VIEWS["flip_shift"])
+    assert all(torch.equal(view(x_NCHW), x_NCHW) for name in VIEWS for view in VIEWS[name])
+
+
+def test_the_weights_of_the_views_sum_to_one() -> None:
+    assert [sum(VIEWS[name].values()) for name in VIEWS] == pytest.approx([0, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("name", ["flip", "shift", "flip_shift"])
@@ -145,6 +157,17 @@ def test_the_output_is_the_mean_over_the_views(name: str) -> None:
     by_hand = [model(view(x_NCHW)).detach() for view in VIEWS[name]]
     torch.testing.assert_close(outputs.output_NK, sum(by_hand) / len(by_hand))
     assert (outputs.output_NK - model(x_NCHW)).abs().max() > 1e-3
+
+
+def test_the_image_weighs_as_much_as_its_diagonal_shifts() -> None:
+    """arXiv 2404.00498, section 3.5: mirrored or not, and half of the weight for the two that are moved."""
+    model = network()
+    x_NCHW, _ = images()
+    padded = F.pad(x_NCHW, (1, 1, 1, 1), mode="reflect")
+    outputs_NK = [model(x) + model(x.flip(3)) for x in (x_NCHW, padded[..., :2, :2], padded[..., 2:, 2:])]
+    by_hand = (outputs_NK[0] + (outputs_NK[1] + outputs_NK[2]) / 2) / 4
+    outputs = collect(model, batches(5, 6), Execution(), VIEWS["flip_diagonal"])
+    torch.testing.assert_close(outputs.output_NK, by_hand.detach())
 
 
 def test_a_meter_sees_every_batch_and_its_figures_stand_beside_the_loss() -> None:

@@ -24,6 +24,7 @@ import cnnlab
 from cnnlab.cli import evaluate, train
 from cnnlab.config.run_config import RunConfig
 from cnnlab.data.source import Images
+from cnnlab.engine import evaluation
 from cnnlab.engine.backends import cuda_graph
 from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.checkpoint import read_checkpoint
@@ -198,6 +199,21 @@ def test_a_run_that_was_killed_before_the_test_split_measures_it(finished: Path)
     (finished / "summary.json").write_text(json.dumps(summary))
     assert resume(finished).code == 0
     assert read_json(finished / "summary.json")["test"] == test
+
+
+def test_the_test_split_alone_is_measured_with_test_time_augmentation(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def spy(*arguments: Any, views: Any) -> dict[str, float]:
+        seen.append(views)
+        return evaluation.evaluate(*arguments, views=views)
+
+    monkeypatch.setattr("cnnlab.run.training.evaluate", spy)
+    ok(train_fast("trainer.tta=flip", "run_dir=run"))
+    assert seen == [evaluation.VIEWS["flip"]]
+    assert read_json(Path("run/summary.json"))["tta"] == "flip"
 
 
 def test_a_resumed_run_keeps_its_groups(finished: Path) -> None:
