@@ -170,6 +170,20 @@ def inception() -> nn.Module:
     return models.googlenet(aux_logits=False, transform_input=False, init_weights=False)
 
 
+def airbench94() -> nn.Module:
+    """arXiv 2404.00498, section 3 and its listing of the network."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
+    for inputs, outputs in ((24, 64), (64, 256), (256, 256)):
+        first = [conv3x3(inputs, outputs), nn.MaxPool2d(2), nn.BatchNorm2d(outputs, eps=1e-12), nn.GELU()]
+        layers += [*first, conv3x3(outputs, outputs), nn.BatchNorm2d(outputs, eps=1e-12), nn.GELU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10, bias=False), Ninth())
+
+
+class Ninth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 9
+
+
 def vision_transformer() -> nn.Module:
     """torchvision's VisionTransformer of this size"""
     return models.VisionTransformer(
@@ -222,6 +236,7 @@ KNOWN = [
     Known("lenet5_1998", LeNet5, (1, 28, 28)),
     Known("nin", network_in_network, **OF_CIFAR),
     Known("wrn16_4", wide_resnet, **OF_CIFAR),
+    Known("airbench94", airbench94, **OF_CIFAR),
     Known("allcnn", all_cnn, **OF_CIFAR),
     Known("resnext29", resnext, **OF_CIFAR),
     Known("densenet_bc100", densenet, **OF_CIFAR),
@@ -235,7 +250,7 @@ KNOWN = [
     Known("vit_tiny", vision_transformer, **OF_IMAGENET, ordered=after("class_token", "conv_proj.")),
     Known("efficientnet_b0", models.efficientnet_b0, **OF_IMAGENET),
 ]
-FAST = ("squeezenet1_1", "wrn16_4", "vit_tiny")  # branches, residual blocks with projections, attention
+FAST = ("squeezenet1_1", "wrn16_4", "vit_tiny", "airbench94")  # branches, projections, attention, plain
 
 
 def planned(known: Known) -> NetworkPlan:
