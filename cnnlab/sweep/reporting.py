@@ -67,5 +67,5 @@ class Report:
 
     def _show_seeds(self, results: Sequence[Result], by: Objective) -> None:
         found = configurations(results, by.name)
-        if any(len(one.by_seed) > 1 for one in found):
-            print_table(render_seeds(found, by.name))
+        if any(len(one.by_run) > 1 for one in found):
+            print_table(render_seeds(found, by.name, results[0].job.values))

@@ -21,7 +21,7 @@ def test_the_mean_and_deviation_are_over_the_seeds_of_a_configuration() -> None:
     ]
     first, second = configurations([*results, result(9, "1", 0, "failed"), result(8, "1", None)], METRIC)
     assert (first.values, first.mean, first.deviation**2) == ({"optimizer.lr": "1"}, 3, pytest.approx(7))
-    assert (second.by_seed, second.mean) == ({"0": 4}, 4)
+    assert (second.by_run, second.mean) == ({("0",): 4}, 4)
 
 
 def test_without_a_seed_among_the_axes_there_is_nothing_to_compare() -> None:
@@ -42,7 +42,7 @@ def test_equal_runs_show_no_difference_and_single_ones_none_at_all() -> None:
         [*(result(s, lr, v) for lr in "12" for s, v in enumerate((0.1, 0.2))), result(0, "3", 0.5)], METRIC
     )
     assert describe_difference(first, same) == "no difference"
-    assert describe_difference(first, single) == "too few seeds"
+    assert describe_difference(first, single) == "too few pairs"
 
 
 def test_the_interval_excludes_no_difference_as_seldom_as_it_says() -> None:
@@ -61,7 +61,31 @@ def test_the_table_compares_each_configuration_with_the_first() -> None:
     results = [result(seed, lr, float(lr) + seed / 10) for lr in ("1", "2") for seed in range(2)]
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(render_seeds(configurations(results, METRIC), METRIC))
+        console.print(render_seeds(configurations(results, METRIC), METRIC, results[0].job.values))
     lines = [line.split() for line in capture.get().splitlines() if "±" in line]
     assert lines[1] == ["1", "2", "1.0500", "±", "0.0707"]
     assert lines[2][:6] == ["2", "2", "2.0500", "±", "0.0707", "+1.0000"]
+
+
+def folds(seed: int, fold: int, lr: str, value: float) -> Result:
+    values = {"optimizer.lr": lr, "seed": str(seed), "data.fold": str(fold)}
+    return Result(Job(0, (), values), "completed", metrics={METRIC: value})
+
+
+def test_folds_repeat_a_configuration_as_seeds_do_and_both_are_paired_together() -> None:
+    """Differences 1, 2, 3 for the three pairs of seed and fold that both have."""
+    values = {"1": {(0, 0): 10, (0, 1): 20, (1, 0): 30}, "2": {(1, 0): 33, (0, 1): 22, (0, 0): 11, (1, 1): 99}}
+    results = [folds(*run, lr, value) for lr, by_run in values.items() for run, value in by_run.items()]
+    first, second = configurations(results, METRIC)
+    assert (first.values, first.mean, len(second.by_run)) == ({"optimizer.lr": "1"}, 20, 4)
+    assert paired_difference(first, second) == (2, pytest.approx(4.30265 / 3**0.5, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("axes", "heading"),
+    [(("seed",), "seeds"), (("data.fold",), "folds"), (("data.fold", "seed", "optimizer.lr"), "seeds × folds")],
+)
+def test_the_table_says_what_the_mean_is_over(axes: tuple[str, ...], heading: str) -> None:
+    results = [Result(Job(0, (), dict.fromkeys(axes, text)), "completed", metrics={METRIC: 0.5}) for text in "12"]
+    table = render_seeds(configurations(results, METRIC), METRIC, axes)
+    assert heading in [column.header for column in table.columns]
