@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,6 +27,8 @@ SLOW = {choice[1] for choice in CHOICES if choice[1].startswith("blocks/")} - {f
 # what a choice needs beside it to make a whole config
 COMPANIONS = {
     ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_fraction=0.2"],
+    ("data", "csv"): ["data.root=images", "data.batch_size=2"],
+    ("data", "arrays"): ["data.root=images/images.npz", "data.batch_size=2"],
     ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],
     ("data", "logic_gates"): ["model=mlp"],
     ("model", "perceptron"): ["data=logic_gates", "loss=quadratic"],
@@ -53,7 +56,10 @@ def built(*overrides: str) -> tuple[RunPlan, torch.nn.Module, torch.optim.Optimi
     ],
 )
 def test_every_choice_builds_a_network_that_takes_the_data(in_tmp_path: Path, group: str, choice: str) -> None:
-    write_folders(in_tmp_path / "images", {"train/cat": 6, "train/dog": 6})
+    root = write_folders(in_tmp_path / "images", {"train/cat": 6, "train/dog": 6})
+    rows = [f"train/{label}/{number:03d}.png,{label}\n" for label in ("cat", "dog") for number in range(6)]
+    (root / "labels.csv").write_text("".join(["file_name,label\n", *rows]))
+    np.savez(root / "images.npz", x_train=np.zeros((12, 8, 8), np.uint8), y_train=np.arange(12) % 2)
     plan, network, _ = built(f"{group}={choice}", *COMPANIONS.get((group, choice), []))
     output_NK = network.eval()(torch.zeros(2, *plan.spec.input_shape))
     assert output_NK.shape == (2, plan.spec.classes)

@@ -59,8 +59,12 @@ def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each of two classes."""
-    return write_folders(tmp_path_factory.mktemp("images") / "my_images", {"cat": 160, "dog": 160}, side=64)
+    """A folder for each of two classes, and the same classes in a CSV."""
+    root = write_folders(tmp_path_factory.mktemp("images") / "my_images", {"cat": 160, "dog": 160}, side=64)
+    paths = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.png"))]
+    rows = [f"{path},{path[:3]},patient{number // 8}\n" for number, path in enumerate(paths)]
+    (root / "labels.csv").write_text("".join(["file_name,label,group\n", *rows]))
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +82,8 @@ def reader(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_sets: Path, 
     monkeypatch.setattr("cnnlab.sweep.figures.draw_figures", lambda *_: [])  # seconds, tested with the searches
     shutil.copytree(images, in_tmp_path / "my_images")
     shutil.copytree(images / "cat", in_tmp_path / "FOLDER")
+    x_NHW = np.random.default_rng(0).integers(0, 256, (200, 16, 16), dtype=np.uint8)
+    np.savez(in_tmp_path / "my_images.npz", x_train=x_NHW, y_train=np.arange(200) % 2)
     return in_tmp_path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnlab.components import Trust, attempt
-from cnnlab.config.check_data import check_augment, check_data, check_steps_per_epoch
+from cnnlab.config.check_data import check_augment, check_data, check_steps_per_epoch, describe_data
 from cnnlab.config.check_model import check_init_from, check_loss, check_model
 from cnnlab.config.check_reporting import check_metrics, check_observers, check_published
 from cnnlab.config.check_training import (
@@ -66,7 +66,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     preprocess = attempt(lambda: resolve_preprocess(config), complaints)
     source, data = check_data({**config["data"], **preprocess} if preprocess else config["data"], complaints, trust)
     if spec is None and source is not None:
-        spec = attempt(source.describe, complaints)
+        spec = describe_data(source, data, complaints)
     augment = check_augment(data, spec, complaints, trust)
     steps = check_steps_per_epoch(data, spec, complaints)
     network = check_model(config["model"], spec, complaints, trust)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from cnnlab.components import Registry, Trust, build_component, build_settings, find_factory, split_spec
+from cnnlab.components import Registry, Trust, attempt, build_component, build_settings, find_factory, split_spec
 from cnnlab.config.sections import as_mapping
 from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS, Augmentation
@@ -39,6 +39,19 @@ def _arguments_of_source(section: Mapping[str, Any], trust: Trust) -> Collection
         return inspect.signature(find_factory(name, "data", SOURCE, trust)).parameters
     except ConfigError:
         return ()
+
+
+def describe_data(source: Source, data: DataSettings | None, complaints: Complaints) -> DataSpec | None:
+    """The source's description, with what is held out for validation where its labels are known."""
+    spec = attempt(source.describe, complaints)
+    labels = source.labels() if spec and data else None
+    if spec is None or data is None or labels is None:
+        return spec
+    try:
+        return data.with_held_out(spec, labels)
+    except ArgumentError as error:
+        complaints.add_error("data", error)
+        return spec
 
 
 def check_augment(

@@ -19,7 +19,7 @@ MOST_EXPANSIONS = 1000
 EXPECTED = {  # for the keys that YAML leaves to the user with ???
     "run": "expected a run's directory, as in run=runs/digits/…",
     "data.type": "expected a data set, as in data=mnist",
-    "data.root": "expected the folder of your images, as in data.root=my_images",
+    "data.root": "expected the folder of your images, as in data.root=my_images, or for data=arrays their file",
 }
 # what a saved config may refer to: its own keys, and the folder of the data
 _LEGAL_INTERPOLATION = re.compile(r"(\.*[A-Za-z_][\w.]*|oc\.env:CNNLAB_DATA(,[^${}]*)?)")

@@ -6,9 +6,11 @@ split at a time (`read`).
 
 from collections.abc import Callable
 
+from cnnlab.data.arrays import Arrays
 from cnnlab.data.digits import Digits
 from cnnlab.data.expanded_mnist import ExpandedMNIST
 from cnnlab.data.image_folder import ImageFolder
+from cnnlab.data.labels_csv import LabelsCSV
 from cnnlab.data.logic_gates import LogicGates
 from cnnlab.data.shapes import Shapes
 from cnnlab.data.source import Source
@@ -24,6 +26,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "cifar100": CIFAR100,
     "svhn": SVHN,
     "image_folder": ImageFolder,
+    "csv": LabelsCSV,
+    "arrays": Arrays,
     "logic_gates": LogicGates,
     "shapes": Shapes,
 }

@@ -301,14 +301,15 @@ def visible(folder: Path, root: Path) -> Entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":  # what macOS packs beside the files
                     continue
                 if entry.is_symlink():
-                    _check_inside(Path(entry.path), root)
+                    check_inside(Path(entry.path), root)
                 (folders if entry.is_dir() else files).append(entry.name)
     except OSError as error:
         raise ConfigError(f"{printable(folder)}: it cannot be listed: {first_line(error)}") from error
     return Entries(sorted(folders), sorted(files))
 
 
-def _check_inside(link: Path, root: Path) -> None:
+def check_inside(link: Path, root: Path) -> None:
+    """Raises `ConfigError` for a link that leads nowhere or out of `root`."""
     target = Path(os.path.realpath(link))  # `resolve` raises for a link to itself
     if not target.is_relative_to(root.resolve()):
         raise ConfigError(

@@ -1,30 +1,18 @@
 """The user's own images: files in folders that are named after their classes."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from cnnlab.data.cache import read_files
-from cnnlab.data.image_files import EXTENSIONS, LONGEST, Entries, ImageReader, list_images, visible
-from cnnlab.data.source import DataSpec, Images, Source
-from cnnlab.data.splits import carve
-from cnnlab.runtime.checks import int_or_pair, number
-from cnnlab.runtime.errors import ArgumentError, ConfigError, listing
-from cnnlab.runtime.randomness import derive
+from cnnlab.data.file_source import SPLIT_NAMES, FileSource, FileSplit, Found, completed
+from cnnlab.data.image_files import EXTENSIONS, Entries, list_images, visible
+from cnnlab.runtime.errors import ConfigError, listing
 from cnnlab.runtime.terminal import printable
 
-# a split's folder goes by any of these names, in upper or lower case
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-TEST_SEED = 0
-ORDER_SEED = 0
 
-
-class ImageFolder(Source):
+class ImageFolder(FileSource):
     """Images of any size under `root`, brought to one `size` by an `ImageReader`. Raises `ArgumentError`.
 
     Its `resize`, `interpolation` and `resize_size` say how, its `channels` whether grey (1) or in colour (3).
@@ -38,80 +26,8 @@ class ImageFolder(Source):
     and the last (`data.validation.from=end`) are of all classes; the other splits in the order of their paths.
     """
 
-    def __init__(
-        self,
-        root: str | None,
-        size: int | tuple[int, int],
-        channels: int,
-        resize: str,
-        test_fraction: float,
-        interpolation: str = "bilinear",  # which the configs of earlier versions' runs leave out
-        resize_size: int | None = None,
-    ) -> None:
-        if not root:
-            raise ArgumentError(
-                "root", f"expected the folder of your images, as in data.root=my_images, received {root!r}"
-            )
-        self.root = Path(root).expanduser()
-        sides = int_or_pair("size", size, 1, LONGEST)
-        self.image_reader = ImageReader(sides, channels, resize, interpolation, resize_size)
-        self.test_fraction = number("test_fraction", test_fraction, 0, 1, open_maximum=True)
-
-    def describe(self) -> DataSpec:
-        """Reads names only. Raises `ConfigError` for folders that are no data set."""
-        found = self._found
-        return DataSpec(
-            (self.image_reader.channels, *self.image_reader.size),
-            {name: len(split.paths) for name, split in found.splits.items()},
-            found.class_names,
-            {name: split.origin for name, split in found.splits.items()},
-        )
-
-    def read(self, split: str) -> Images:
-        chosen = self._found.splits[split]
-        return read_files(self.root, chosen.paths, chosen.y_N, self.image_reader)
-
-    def paths(self, split: str) -> list[str]:
-        return [printable(Path(path)) for path in self._found.splits[split].paths]
-
-    def reader(self) -> ImageReader:
-        return self.image_reader
-
-    def notes(self) -> list[str]:
-        return self._found.notes
-
-    @cached_property
-    def _found(self) -> "_Found":
-        if not os.path.isdir(self.root):  # False for a name that is too long, where Path.is_dir raises
-            is_there = "is no folder" if os.path.exists(self.root) else "does not exist"
-            raise ConfigError(
-                f"data.root: expected the folder of your images, but {printable(self.root.absolute())} {is_there}"
-            )
-        try:
-            return _scan(self.root, self.test_fraction)
-        except ConfigError as error:
-            raise ConfigError(f"data.root: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Split:
-    """The files of a split, relative to the root, and the class of each."""
-
-    paths: list[str]
-    y_N: Tensor
-    origin: str
-
-    def select(self, rows: Tensor, origin: str) -> "_Split":
-        return _Split([self.paths[row] for row in rows.tolist()], self.y_N[rows], origin)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The data set found under a root."""
-
-    class_names: tuple[str, ...]
-    splits: dict[str, _Split]
-    notes: list[str]
+    def _find(self) -> Found:
+        return _scan(self.root, self.test_fraction)
 
 
 @dataclass
@@ -133,7 +49,7 @@ class _Leftovers:
         ]
 
 
-def _scan(root: Path, test_fraction: float) -> _Found:
+def _scan(root: Path, test_fraction: float) -> Found:
     """Every name under the root once. Raises `ConfigError`."""
     top = visible(root, root)
     folders = _split_folders(root, top)
@@ -153,10 +69,7 @@ def _scan(root: Path, test_fraction: float) -> _Found:
     for split, folder in folders.items():
         _check_same_classes(root / folder, set(classes[split]), set(class_names))
     splits = {split: _files(classes[split], class_names, _shown(root / folder)) for split, folder in folders.items()}
-    if "test" not in splits and test_fraction > 0:
-        splits["train"], splits["test"] = _carve_test(splits["train"], test_fraction)
-    splits["train"] = _mixed(splits["train"])
-    return _Found(class_names, splits, leftovers.notes())
+    return Found(class_names, completed(splits, test_fraction), leftovers.notes())
 
 
 def _split_folders(root: Path, top: Entries) -> dict[str, str]:
@@ -165,7 +78,7 @@ def _split_folders(root: Path, top: Entries) -> dict[str, str]:
     A folder is a split's by its name and by having folders of its own: a class may be called `train`.
     """
     found: dict[str, str] = {}
-    for split, names in SPLIT_FOLDERS.items():
+    for split, names in SPLIT_NAMES.items():
         own = [name for name in top.folders if name.lower() in names and visible(root / name, root).folders]
         if len(own) > 1:
             raise ConfigError(f"expected one folder for the {split} split in {printable(root)}, found {listing(own)}")
@@ -205,22 +118,11 @@ def _check_same_classes(folder: Path, found: set[str], expected: set[str]) -> No
         )
 
 
-def _files(by_class: Mapping[str, list[str]], class_names: tuple[str, ...], origin: str) -> _Split:
+def _files(by_class: Mapping[str, list[str]], class_names: tuple[str, ...], origin: str) -> FileSplit:
     paths = [path for name in class_names for path in by_class[name]]
     sizes = torch.tensor([len(by_class[name]) for name in class_names])
-    return _Split(paths, torch.arange(len(class_names)).repeat_interleave(sizes), origin)
+    return FileSplit(paths, torch.arange(len(class_names)).repeat_interleave(sizes), origin)
 
 
 def _shown(folder: Path) -> str:
     return f"{printable(Path(folder.resolve().name))}/"
-
-
-def _carve_test(train: _Split, fraction: float) -> tuple[_Split, _Split]:
-    count = max(1, round(fraction * len(train.paths)))
-    kept, carved = carve(train.y_N, count, "random", TEST_SEED)
-    return train.select(kept, train.origin), train.select(carved, f"{fraction:.0%} of {train.origin}")
-
-
-def _mixed(train: _Split) -> _Split:
-    generator = torch.Generator().manual_seed(derive(ORDER_SEED, "files"))
-    return train.select(torch.randperm(len(train.paths), generator=generator), train.origin)

@@ -24,17 +24,27 @@ class DataSpec:
 
     `input_shape` is (C, H, W); `counts` are images by split, `train` before any validation split is carved. `val`
     is among them where the data set brings a validation split of its own, and `test` where there is a test split.
-    `origins` names where a split comes from, for those of which that is not obvious.
+    `origins` names where a split comes from, for those of which that is not obvious. `held_out` are the training
+    images that validate, where groups decide how many.
     """
 
     input_shape: tuple[int, int, int]
     counts: dict[str, int]
     class_names: tuple[str, ...]
     origins: Mapping[str, str] = field(default_factory=dict)
+    held_out: int | None = None
 
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The class of each training image, int64 (N,), and its group: images of one group stay in one split."""
+
+    y_N: Tensor
+    group_N: Tensor | None = None
 
 
 def image_digest(x_CHW: Tensor) -> int:
@@ -164,9 +174,13 @@ class Source(ABC):
         """
         return None
 
-    def reader(self) -> ImageReader:
-        """Reads any image file in this source's input shape, for predictions."""
-        channels, height, width = self.describe().input_shape
+    def labels(self) -> Labels | None:
+        """Of the images that `read("train")` returns, where they are known without reading any; else None."""
+        return None
+
+    def reader(self, input_shape: tuple[int, int, int]) -> ImageReader:
+        """Reads any image file in this source's input shape, (C, H, W), for predictions. Needs none of its files."""
+        channels, height, width = input_shape
         return ImageReader((height, width), channels)
 
     def notes(self) -> list[str]:

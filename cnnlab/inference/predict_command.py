@@ -62,7 +62,7 @@ def _files(names: list[str]) -> str:
 def _outputs(run: SavedRun, paths: list[Path], tta: str) -> Tensor:
     """(N, K), from images that are read and normalised as the run's own."""
     plan = run.plan
-    reader, network = plan.source.reader(), run.network()
+    reader, network = plan.source.reader(plan.spec.input_shape), run.network()
     parts = []
     for start in range(0, len(paths), CHUNK):
         try:

@@ -70,7 +70,7 @@ class Predictor(nn.Module):
             run.network(),
             plan.loss,
             run.normalization,
-            plan.source.reader(),
+            plan.source.reader(plan.spec.input_shape),
             plan.spec.class_names,
             plan.execution,
         )

@@ -82,7 +82,9 @@ def _known_data(checkpoint: Checkpoint) -> tuple[DataSpec, list[int]]:
         channels, height, width = map(int, meta["input_shape"])
         counts = {str(split): int(count) for split, count in meta["counts"].items()}
         class_names = tuple(map(str, meta["class_names"]))
-        return DataSpec((channels, height, width), counts, class_names), list(map(int, meta["class_counts"]))
+        held_out = None if meta.get("held_out") is None else int(meta["held_out"])
+        spec = DataSpec((channels, height, width), counts, class_names, held_out=held_out)
+        return spec, list(map(int, meta["class_counts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"checkpoint: {checkpoint.folder} does not record what its images and classes were ({first_line(error)}): "

@@ -15,8 +15,7 @@ from cnnlab.data.cache import cache_folder
 from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.resident import ResidentLoader
-from cnnlab.data.source import Images
-from cnnlab.data.splits import carve
+from cnnlab.data.source import Images, Labels
 from cnnlab.data.streaming import StreamingLoader
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.losses import ClassWeighted
@@ -32,7 +31,7 @@ class TrainingData:
     val: Images
     normalization: Normalization
     class_counts: list[int]  # of the training images
-    digest: str  # of all images and labels that train or validate, before any split is carved
+    digest: str  # of all images, labels and groups that train or validate, before any split is carved
 
 
 def read_training_data(plan: RunPlan) -> TrainingData:
@@ -42,19 +41,29 @@ def read_training_data(plan: RunPlan) -> TrainingData:
     """
     everything = read_split(plan, "train")
     settings, spec = plan.data, plan.spec
-    count = settings.carved_count(spec)
-    kept, carved = carve(everything.y_N, count, settings.validation_from, settings.split_seed)
-    digest = everything.digest()
-    if "val" in spec.counts:
-        val = read_split(plan, "val")
-        digest = hashlib.sha256(f"{digest} {val.digest()}".encode()).hexdigest()
-    else:
-        val = everything.select(carved)
+    known = plan.source.labels()
+    group_N = known.group_N if known else None
+    try:
+        kept, carved = settings.carve(spec, Labels(everything.y_N, group_N))
+    except ArgumentError as error:
+        raise ConfigError(f"data.{error}") from error
+    val = read_split(plan, "val") if "val" in spec.counts else everything.select(carved)
+    digest = _digest(everything, val if "val" in spec.counts else None, group_N)
     train = everything.select(kept[: settings.limit])
     normalization = Normalization.fit(settings.normalize, train)
     class_counts = torch.bincount(train.y_N, minlength=plan.spec.classes).tolist()
     fit_loss(plan, class_counts)
     return TrainingData(train, val, normalization, class_counts, digest)
+
+
+def _digest(train: Images, val: Images | None, group_N: Tensor | None) -> str:
+    digest = train.digest()
+    further = [val.digest()] if val else []
+    if group_N is not None:
+        further.append(hashlib.sha256(group_N.numpy().data).hexdigest())
+    for other in further:
+        digest = hashlib.sha256(f"{digest} {other}".encode()).hexdigest()
+    return digest
 
 
 def fit_loss(plan: RunPlan, class_counts: Sequence[int]) -> None:
@@ -74,6 +83,8 @@ def describe_splits(plan: RunPlan) -> str:
     if carved:
         counts["val"] = carved
         origins["val"] = f"carved out of train, {data.validation_from}"
+        if data.folds is not None:
+            origins["val"] = f"fold {data.fold} of 0 to {data.folds - 1}"
     counts |= {split: count for split, count in spec.counts.items() if split != "train"}
     parts = [
         f"{split} {count:,}" + (f" ({origins[split]})" if split in origins else "") for split, count in counts.items()

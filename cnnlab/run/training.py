@@ -297,6 +297,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
             "class_names": plan.spec.class_names,
             "class_counts": data.class_counts,
             "counts": plan.spec.counts,
+            "held_out": plan.spec.held_out,
         },
         meter=plan.meter(),
         profiler=make_profiler(run.directory.path, notify) if plan.settings.profile else None,

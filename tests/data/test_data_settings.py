@@ -1,9 +1,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from cnnlab.data.settings import SETTINGS, DataSettings
-from cnnlab.data.source import DataSpec
+from cnnlab.data.source import DataSpec, Labels
 from cnnlab.runtime.errors import ArgumentError
 
 SPEC = DataSpec((1, 8, 8), {"train": 100, "test": 20}, ("a", "b"))
@@ -24,6 +25,7 @@ ILLEGAL: dict[str, list[Any]] = {
     "validation.from": [{"count": 10, "from": "start"}],
     "memory_fraction": [0, float("nan")],
     "workers": [-1, 10_000, True],
+    "folds": [1, 2.0],
 }
 
 
@@ -106,3 +108,71 @@ def test_validation_is_carved_at_random_by_default() -> None:
 
 def test_the_settings_name_the_keys_that_are_not_the_sources_own() -> None:
     assert set(SETTINGS) == set(vars(settings()))
+
+
+Y_N = torch.arange(100) % 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument", "fragment"),
+    [
+        ({"fold": 1}, "folds", "expected a number of folds beside data.fold=1, received none"),
+        ({"folds": 5}, "fold", "from 0 to 4, received None"),
+        ({"folds": 5, "fold": 5}, "fold", "from 0 to 4, received 5"),
+    ],
+)
+def test_folds_and_fold_belong_together(changes: dict[str, Any], argument: str, fragment: str) -> None:
+    with pytest.raises(ArgumentError, match=fragment) as caught:
+        settings(**changes)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize("group_N", [None, torch.arange(100) // 4])
+def test_the_folds_together_are_every_training_image_once(group_N: torch.Tensor | None) -> None:
+    validated: list[int] = []
+    for fold in range(5):
+        chosen = settings(folds=5, fold=fold)
+        labels = Labels(Y_N, group_N)
+        spec = chosen.with_held_out(SPEC, labels)
+        kept, carved = chosen.carve(SPEC, labels)
+        assert sorted([*kept.tolist(), *carved.tolist()]) == list(range(100))
+        assert chosen.carved_count(spec) == len(carved)
+        assert chosen.train_count(spec) == len(kept)
+        assert chosen.carved_count(SPEC) == 20  # known without labels where there are no groups
+        assert chosen.has_validation(spec)
+        validated += carved.tolist()
+    assert sorted(validated) == list(range(100))
+
+
+def test_a_group_is_never_on_both_sides_of_the_validation_split() -> None:
+    group_N = torch.arange(100) % 12
+    kept, carved = settings().carve(SPEC, Labels(Y_N, group_N))
+    assert not set(group_N[kept].tolist()) & set(group_N[carved].tolist())
+
+
+RARE = torch.cat([torch.zeros(97, dtype=torch.int64), torch.ones(3, dtype=torch.int64)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "message"),
+    [
+        ({"folds": 4, "fold": 0}, Labels(RARE), "folds: expected at most 3, the images of class 'b', received 4"),
+        (
+            {"folds": 5, "fold": 0},
+            Labels(Y_N, torch.arange(100) % 4),
+            "folds: expected at most 4, the groups of the training images, received 5",
+        ),
+        ({"folds": 101, "fold": 0}, Labels(Y_N), "folds: expected at most the 100 training images, received 101"),
+        ({"validation": {"count": 9, "from": "end"}}, Labels(Y_N, Y_N), "validation.from: expected random, since"),
+        ({}, Labels(Y_N, 0 * Y_N), "validation.count: expected 0: the training images are all of one group"),
+    ],
+)
+def test_what_cannot_be_divided_so_is_refused(changes: dict[str, Any], labels: Labels, message: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        settings(**changes).carve(SPEC, labels)
+    assert str(caught.value).startswith(message)
+
+
+def test_data_with_a_validation_split_of_their_own_take_no_folds() -> None:
+    with pytest.raises(ArgumentError, match=r"^folds: the data have a validation split of their own: expected none"):
+        settings(folds=2, fold=0).carved_count(DataSpec((1, 8, 8), {"train": 9, "val": 1}, ("a", "b")))

@@ -90,7 +90,7 @@ def test_the_size_and_channels_are_those_asked_for(
 ) -> None:
     folder = source(write_folders(tmp_path, {"a": 2, "b": 2}), size=size, channels=1, resize="pad", test_fraction=0)
     assert folder.describe().input_shape == tuple(folder.read("train").x_NCHW.shape[1:]) == shape
-    assert folder.reader() == ImageReader(shape[1:], 1, "pad")
+    assert folder.reader(shape) == ImageReader(shape[1:], 1, "pad")
 
 
 def test_a_root_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ def images() -> Images:
     )
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"image_folder", "expanded_mnist", "logic_gates", "shapes"}))
+@pytest.mark.parametrize(
+    "name", sorted(SOURCES.keys() - {"image_folder", "csv", "arrays", "expanded_mnist", "logic_gates", "shapes"})
+)
 def test_each_published_source_describes_itself_and_reads_on_request_only(name: str) -> None:
     source = SOURCES[name](**({} if name == "digits" else {"root": "/nonexistent"}))
     spec = source.describe()
@@ -29,8 +31,8 @@ def test_each_published_source_describes_itself_and_reads_on_request_only(name: 
 
 def test_a_source_reads_any_image_file_in_its_own_shape(tmp_path: Path) -> None:
     path = write_image(tmp_path / "x.png", noise(20, 40))
-    assert SOURCES["mnist"](root="").reader() == ImageReader((28, 28), 1, "crop")
-    assert SOURCES["cifar10"](root="").reader().read(path).shape == (3, 32, 32)
+    assert SOURCES["mnist"](root="").reader((1, 28, 28)) == ImageReader((28, 28), 1, "crop")
+    assert SOURCES["cifar10"](root="").reader((3, 32, 32)).read(path).shape == (3, 32, 32)
 
 
 def test_a_selection_keeps_images_labels_and_numbers_together() -> None:

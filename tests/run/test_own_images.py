@@ -214,3 +214,56 @@ def test_preprocessing_of_the_weights_is_kept_in_numbers_and_done_again_by_whoev
     expected = predictor.network(transform(Image.open(file))[None]).softmax(1)[0].tolist()
     assert [*predictor.predict(file)[0].probabilities.values()] == pytest.approx(expected, abs=1e-5)
     ok(run(train, "resume=run", "trainer.max_steps=2"))
+
+
+# labels in a CSV, folds
+
+
+def write_csv(root: Path) -> Path:
+    """24 images of two classes in six groups, each with two images of either."""
+    write_folders(root, {"cat": 12, "dog": 12})
+    rows = [f"{label}/{number:03d}.png,{label},p{number // 2}" for label in ("cat", "dog") for number in range(12)]
+    (root / "labels.csv").write_text("\n".join(["file_name,label,group", *rows]))
+    return root
+
+
+def edit(root: Path, old: str, new: str) -> None:
+    text = (root / "labels.csv").read_text()
+    assert old in text
+    (root / "labels.csv").write_text(text.replace(old, new))
+
+
+FOLDS = ("data=csv", "data.size=8", "data.batch_size=4", "data.test_fraction=0", "+data.folds=3")
+
+
+@pytest.mark.parametrize(
+    "edited", [("dog/001.png,dog", "dog/001.png,cat"), ("dog/001.png,dog,p0", "dog/001.png,dog,p9")]
+)
+def test_an_edited_label_or_group_makes_other_data(tmp_path: Path, edited: tuple[str, str]) -> None:
+    config = composed(*FOLDS, f"data.root={write_csv(tmp_path)}", "+data.fold=0")
+    before = read_training_data(check_config(config, Trust())).digest
+    assert read_training_data(check_config(config, Trust())).digest == before
+    edit(tmp_path, *edited)
+    assert read_training_data(check_config(config, Trust())).digest != before
+
+
+def test_the_folds_of_a_run_validate_every_training_image_once(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    validated: list[int] = []
+    for fold in range(3):
+        own = check_config(composed(*FOLDS, f"data.root={tmp_path}", f"+data.fold={fold}"), Trust())
+        assert own.data.carved_count(own.spec) == len(read_training_data(own).val)
+        assert f"(fold {fold} of 0 to 2)" in describe_splits(own)
+        validated += read_training_data(own).val.index_N.tolist()
+    assert sorted(validated) == list(range(own.spec.counts["train"]))
+
+
+def test_a_run_of_a_fold_is_evaluated_and_notices_an_edited_label_on_resume(in_tmp_path: Path) -> None:
+    root = write_csv(in_tmp_path / "scans")
+    ok(train_fast(*FOLDS, f"data.root={root}", "data.fold=1", "run_dir=run"))
+    assert "on 8 images" in ok(run(evaluate, "run=run", "split=val")).out
+    ok(run(evaluate, "run=run", f"images={root / 'cat'}"))
+    edit(root, "dog/001.png,dog", "dog/001.png,cat")
+    for answer in (run(evaluate, "run=run", "split=val"), run(train, "resume=run", "trainer.epochs=9")):
+        assert answer.code == 2
+        assert "the images or labels are not those that the run was trained with" in answer.err

@@ -1,0 +1,139 @@
+"""What data sets of the user's own image files have in common, however the class of a file is known."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cnnlab.data.cache import read_files
+from cnnlab.data.image_files import LONGEST, ImageReader
+from cnnlab.data.source import DataSpec, Images, Labels, Source
+from cnnlab.data.splits import carve, carve_groups
+from cnnlab.runtime.checks import int_or_pair, number
+from cnnlab.runtime.errors import ArgumentError, ConfigError
+from cnnlab.runtime.randomness import derive
+from cnnlab.runtime.terminal import printable
+
+# what a split goes by, in upper or lower case
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+TEST_SEED = 0
+ORDER_SEED = 0
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """The files of a split, relative to the root, the class of each and, where there are groups, its group."""
+
+    paths: list[str]
+    y_N: Tensor
+    origin: str
+    group_N: Tensor | None = None
+
+    def select(self, rows: Tensor, origin: str) -> "FileSplit":
+        group_N = None if self.group_N is None else self.group_N[rows]
+        return FileSplit([self.paths[row] for row in rows.tolist()], self.y_N[rows], origin, group_N)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The data set found under a root."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str, FileSplit]
+    notes: list[str]
+
+
+class FileSource(Source):
+    """Images of any size in files under `root`, brought to one `size` by an `ImageReader`. Raises `ArgumentError`."""
+
+    def __init__(
+        self,
+        root: str | None,
+        size: int | tuple[int, int],
+        channels: int,
+        resize: str,
+        test_fraction: float,
+        interpolation: str = "bilinear",  # which the configs of earlier versions' runs leave out
+        resize_size: int | None = None,
+    ) -> None:
+        if not root:
+            raise ArgumentError(
+                "root", f"expected the folder of your images, as in data.root=my_images, received {root!r}"
+            )
+        self.root = Path(root).expanduser()
+        sides = int_or_pair("size", size, 1, LONGEST)
+        self.image_reader = ImageReader(sides, channels, resize, interpolation, resize_size)
+        self.test_fraction = number("test_fraction", test_fraction, 0, 1, open_maximum=True)
+
+    @abstractmethod
+    def _find(self) -> Found:
+        """Which files there are, and the class of each; reads no image. Raises `ConfigError`."""
+
+    def describe(self) -> DataSpec:
+        """Reads names only. Raises `ConfigError` for files that are no data set."""
+        found = self._found
+        return DataSpec(
+            (self.image_reader.channels, *self.image_reader.size),
+            {name: len(split.paths) for name, split in found.splits.items()},
+            found.class_names,
+            {name: split.origin for name, split in found.splits.items()},
+        )
+
+    def read(self, split: str) -> Images:
+        chosen = self._found.splits[split]
+        return read_files(self.root, chosen.paths, chosen.y_N, self.image_reader)
+
+    def paths(self, split: str) -> list[str]:
+        return [printable(Path(path)) for path in self._found.splits[split].paths]
+
+    def labels(self) -> Labels:
+        train = self._found.splits["train"]
+        return Labels(train.y_N, train.group_N)
+
+    def reader(self, input_shape: tuple[int, int, int]) -> ImageReader:
+        return self.image_reader
+
+    def notes(self) -> list[str]:
+        return self._found.notes
+
+    @cached_property
+    def _found(self) -> Found:
+        if not os.path.isdir(self.root):  # False for a name that is too long, where Path.is_dir raises
+            is_there = "is no folder" if os.path.exists(self.root) else "does not exist"
+            raise ConfigError(
+                f"data.root: expected the folder of your images, but {printable(self.root.absolute())} {is_there}"
+            )
+        try:
+            return self._find()
+        except ArgumentError as error:
+            raise ConfigError(f"data.{error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"data.root: {error}") from error
+
+
+def completed(splits: Mapping[str, FileSplit], test_fraction: float) -> dict[str, FileSplit]:
+    """The splits with a test split carved out of the training images, where there is none and a fraction is asked for.
+
+    The training images are in a mixed order that never changes. Raises `ArgumentError` where no group would be left.
+    """
+    train, others = splits["train"], {name: split for name, split in splits.items() if name != "train"}
+    if "test" not in splits and test_fraction > 0:
+        train, others["test"] = _carve_test(train, test_fraction)
+    generator = torch.Generator().manual_seed(derive(ORDER_SEED, "files"))
+    return {"train": train.select(torch.randperm(len(train.paths), generator=generator), train.origin), **others}
+
+
+def _carve_test(train: FileSplit, fraction: float) -> tuple[FileSplit, FileSplit]:
+    count = max(1, round(fraction * len(train.paths)))
+    if train.group_N is None:
+        kept, carved = carve(train.y_N, count, "random", TEST_SEED)
+    elif len(train.group_N.unique()) < 2:
+        raise ArgumentError("test_fraction", f"expected 0 for images that are all of one group, received {fraction}")
+    else:
+        kept, carved = carve_groups(train.y_N, train.group_N, count, TEST_SEED)
+    return train.select(kept, train.origin), train.select(carved, f"{fraction:.0%} of {train.origin}")
