@@ -6,6 +6,7 @@ All are the mean over the images of a batch; targets are class indices (N,) or c
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -198,14 +199,19 @@ def check_untrained(loss: nn.Module) -> None:
 def probabilities(loss: nn.Module, output_NK: Tensor) -> Tensor:
     """(N, K) float32 in [0, 1], from what the loss takes: softmax or sigmoid of logits, activations as they are."""
     output_NK = output_NK.float()
+    return final_activation(loss, output_NK)(output_NK)
+
+
+def final_activation(loss: nn.Module, output_NK: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes probabilities of a network's outputs; of a user's own loss by the values of `output_NK`."""
     if isinstance(loss, _TAKE_SIGMOIDS_LOGITS) or (isinstance(loss, Loss) and loss.sigmoid):
-        return output_NK.sigmoid()
+        return torch.sigmoid
     if isinstance(loss, _TAKE_LOGITS) or (isinstance(loss, Loss) and loss.takes == "logits"):
-        return output_NK.softmax(1)
+        return partial(torch.softmax, dim=1)
     if isinstance(loss, nn.NLLLoss):
-        return output_NK.exp()
+        return torch.exp
     within = bool(((output_NK >= 0) & (output_NK <= 1)).all())
-    return output_NK if within else output_NK.softmax(1)  # a user's own loss: by the values
+    return nn.Identity() if within else partial(torch.softmax, dim=1)
 
 
 @torch.no_grad()

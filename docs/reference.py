@@ -63,6 +63,7 @@ RUN_FILES = {
     "predictions-*.csv": "a line an image: label, prediction, probabilities, loss, rank of the label",
     "confusion-*.csv": "a line a label, a column a prediction",
     "figures/*.png": "confusion matrices; filters, maps and maximising images of `layers=[…]`",
+    "exports/step-*/*": "of `export=[…]`: the network for other programs, and a model card",
     ".lock": "held by the process that works in the run",
     ".lock-holder": "which one that is, or was",
 }

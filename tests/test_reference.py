@@ -97,6 +97,7 @@ def test_every_file_of_a_run_is_described(in_tmp_path: Path) -> None:
         )
     )
     ok(run(evaluate, "run=run", "layers=[conv1]"))
+    ok(run(evaluate, "run=run", "export=safetensors"))
     files = [path.relative_to("run").as_posix() for path in Path("run").rglob("*") if path.is_file()]
     assert [file for file in files if not any(fnmatch(file, pattern) for pattern in RUN_FILES)] == []
     assert [pattern for pattern in RUN_FILES if not any(fnmatch(file, pattern) for file in files)] == []

@@ -10,9 +10,9 @@ from cnnlab.components import Trust
 from cnnlab.config.programs import command, given, trusting
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
-from cnnlab.data.source import Images
 from cnnlab.engine.evaluation import VIEWS, Collector, Outputs, evaluate
 from cnnlab.engine.execution import allow_tf32, make_deterministic
+from cnnlab.inference.export_command import Export, export_run
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
 from cnnlab.inference.predict_command import predict_images
 from cnnlab.inference.predictor import Predictor
@@ -21,15 +21,28 @@ from cnnlab.inference.saved_run import SavedRun
 from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.metrics import confusion_matrix, report
 from cnnlab.observers.tensorboard import write_images
-from cnnlab.run.loaders import held_out_loader, read_split, read_training_data
+from cnnlab.run.loaders import held_out_loader
 from cnnlab.run.process_state import process_state_kept
-from cnnlab.run.resuming import check_classes, check_data
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
 from cnnlab.runtime.terminal import print_written, waiting
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
-KEYS = ("run", "split", "layers", "index", "images", "data", "checkpoint", "device", "tta", "top_k", "trust")
+KEYS = (
+    "run",
+    "split",
+    "layers",
+    "index",
+    "images",
+    "export",
+    "opset",
+    "data",
+    "checkpoint",
+    "device",
+    "tta",
+    "top_k",
+    "trust",
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -44,6 +57,7 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
     one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
     wanted = Wanted.of(request)
+    export = Export.of(request)
     path = Path(str(request["run"]))
     trust = Trust(False, trusted_names(request["trust"]), trusting(f"{command('evaluate')} {given('run', path)}"))
     run = SavedRun.open(path, str(request["checkpoint"]), request["device"], trust, _moved(request["data"]))
@@ -53,7 +67,9 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
     with process_state_kept():
         make_deterministic(run.plan.deterministic)
         allow_tf32(run.plan.execution.precision == "tf32")
-        if request["images"] is not None:
+        if export:
+            export_run(run, export)
+        elif request["images"] is not None:
             predict_images(run, Path(str(request["images"])), request["tta"])
         else:
             _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
@@ -82,7 +98,7 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     predictor = Predictor.of(run)
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
     with waiting("reading the data"):
-        images = _read(run, split)
+        images = run.read(split)
     study = Study.of(run, predictor, wanted, images, split)
     collector, loss = Collector(), plan.loss.to(plan.device)
     with closing(held_out_loader(plan, images, run.normalization)) as loader, waiting("evaluating"):
@@ -116,26 +132,6 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     ]
     print_report(result, run.checkpoint.step)
     print_written(run.directory.path, written)
-
-
-def _read(run: SavedRun, split: str) -> Images:
-    """The split's images. Raises `ConfigError` where they are not those of the run."""
-    plan = run.plan
-    if split == "val" and not plan.data.has_validation(plan.spec):
-        raise ConfigError("split: the run has no validation split: expected train or test, received 'val'")
-    if split == "test" and "test" not in plan.spec.counts:
-        raise ConfigError("split: the run's data have no test split: expected train or val, received 'test'")
-    check_classes(run.checkpoint, plan.source.describe().class_names)
-    plan.source.check()
-    if split != "test":
-        data = read_training_data(plan)
-        check_data(run.checkpoint, data.digest)
-        return data.train if split == "train" else data.val
-    images = read_split(plan, "test")
-    then = run.directory.read_json("environment.json").get("test_digest")
-    if then is not None and then != images.digest():
-        raise ConfigError("data: the test images or labels are not those that the run measured: expected the same")
-    return images
 
 
 def _paths(run: SavedRun, split: str) -> list[str] | None:

@@ -16,12 +16,13 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import load_saved_config, resolved
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.settings import AUTO
-from cnnlab.data.source import DataSpec
+from cnnlab.data.source import DataSpec, Images
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.state_check import check_like, check_number
-from cnnlab.run.files import RunDirectory
-from cnnlab.run.loaders import fit_loss, load_loss, load_network
+from cnnlab.run.files import ENVIRONMENT, RunDirectory
+from cnnlab.run.loaders import fit_loss, load_loss, load_network, read_split, read_training_data
+from cnnlab.run.resuming import check_classes, check_data
 from cnnlab.runtime.errors import ArgumentError, ConfigError, first_line
 
 SMALLEST_SD = 1e-6  # of values in 0…255
@@ -62,6 +63,25 @@ class SavedRun:
     def network(self) -> nn.Module:
         """As validation saw it at the checkpoint, on the device."""
         return load_network(self.plan, self.checkpoint)
+
+    def read(self, split: str) -> Images:
+        """The split's images. Raises `ConfigError` where they are not those of the run."""
+        plan = self.plan
+        if split == "val" and not plan.data.has_validation(plan.spec):
+            raise ConfigError("split: the run has no validation split: expected train or test, received 'val'")
+        if split == "test" and "test" not in plan.spec.counts:
+            raise ConfigError("split: the run's data have no test split: expected train or val, received 'test'")
+        check_classes(self.checkpoint, plan.source.describe().class_names)
+        plan.source.check()
+        if split != "test":
+            data = read_training_data(plan)
+            check_data(self.checkpoint, data.digest)
+            return data.train if split == "train" else data.val
+        images = read_split(plan, "test")
+        then = self.directory.read_json(ENVIRONMENT).get("test_digest")
+        if then is not None and then != images.digest():
+            raise ConfigError("data: the test images or labels are not those that the run measured: expected the same")
+        return images
 
 
 def _execution(plan: RunPlan, checkpoint: Checkpoint) -> Execution:

@@ -11,8 +11,9 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 CONFIG, OVERRIDES, ENVIRONMENT = "config.yaml", "overrides.yaml", "environment.json"
 MODEL, DIAGRAM, SUMMARY = "model.txt", "model.svg", "summary.json"
-CHECKPOINTS, FIGURES, LOCK = "checkpoints", "figures", ".lock"
+CHECKPOINTS, FIGURES, EXPORTS, LOCK = "checkpoints", "figures", "exports", ".lock"
 HOLDER = ".lock-holder"  # apart from the lock itself, which Windows lets nobody read
 LARGEST_HOLDER = 1000  # bytes
 LARGEST_JSON = 1 << 24  # bytes; the largest is an evaluation of thousands of classes
@@ -165,6 +166,27 @@ class RunDirectory:
             return replace_file(folder / name, _png(image_HWC))
         except OSError as error:
             raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
+
+    @contextlib.contextmanager
+    def new_folder(self, name: str) -> Iterator[Path]:
+        """An empty folder that becomes `name`, as in `exports/step-00000430`, when the block ends without an error.
+
+        Until then it is hidden; nothing is left of it where the block raises. Raises `TrainingError` where the disk
+        refuses.
+        """
+        final = self.path / name
+        try:
+            final.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=final.parent, ignore_cleanup_errors=True) as hidden:
+                folder = Path(hidden) / final.name
+                folder.mkdir()
+                yield folder
+                folder.rename(final)
+        except OSError as error:
+            raise TrainingError(f"{final} cannot be written: {first_line(error)}") from error
+        finally:
+            with contextlib.suppress(OSError):  # something is in it
+                final.parent.rmdir()
 
 
 def _check_entries(folder: Path, key: str) -> None:
