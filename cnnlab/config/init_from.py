@@ -12,12 +12,12 @@ from cnnlab.runtime.errors import ArgumentError
 class InitFrom:
     """The keys under `model.init_from`. Raises `ArgumentError`.
 
-    `path` is a run's directory, read at `checkpoint`, or a .safetensors file. `map` goes from a name's beginning there
+    `path` is a run's directory, read at `checkpoint`, or a file of weights. `map` goes from a name's beginning there
     to its beginning here, both up to a dot; `*` (or nothing) is every name, and null leaves tensors out on both sides.
     `strict` wants each tensor here to come from there, and all there to be used. `sha256` is that of the file read.
     """
 
-    path: str  # a run's directory, or a .safetensors file
+    path: str  # a run's directory, a .safetensors file, or a state dict in .pth or .pt
     checkpoint: str | int = "best"  # of a run: best, last or a step; averaged weights where it has them
     strict: bool = True  # false takes what fits by name and shape
     map: Mapping[str, Any] = field(default_factory=dict)  # beginnings of names there → here; null leaves a layer out

@@ -27,6 +27,7 @@ from cnnlab.runtime.files import sha256_of
 from cnnlab.runtime.terminal import print_wrapped
 
 KEY = "model.init_from"
+STATE_DICTS = (".pth", ".pt")
 LONGEST = 10  # names in a line of the report
 COUNTER = "num_batches_tracked"  # older files have none, and torch does without
 IMAGENET_CLASSES = 1000
@@ -106,9 +107,14 @@ def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
             return safetensors.torch.load_file(path), str(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise ConfigError(f"{KEY}: {path} is no whole safetensors file: {first_line(error)}") from error
+    if path.suffix in STATE_DICTS and path.is_file():
+        _check_hash(path, init_from.sha256)
+        return _read_state_dict(path), str(path)
     if not (path / CHECKPOINTS).is_dir():
         what = "a folder without checkpoints" if path.is_dir() else "another file" if path.exists() else "nothing there"
-        raise ConfigError(f"{KEY}: expected a run's directory or a .safetensors file, received {str(path)!r}: {what}")
+        raise ConfigError(
+            f"{KEY}: expected a run's directory, or a .safetensors, .pth or .pt file, received {str(path)!r}: {what}"
+        )
     try:
         checkpoint = RunDirectory.open(path, "model.init_from").checkpoints().resolve(str(init_from.checkpoint))
     except ConfigError as error:  # its own key is `checkpoint`
@@ -116,6 +122,23 @@ def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
     averaged = checkpoint.ema is not None
     _check_hash(checkpoint.folder / (EMA_WEIGHTS if averaged else WEIGHTS), init_from.sha256)
     return checkpoint.inference_weights, f"{path}, step {checkpoint.step}{', averaged' if averaged else ''}"
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """What `torch.save(network.state_dict(), path)` wrote; a pickle of anything else is not run, and refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{KEY}: {path} is no pickle of plain weights, and was not run: expected what "
+            f"torch.save(network.state_dict(), …) writes"
+        ) from error
+    except Exception as error:  # a damaged file makes it raise nearly anything
+        raise ConfigError(f"{KEY}: {path} is no whole file of torch.save: {first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        inside = f"a dict of {_names(map(str, state))}" if isinstance(state, dict) else type(state).__name__
+        raise ConfigError(f"{KEY}: {path} is no state dict: expected names → tensors, received {inside}")
+    return {str(name): tensor for name, tensor in state.items()}
 
 
 def _check_hash(path: Path, expected: str | None) -> None:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from commands import Answer, composed, ok, run
 from fast_run import FAST, train_fast
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 
 from cnnlab.cli import evaluate, train
@@ -95,6 +95,38 @@ def test_the_longest_prefix_decides_and_ends_at_a_dot(tmp_path: Path) -> None:
     assert torch.equal(weights["first.weight"], saved["old.conv.weight"])
     assert torch.equal(weights["new.conv1.weight"], saved["old.conv1.weight"])
     assert len(weights) == 4
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_a_state_dict_of_torch_is_read(tmp_path: Path, suffix: str) -> None:
+    saved, path = tensors(), tmp_path / f"weights{suffix}"
+    torch.save(saved, path)
+    weights = read(path)
+    assert weights.keys() == saved.keys()
+    assert all(torch.equal(weights[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nn.Linear(2, 2), "weights.pth is no pickle of plain weights, and was not run"),
+        ({"model": tensors(), "epoch": 3}, "is no state dict: .* received a dict of model, epoch"),
+        ([torch.zeros(1)], "is no state dict: expected names → tensors, received list"),
+        (tensors(BLOCKS | SEVEN), "holds another network: output.weight is"),
+    ],
+)
+def test_what_is_no_state_dict_of_this_network_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=f"^model.init_from: .*{message}"):
+        read(tmp_path / "weights.pth")
+
+
+def test_a_damaged_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "weights.pt")
+    content = (tmp_path / "weights.pt").read_bytes()
+    (tmp_path / "weights.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=r"weights\.pt is no whole file of torch\.save"):
+        read(tmp_path / "weights.pt")
 
 
 def test_null_leaves_a_layer_out_on_both_sides(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
