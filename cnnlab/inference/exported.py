@@ -67,9 +67,10 @@ class ExportedModel(nn.Module):
 
     @classmethod
     def of(cls, predictor: Predictor, output_NK: Tensor) -> "ExportedModel":
-        """What a run's loss makes of logits; of a user's own loss that is decided by some outputs."""
+        """A run's network, its weights now contiguous; `output_NK` decides the activation for a loss of the user's own."""
         activation = final_activation(predictor.loss, output_NK)
-        return cls(predictor.network, activation, predictor.shift_C11, predictor.scale_C11)
+        network = predictor.network.to(memory_format=torch.contiguous_format)
+        return cls(network, activation, predictor.shift_C11, predictor.scale_C11)
 
     def with_network(self, network: nn.Module) -> "ExportedModel":
         """The same around another network."""
@@ -118,9 +119,8 @@ class Exporter:
 
 
 def portable(predictor: Predictor) -> Predictor:
-    """In float32 on the CPU with contiguous weights, whatever the run was trained with: what the files compute."""
-    predictor.execution = replace(predictor.execution, precision="fp32", layout="contiguous")
-    predictor.network.to(memory_format=torch.contiguous_format)
+    """In float32 on the CPU, whatever the run was trained with: what the files compute."""
+    predictor.execution = replace(predictor.execution, precision="fp32")
     return predictor.cpu()
 
 
