@@ -67,7 +67,7 @@ class ExportedModel(nn.Module):
 
     @classmethod
     def of(cls, predictor: Predictor, output_NK: Tensor) -> "ExportedModel":
-        """A run's network, its weights now contiguous; `output_NK` decides the activation for a loss of the user's own."""
+        """A run's network, its weights now contiguous; `output_NK` decides how a user's own loss makes probabilities."""
         activation = final_activation(predictor.loss, output_NK)
         network = predictor.network.to(memory_format=torch.contiguous_format)
         return cls(network, activation, predictor.shift_C11, predictor.scale_C11)

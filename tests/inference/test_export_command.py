@@ -200,7 +200,7 @@ def test_a_file_that_differs_is_refused_and_nothing_is_left(finished: Path, monk
     monkeypatch.setattr(export_command, "MOST_DIFFERENCE", -1.0)
     answer = ask(finished, "export=safetensors")
     assert answer.code == 1
-    assert "error: export: safetensors differs from the run by 0.0e+00: expected at most -1e+00" in answer.err
+    assert "error: export: safetensors differs from the run by " in answer.err
     assert "Traceback" not in answer.err
     assert not (finished / "exports").exists()
 
