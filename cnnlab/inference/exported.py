@@ -67,7 +67,7 @@ class ExportedModel(nn.Module):
 
     @classmethod
     def of(cls, predictor: Predictor, output_NK: Tensor) -> "ExportedModel":
-        """A run's network, its weights now contiguous; `output_NK` decides how a user's own loss makes probabilities."""
+        """A run's network, its weights now contiguous. For a user's own loss `output_NK` decides the activation."""
         activation = final_activation(predictor.loss, output_NK)
         network = predictor.network.to(memory_format=torch.contiguous_format)
         return cls(network, activation, predictor.shift_C11, predictor.scale_C11)
@@ -132,6 +132,8 @@ def metadata(run: SavedRun) -> dict[str, str]:
         "class_names": json.dumps(run.plan.spec.class_names, ensure_ascii=False),
         "input_shape": json.dumps([reader.channels, *reader.size]),
         "resize": reader.resize,
+        "interpolation": reader.interpolation,
+        "resize_size": json.dumps(reader.resize_size),
         "mean": json.dumps(measured.mean_C),  # of 0…255, by channel
         "sd": json.dumps(measured.sd_C),
         "step": str(run.checkpoint.step),

@@ -114,7 +114,13 @@ def _snippet(formats: Sequence[str], reader: ImageReader) -> str:
     if not runnable:
         return _SAFETENSORS
     height, width = reader.size
-    resize = _RESIZES[reader.resize].format(width=width, height=height)
+    resize = _RESIZES[reader.resize] if reader.resize_size is None else _RESIZES_BEFORE_THE_CROP[reader.resize] + _CROP
+    resize = resize.format(
+        width=width,
+        height=height,
+        resize_size=reader.resize_size,
+        resample=f"Image.Resampling.{reader.interpolation.upper()}",
+    )
     before, after = (
         (_TORCH if runnable[0] == "torch_export" else _ONNX)
         .format(file=FILES[runnable[0]], metadata=METADATA, input=INPUT)
@@ -159,10 +165,19 @@ _SAFETENSORS = """from safetensors.torch import load_file
 weights = load_file("model.safetensors")  # by their names in the run; normalisation is in the metadata
 """
 _RESIZES = {
-    "crop": "image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR)  # keeps the centre\n",
-    "squash": "image = image.resize(({width}, {height}), Image.Resampling.BILINEAR)\n",
-    "pad": """inner = ImageOps.contain(image, ({width}, {height}), Image.Resampling.BILINEAR)
+    "crop": "image = ImageOps.fit(image, ({width}, {height}), {resample})  # keeps the centre\n",
+    "squash": "image = image.resize(({width}, {height}), {resample})\n",
+    "pad": """inner = ImageOps.contain(image, ({width}, {height}), {resample})
 image = Image.new(inner.mode, ({width}, {height}))  # black
 image.paste(inner, (({width} - inner.width) // 2, ({height} - inner.height) // 2))
 """,
 }
+_RESIZES_BEFORE_THE_CROP = {  # by `resize`, where there is a `resize_size`
+    "crop": """sides = [int({resize_size} * side / min(image.size)) for side in image.size]
+image = image.resize(sides, {resample})
+""",
+    "squash": "image = image.resize(({resize_size}, {resize_size}), {resample})\n",
+}
+_CROP = """left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
+image = image.crop((left, top, left + {width}, top + {height}))
+"""

@@ -146,10 +146,14 @@ def test_the_shown_program_predicts_what_the_run_does(
     assert (label, float(probability)) == (expected.label, pytest.approx(expected.probability, abs=1e-5))
 
 
-@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+@pytest.mark.parametrize(
+    "options",
+    [("crop",), ("squash",), ("pad", "bicubic"), ("crop", "bicubic", 12), ("squash", "bilinear", 12)],
+    ids=str,
+)
 @pytest.mark.parametrize("size", [(8, 8), (9, 20), (31, 10)])
-def test_the_card_resizes_as_the_run_does(resize: str, size: tuple[int, int], in_tmp_path: Path) -> None:
-    reader = ImageReader((8, 10), 3, resize)
+def test_the_card_resizes_as_the_run_does(options: tuple[Any, ...], size: tuple[int, int], in_tmp_path: Path) -> None:
+    reader = ImageReader((8, 10), 3, *options)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save("image.png")
     program = _snippet(["onnx"], reader)
     lines = [
