@@ -126,7 +126,7 @@ def portable(predictor: Predictor) -> Predictor:
 
 def metadata(run: SavedRun) -> dict[str, str]:
     """What each file carries beside its numbers, by name; values that are no text are JSON."""
-    measured, reader = run.normalization, run.plan.source.reader()
+    measured, reader = run.normalization, run.plan.source.reader(run.plan.spec.input_shape)
     return {
         "cnnlab_version": __version__,
         "class_names": json.dumps(run.plan.spec.class_names, ensure_ascii=False),

@@ -40,7 +40,7 @@ class Written:
 
 def model_card(run: SavedRun, check: Check, written: Sequence[Written]) -> str:
     """In Markdown. Names from elsewhere are escaped."""
-    plan, reader = run.plan, run.plan.source.reader()
+    plan, reader = run.plan, run.plan.source.reader(run.plan.spec.input_shape)
     height, width = reader.size
     formats = [one.format for one in written]
     classes = ", ".join(map(_escaped, plan.spec.class_names))
