@@ -299,7 +299,7 @@ def test_a_step_resumes_to_the_same_bits(tmp_path: Path, settings: tuple[str, ..
 # 4 steps an epoch, and 10 in the run: two boundaries of epochs at which layers are frozen or released
 FREEZING = (
     "data.batch_size=256",
-    "trainer.epochs=2.6",
+    "trainer.epochs=2.5",
     "trainer.keep_every=1",
     "model.freeze={conv1: {until: 1}, norm2: {after: 1}, output.bias: {after: 1, until: 2}}",
     "optimizer=muon",

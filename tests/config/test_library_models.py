@@ -93,7 +93,7 @@ def test_the_help_says_torchvisions_names_in_a_word(in_tmp_path: Path) -> None:
     line = next(line for line in answer.out.splitlines() if line.startswith("model: "))
     assert line.startswith("model: cnn, lenet")
     assert line.endswith("or one of torchvision's 80 networks, such as resnet18; timm/NAME is one of timm's")
-    assert "data: cifar10, cifar100, digits" in answer.out
+    assert "data: arrays, cifar10, cifar100, csv, digits" in answer.out
     assert "experiment/debug: fast, overfit" in answer.out
     assert "\nmodel/blocks: allcnn, convnext_tiny, " in answer.out  # ours, of a name that torchvision has too
 
