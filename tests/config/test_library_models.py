@@ -95,7 +95,9 @@ def test_the_help_says_torchvisions_names_in_a_word(in_tmp_path: Path) -> None:
     assert line.endswith("or one of torchvision's 80 networks, such as resnet18; timm/NAME is one of timm's")
     assert "data: arrays, cifar10, cifar100, csv, digits" in answer.out
     assert "experiment/debug: fast, overfit" in answer.out
-    assert "\nmodel/blocks: allcnn, convnext_tiny, " in answer.out  # ours, of a name that torchvision has too
+    assert (
+        "\nmodel/blocks: airbench94, allcnn, convnext_tiny, " in answer.out
+    )  # ours, of a name that torchvision has too
 
 
 # timm's

@@ -35,7 +35,7 @@ def seen(by: dict[str, Any]) -> list[Tensor]:
     """Each image as the network sees it, (3, H, W)."""
     data = {"channels": 3, "test_fraction": 0, "root": "nowhere", **by}
     arguments = ("size", "resize", "resize_size", "interpolation", "channels", "test_fraction", "root")
-    reader = SOURCES["image_folder"](**{name: data[name] for name in arguments}).reader()
+    reader = SOURCES["image_folder"](**{name: data[name] for name in arguments}).reader((3, 1, 1))  # its size is given
     x_NCHW = torch.stack([reader.convert(image) for image in IMAGES])
     tensors = Normalization.fit(data["normalize"], x_NCHW).tensors(torch.device("cpu"))
     return list(normalized(x_NCHW.float(), *tensors))
