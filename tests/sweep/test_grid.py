@@ -2,6 +2,7 @@
 
 import csv
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from hydra.core.plugins import Plugins
 from rich.progress import Progress
 
 import cnnlab
+from cnnlab.application import TASKS
 from cnnlab.cli import train
 from cnnlab.run.files import RunDirectory, make_sweep_directory
 from cnnlab.runtime.device import cpu_count
@@ -330,6 +332,11 @@ def test_a_signal_lets_the_running_job_save_and_starts_no_other(
     assert "001_seed2" not in {path.name for path in sweep.iterdir()}
 
 
+def test_a_launcher_can_send_a_command_to_another_machine() -> None:
+    assert all(pickle.loads(pickle.dumps(task)) is task for task in TASKS.values())
+
+
+@pytest.mark.slow
 def test_submitit_runs_jobs_and_returns_their_results(in_tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     answer = ok(grid("seed=1,2", "model=linear", "observers=quiet", "hydra/launcher=submitit_local"))
