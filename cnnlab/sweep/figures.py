@@ -51,7 +51,7 @@ def _plot_slice(study: "optuna.Study", **options: Any) -> None:
 
     slices = draw.plot_slice(study, **options)
     axes = list(slices.flat) if hasattr(slices, "flat") else [slices]
-    names = short_names({one.get_xlabel(): "" for one in axes})
+    names = short_names([one.get_xlabel() for one in axes])
     plt.gcf().set_size_inches(max(6, 3 * len(axes)), 5)
     for one in axes:
         one.set_xlabel(names[one.get_xlabel()])

@@ -15,8 +15,8 @@ from fast_run import FAST
 
 from cnnlab.cli import train
 from cnnlab.engine.checkpoint import read_checkpoint
-from cnnlab.sweep.processes import KILLED, Ended, Process, Processes, Task
-from cnnlab.sweep.worker import Worker
+from cnnlab.sweep.processes import KILLED, Ended, Process, Processes, Task, start_fresh
+from cnnlab.sweep.worker import Worker, starter
 
 
 @pytest.fixture
@@ -57,6 +57,14 @@ def test_a_copy_leaves_nothing_in_the_next(worker: Worker, tmp_path: Path) -> No
     end(start(worker, "import os, sys; sys.left = 1; os.chdir('/'); os.umask(0o777)", tmp_path / "log"))
     program = f"import os, sys; assert not hasattr(sys, 'left'); assert os.getcwd() == {os.getcwd()!r}"
     assert end(start(worker, program, tmp_path / "log")) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each job has a new interpreter")
+def test_several_jobs_are_copies_and_a_single_one_starts_fresh() -> None:
+    with starter(os.environ, 2) as start_one:
+        assert isinstance(getattr(start_one, "__self__", None), Worker)
+    with starter(os.environ, 1) as start_one:
+        assert start_one is start_fresh
 
 
 def test_where_the_worker_was_killed_jobs_start_fresh(worker: Worker, tmp_path: Path) -> None:
