@@ -80,10 +80,9 @@ def test_cifar_fasts_schedule_is_the_triangle(airbench: RunPlan) -> None:
         seen.append(optimizer.param_groups[0]["lr"] / 1.5)
         optimizer.step()
         schedule.step()
-    peak = 0.23 * 476 - 1
-    rising = [0.2 + 0.8 * step / peak for step in range(109)]
-    falling = [1 - 0.93 * (step - peak) / (475 - peak) for step in range(109, 476)]
-    assert seen == pytest.approx([*rising, *falling], abs=1e-4)
+    rising = [0.2 + 0.8 * step / 109 for step in range(109)]  # 109 = ⌊0.23 · 476⌋
+    falling = [1 - 0.93 * step / 367 for step in range(367)]
+    assert seen == pytest.approx([*rising, *falling], rel=1e-9)
 
 
 def test_cifar_fast_freezes_the_first_layer_and_the_scales_of_norms(airbench: RunPlan) -> None:

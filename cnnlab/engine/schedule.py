@@ -78,6 +78,27 @@ def one_cycle(
     return factor
 
 
+def triangle(start: float = 0.2, peak: float = 0.25, end: float = 0.0, *, total_steps: int) -> Factor:
+    """Linear from `start` · lr up to lr after the fraction `peak` of the steps, then down to `end` · lr.
+
+    The first step has `start` · lr, the step at `peak` · total_steps (rounded down) lr; `end` · lr would be that of the
+    step after the last (arXiv 2404.00498, whose published code does so; `one_cycle` reaches its peak and its end one
+    step earlier).
+    """
+    number("start", start, 0, 1)
+    number("peak", peak, 0, 1)
+    number("end", end, 0, 1)
+    rising = int(peak * total_steps)
+    falling = total_steps - rising
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return _line(start, 1.0, step / rising)
+        return _line(1.0, end, min(1.0, (step - rising) / falling)) if falling else 1.0
+
+    return factor
+
+
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -116,6 +137,7 @@ SCHEDULES: dict[str, Callable[..., Factor]] = {
     "step": step,
     "cosine": cosine,
     "one_cycle": one_cycle,
+    "triangle": triangle,
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from cnnlab.engine.schedule import SCHEDULES, Factor, Schedule, cosine, cycles, in_cycles, one_cycle, step
+from cnnlab.engine.schedule import SCHEDULES, Factor, Schedule, cosine, cycles, in_cycles, one_cycle, step, triangle
 from cnnlab.runtime.errors import ArgumentError
 
 LR = 0.3
@@ -48,10 +48,18 @@ def test_one_cycle_is_that_of_torch(
 
 
 def test_a_triangle_goes_through_its_three_corners() -> None:
-    """From 0.2 to 1 at 23 % of 100 steps and to 0.07: arXiv 2404.00498, listing 4."""
-    factor = one_cycle(0.23, 1 / 0.2, 0.2 / 0.07, "linear", total_steps=100)
-    assert [factor(step) for step in (0, 11, 22, 99)] == pytest.approx([0.2, 0.6, 1.0, 0.07])
+    """From 0.2 to 1 at 23 % of 99 steps (rounded down) and to 0.07 after the last: arXiv 2404.00498, its code."""
+    factor = triangle(0.2, 0.23, 0.07, total_steps=99)
+    assert [factor(step) for step in (0, 11, 22, 98, 99, 500)] == pytest.approx(
+        [0.2, 0.6, 1.0, 0.07 + 0.93 / 77, 0.07, 0.07]
+    )
     assert factor(22) - factor(23) == pytest.approx(0.93 / 77)
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(0.0, [1.0, 0.75, 0.5, 0.25]), (1.0, [0.2, 0.4, 0.6, 0.8, 1.0])])
+def test_a_triangle_may_only_fall_or_only_rise(peak: float, expected: list[float]) -> None:
+    factor = triangle(peak=peak, total_steps=4)
+    assert [factor(step) for step in range(len(expected))] == pytest.approx(expected)
 
 
 def test_one_cycle_whose_rise_has_one_step_starts_at_the_top() -> None:
@@ -95,6 +103,9 @@ def test_step_decays_at_the_update_that_the_arithmetic_names(step_size: float, s
         (lambda: one_cycle(0.3, 0.5, total_steps=5), "div_factor"),
         (lambda: one_cycle(0.3, 25.0, 0.5, total_steps=5), "final_div_factor"),
         (lambda: one_cycle(anneal_strategy="cosine", total_steps=5), "anneal_strategy"),
+        (lambda: triangle(start=1.5, total_steps=5), "start"),
+        (lambda: triangle(peak=-0.1, total_steps=5), "peak"),
+        (lambda: triangle(end=2.0, total_steps=5), "end"),
     ],
 )
 def test_an_illegal_value_is_refused_by_its_name(make: Callable[[], Factor], argument: str) -> None:
