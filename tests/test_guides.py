@@ -1,4 +1,8 @@
-"""Every command and every program in README.md and the guides is read from the page and run, in the page's order."""
+"""Every command and every program in README.md and the guides is read from the page and run, in the page's order.
+
+README's run in every suite. A guide's trainings pass all the checks that come before a run's directory; the long tests
+run them.
+"""
 
 import re
 import shlex
@@ -97,11 +101,15 @@ def write_files_of(page: Path, folder: Path) -> None:
             (folder / name[1]).write_text(text, encoding="utf-8")
 
 
+def shows_table_alone(arguments: list[str]) -> bool:
+    return any(part in argument for part in TABLE_ALONE for argument in arguments)
+
+
 def shortened(arguments: list[str]) -> list[str]:
     """The overrides of a training, with those that end it early."""
     if {"--cfg", "--help", "--version", "-sc"} & set(arguments) or any(one.startswith("-sc") for one in arguments):
         return arguments
-    if any(part in argument for part in TABLE_ALONE for argument in arguments):
+    if shows_table_alone(arguments):
         arguments = [*arguments, "trainer.max_steps=0"]
     elif "trainer.max_steps=0" not in arguments:
         resumed = any(argument.startswith("resume=") for argument in arguments)
@@ -125,7 +133,37 @@ def answer_of(line: str) -> Answer | None:
     return run(program, *(shortened(arguments) if program is train else arguments))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+class Checked(BaseException):
+    """Raised where a training or a sweep would make its directory."""
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_every_training_of_a_guide_passes_the_checks(
+    page: Path, reader: Path, run_of_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checked(*_: object) -> None:
+        raise Checked
+
+    monkeypatch.setattr("cnnlab.run.files.RunDirectory.create", checked)
+    monkeypatch.setattr("cnnlab.sweep.sweeper.make_sweep_directory", checked)
+    write_files_of(page, reader)
+    shutil.copytree(run_of_digits, reader / "RUN")
+    for line in commands(page):
+        words = [word for word in shlex.split(line, comments=True) if word != "python"]
+        trains = PROGRAMS.get(words[0]) is train and not any(word.startswith("resume=") for word in words)
+        if trains:
+            try:
+                answer = run(train, *words[1:], *["trainer.max_steps=0"] * shows_table_alone(words))
+            except Checked:
+                continue
+            assert answer.code == 0, f"{line}\n{answer.err}"  # the table alone, or help
+
+
+@pytest.mark.parametrize(
+    "page",
+    [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])],
+    ids=lambda page: page.stem,
+)
 def test_every_command_of_a_page_works(page: Path, reader: Path, run_of_digits: Path) -> None:
     if page.stem == "export":
         pytest.importorskip("onnxscript")
