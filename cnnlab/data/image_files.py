@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cnnlab.runtime.checks import integer, one_of
@@ -135,7 +135,8 @@ class ImageReader:
             twice = 2 * max(self.size)  # the orientation may still swap the sides
             if self.resize_size is None:
                 file.draft(None, (twice, twice))
-            return self.convert(ImageOps.exif_transpose(file))
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return self.convert(ImageOps.exif_transpose(file) if turned else file)
 
     def convert(self, image: Image.Image) -> Tensor:
         """(C, H, W) uint8 from an image that is open already. Raises `ConfigError` for more than 16 bits a channel."""
@@ -146,8 +147,8 @@ class ImageReader:
             image = _centre(image, width, height, self.resize, self.resize_size, resample)
         elif image.size != (width, height):
             image = _resized(image, width, height, self.resize, resample)
-        pixels_HWC = np.array(image).reshape(height, width, self.channels)
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+        pixels_HWC = np.asarray(image).reshape(height, width, self.channels)
+        return torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
 
 
 def _check_file(path: Path) -> None:
@@ -187,7 +188,8 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert({1: "L", 3: "RGB"}[channels])
+    mode = {1: "L", 3: "RGB"}[channels]
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _resized(
