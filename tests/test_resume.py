@@ -4,8 +4,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,12 +16,13 @@ from commands import run as in_this_process
 from planted import plant_state
 from repetitions import times
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainings import Training, run_to_end
 
 from cnnlab.cli import train
 from cnnlab.engine.checkpoint import STATE, read_checkpoint
 
-REPOSITORY = Path(__file__).parents[1]
-STEPS = 228
+EPOCHS = times(7, 12)
+STEPS = 19 * EPOCHS
 # dropout and batch norm are in the default network; an epoch has 19 steps, so the kills fall into the middle of one
 SETTINGS = (
     "seed=3",
@@ -31,7 +30,7 @@ SETTINGS = (
     "+data.augment={flip: horizontal_flip, move: {type: shift, pixels: 1}, two: {type: rand_augment, num_ops: 1}, "
     "light: {type: color_jitter, brightness: 0.2, contrast: 0.2}, hide: {type: random_erasing, value: random}, "
     "noise: {type: gaussian_noise, sigma: 0.02}, mix: mixup}",
-    "trainer.epochs=12",
+    f"trainer.epochs={EPOCHS}",
     "trainer.accumulate=2",
     "trainer.ema=0.99",
     "trainer.clip_norm=2",
@@ -44,33 +43,20 @@ SENT: list[float] = []  # when signals were sent
 MEASURED_TIME = ("seconds", "recorded_seconds", "images_per_second")
 
 
-def start(*overrides: str, **options: Any) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-
-
-def run_to_end(*overrides: str) -> str:
-    process = start(*overrides)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
-
-
 def stop_after(run: Path, step: int, number: signal.Signals, *overrides: str) -> int:
     """Starts a run, sends the signal once a checkpoint of `step` or later is there; returns the exit status."""
-    process = start(*SETTINGS, f"run_dir={run}", *overrides)
+    training = Training(*SETTINGS, f"run_dir={run}", *overrides)
     try:
         deadline = time.monotonic() + 240
         while last_step(run) < step:
             assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()[0]
+            training.check_running()
             time.sleep(0.005)
         SENT.append(time.time())
-        process.send_signal(number)
-        process.communicate(timeout=times(60, 10))  # 10 s are promised, on a machine with nothing else to do
-        return process.returncode
+        training.process.send_signal(number)
+        return training.wait(times(60, 10))  # 10 s are promised, on a machine with nothing else to do
     finally:
-        process.kill()
+        training.kill()
 
 
 def last_step(run: Path) -> int:
@@ -153,12 +139,11 @@ def test_a_run_with_a_restarted_schedule_is_killed_and_ends_with_the_same_bits(t
     run_to_end(*SETTINGS, *short, f"run_dir={whole}")
     shutil.copytree(whole, killed)
     run_to_end(f"resume={whole}", *lengthened)
-    process = start(f"resume={killed}", *lengthened)
+    training = Training(f"resume={killed}", *lengthened)
     while last_step(killed) < 70:
-        assert process.poll() is None, process.communicate()[0]
+        training.check_running()
         time.sleep(0.005)
-    process.kill()
-    process.communicate()
+    training.kill()
     run_to_end(f"resume={killed}")
     assert_same_end(killed, whole, 6 * 19)
 
@@ -181,13 +166,12 @@ def test_several_kills_in_one_epoch_change_nothing(uninterrupted_long_epoch: Pat
     run, draw = tmp_path / "run", random.Random(kills)
     stop_after(run, 21, signal.SIGKILL, *LONG_EPOCH)
     for _ in range(kills - 1):
-        process = start(f"resume={run}")
+        training = Training(f"resume={run}")
         reached = last_step(run)
-        while last_step(run) == reached and process.poll() is None:
+        while last_step(run) == reached and training.process.poll() is None:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.1))
-        process.kill()
-        process.communicate()
+        training.kill()
     assert last_step(run) < min(628, LONG_STEPS)
     run_to_end(f"resume={run}")
     assert_same_end(run, uninterrupted_long_epoch, LONG_STEPS)
@@ -347,17 +331,14 @@ def test_a_recurrent_network_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_two_processes_never_work_in_one_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(*SETTINGS, f"run_dir={run}")
+    training = Training(*SETTINGS, f"run_dir={run}")
     try:
         while not (run / "checkpoints").exists():
-            assert process.poll() is None
+            training.check_running()
             time.sleep(0.005)
-        process.send_signal(signal.SIGSTOP)
-        second = subprocess.run(
-            [sys.executable, str(REPOSITORY / "train.py"), f"resume={run}"], capture_output=True, text=True
-        )
-        assert second.returncode == 2
-        assert f"process {process.pid}" in second.stderr
+        training.process.send_signal(signal.SIGSTOP)
+        second = Training(f"resume={run}")
+        assert second.wait() == 2
+        assert f"process {training.process.pid}" in second.output
     finally:
-        process.kill()
-        process.communicate()
+        training.kill()
