@@ -13,7 +13,7 @@ from cnnlab.data.file_source import FileSource
 from cnnlab.data.settings import AUTO, DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.engine.settings import whole_steps
-from cnnlab.runtime.errors import Complaints
+from cnnlab.runtime.errors import ArgumentError, Complaints
 
 KEYS = ("data.size", "data.batch_size", "trainer.epochs", "trainer.ema", "trainer.monitor")
 UNKNOWN = {"epochs": 1, "ema": None, "monitor": "loss/val"}  # while the data are not known: nothing is trained
@@ -49,25 +49,31 @@ def auto_keys(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def resolve_size(source: Source, spec: DataSpec) -> Resolved:
-    """`data.size`, which the source found when it was described."""
+def resolve_data(
+    section: Mapping[str, Any], source: Source | None, data: DataSettings | None, spec: DataSpec | None
+) -> tuple[DataSettings | None, Resolved]:
+    """The settings with a number in place of auto, and the size that the source found when it was described."""
+    if source is None or data is None or spec is None:
+        return data, Resolved()
+    found = _size(source, spec)
+    if section.get("batch_size") == AUTO:
+        try:
+            size = min(auto_batch_size(_images(data, spec)), data.train_count(spec))
+        except ArgumentError:  # the splits are impossible, which is reported by the check of an epoch's steps
+            return data, found
+        data, found = replace(data, batch_size=size), found | Resolved({"data.batch_size": size})
+    return data, found
+
+
+def _size(source: Source, spec: DataSpec) -> Resolved:
     if not isinstance(source, FileSource) or not source.size_is_auto:
         return Resolved()
     height, width = spec.input_shape[1:]
     size = height if height == width else [height, width]
-    sizes = source.sizes_looked_at
-    shorter = sorted(min(size) for size in sizes)
-    looked_at = f"{len(sizes):,} {'image' if len(sizes) == 1 else 'images'} looked at"
-    between = f"from {shorter[0]} to {shorter[-1]} pixels" if shorter[0] < shorter[-1] else f"{shorter[0]} pixels"
-    return Resolved({"data.size": size}, [f"auto: data.size={size}; the shorter side of {looked_at} is {between}"])
-
-
-def resolve_batch_size(section: Mapping[str, Any], data: DataSettings, spec: DataSpec) -> tuple[DataSettings, Resolved]:
-    """The settings with a number, where `data.batch_size` is auto. Raises `ArgumentError` for impossible splits."""
-    if section.get("batch_size") != AUTO:
-        return data, Resolved()
-    size = min(auto_batch_size(_images(data, spec)), data.train_count(spec))
-    return replace(data, batch_size=size), Resolved({"data.batch_size": size})
+    shorter = sorted(min(sides) for sides in source.sizes_looked_at)
+    between = f"from {shorter[0]} to {shorter[-1]}" if shorter[0] < shorter[-1] else f"{shorter[0]}"
+    why = f"the shorter side of {len(shorter):,} images looked at has {between} pixels"
+    return Resolved({"data.size": size}, [f"auto: data.size={size}; {why}"])
 
 
 def resolve_trainer(
@@ -97,7 +103,7 @@ def _for_images(section: Mapping[str, Any], data: DataSettings, spec: DataSpec) 
     }
 
 
-def describe(resolved: Resolved, data: DataSettings, spec: DataSpec) -> Resolved:
+def explained(resolved: Resolved, data: DataSettings, spec: DataSpec) -> Resolved:
     """With a line for what follows the training images, and one for what follows the validation images."""
     lines = [*resolved.lines]
     shown = [f"{key}={resolved.values[key]}" for key in KEYS[1:4] if key in resolved.values]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnlab.components import Trust, attempt
-from cnnlab.config.auto import Resolved, describe, resolve_batch_size, resolve_size, resolve_trainer
+from cnnlab.config.auto import explained, resolve_data, resolve_trainer
 from cnnlab.config.check_data import check_augment, check_data, check_steps_per_epoch, describe_data
 from cnnlab.config.check_model import check_init_from, check_loss, check_model
 from cnnlab.config.check_reporting import check_metrics, check_observers, check_published
@@ -30,11 +30,10 @@ from cnnlab.config.check_training import (
 from cnnlab.config.preprocessing import resolve_preprocess
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.sections import no_such_top_key
-from cnnlab.data.settings import DataSettings
-from cnnlab.data.source import DataSpec, Source
+from cnnlab.data.source import DataSpec
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.device import select_device
-from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, listing
+from cnnlab.runtime.errors import Complaints, ConfigError, listing
 
 KEYS = (
     "name",
@@ -69,7 +68,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     source, data = check_data({**config["data"], **preprocess} if preprocess else config["data"], complaints, trust)
     if spec is None and source is not None:
         spec = describe_data(source, data, complaints)
-    data, auto = _resolve_data(config["data"], source, data, spec, complaints)
+    data, auto = resolve_data(config["data"], source, data, spec)
     augment = check_augment(data, spec, complaints, trust)
     steps = check_steps_per_epoch(data, spec, complaints)
     network = check_model(config["model"], spec, complaints, trust)
@@ -114,21 +113,8 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
         augment=augment,
         published=published,
         lr_is_auto=is_auto(config["optimizer"]),
-        auto=describe(auto | auto_trainer, _checked(data), _checked(spec)),
+        auto=explained(auto | auto_trainer, _checked(data), _checked(spec)),
     )
-
-
-def _resolve_data(
-    section: Any, source: Source | None, data: DataSettings | None, spec: DataSpec | None, complaints: Complaints
-) -> tuple[DataSettings | None, Resolved]:
-    """The settings with numbers, and what `auto` became."""
-    if source is None or data is None or spec is None:
-        return data, Resolved()
-    try:
-        data, batch_size = resolve_batch_size(section, data, spec)
-    except ArgumentError:  # which `check_steps_per_epoch` reports
-        return data, Resolved()
-    return data, resolve_size(source, spec) | batch_size
 
 
 def _checked(part: Checked | None) -> Checked:

@@ -115,7 +115,7 @@ def test_the_numbers_are_in_the_config_of_a_run_and_auto_resumes_it(in_tmp_path:
     root = write_folders(in_tmp_path / "images", {"cat": 12, "dog": 12})
     own = ("data=image_folder", f"data.root={root}", *AUTO, "trainer.max_steps=2", "run_dir=run", "resume=auto")
     printed = ok(train_fast(*own)).out
-    assert "auto: data.size=16; the shorter side of 22 images looked at is 8 pixels\n" in printed
+    assert "auto: data.size=16; the shorter side of 22 images looked at has 8 pixels\n" in printed
     assert printed.count("\nauto: ") == 3
     saved = OmegaConf.load("run/config.yaml")
     assert (saved.data.size, saved.data.batch_size, saved.trainer.epochs) == (16, 16, 100)
