@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnlab.components import Trust, attempt
+from cnnlab.config.auto import explained, resolve_data, resolve_trainer
 from cnnlab.config.check_data import check_augment, check_data, check_steps_per_epoch, describe_data
 from cnnlab.config.check_model import check_init_from, check_loss, check_model
 from cnnlab.config.check_reporting import check_metrics, check_observers, check_published
@@ -67,13 +68,15 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     source, data = check_data({**config["data"], **preprocess} if preprocess else config["data"], complaints, trust)
     if spec is None and source is not None:
         spec = describe_data(source, data, complaints)
+    data, auto = resolve_data(config["data"], source, data, spec)
     augment = check_augment(data, spec, complaints, trust)
     steps = check_steps_per_epoch(data, spec, complaints)
     network = check_model(config["model"], spec, complaints, trust)
     init_from = check_init_from(config["model"], complaints)
     loss = check_loss(config["loss"], network, spec, complaints, trust)
     optimizer = check_optimizer(config["optimizer"], network, complaints, trust)
-    settings = check_trainer(config["trainer"], complaints)
+    trainer, auto_trainer = resolve_trainer(config["trainer"], data if steps else None, spec, complaints)
+    settings = check_trainer(trainer, complaints)
     check_trainer_against_data(settings, data, spec, complaints)
     check_microbatches(network, settings, data, spec, complaints)
     execution = check_execution(config["trainer"], complaints)
@@ -110,6 +113,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
         augment=augment,
         published=published,
         lr_is_auto=is_auto(config["optimizer"]),
+        auto=explained(auto | auto_trainer, _checked(data), _checked(spec)),
     )
 
 

@@ -10,7 +10,7 @@ from cnnlab.data import SOURCES
 from cnnlab.data.augmentation import AUGMENTATIONS, Augmentation
 from cnnlab.data.mixing import Mixing
 from cnnlab.data.normalization import check_normalization
-from cnnlab.data.settings import SETTINGS, DataSettings
+from cnnlab.data.settings import AUTO, SETTINGS, DataSettings
 from cnnlab.data.source import DataSpec, Source
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, did_you_mean
 
@@ -22,6 +22,8 @@ def check_data(section: Any, complaints: Complaints, trust: Trust) -> tuple[Sour
     """The source and the settings, which share one section; each None with complaints."""
     arguments = as_mapping(section, "data", complaints)
     given = {name: arguments.pop(name) for name in SETTINGS if name in arguments}
+    if given.get("batch_size") == AUTO:
+        given["batch_size"] = 1  # until the number of images is known
     settings = build_settings(DataSettings, given, "data", complaints)
     own = _arguments_of_source(arguments, trust)
     for name in list(arguments):

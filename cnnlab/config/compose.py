@@ -29,6 +29,8 @@ _NO_FILE = re.compile(r"null|true|false|-?[\d.]+|\?\?\?|\[\s*\]")
 
 LATEST, AUTO = "latest", "auto"  # beside a run's directory, what `resume` may be
 
+VALIDATION = "data.validation"
+
 INIT_FROM = ["model", "init_from"]  # no component: a string alone is its path
 
 # below these, keys are constructor arguments: legal ones need not stand in the YAML
@@ -122,7 +124,20 @@ def _compose(composed: DictConfig, overrides: Sequence[str], load: Load) -> Dict
         chosen = [f"{group}={choice}" for group, choice in choices.items() if not group.startswith("hydra/")]
         _replace_components(config, load(chosen), internals.load_file(f"experiment/{experiment}"))
     apply_overrides(config, values)
+    _check_validation_beside_folds(config, values)
     return config
+
+
+def _check_validation_beside_folds(config: DictConfig, values: Iterable[Override]) -> None:
+    """Raises `ConfigError` for a validation split that is asked for where folds validate: it would have no effect."""
+    folds = config.data.get("folds") if internals.is_mapping(internals.raw_node(config, "data")) else None
+    for override in values:
+        key = str(override.key_or_group)
+        if folds is not None and (key == VALIDATION or key.startswith(f"{VALIDATION}.")):
+            raise ConfigError(
+                f"{key}: a fold validates where data.folds is given, here {folds}: expected no {VALIDATION} beside it, "
+                f"received {as_given(str(override.input_line))}"
+            )
 
 
 def _compose_auto(composed: DictConfig, overrides: Sequence[str], load: Load) -> DictConfig:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.components import Component
+from cnnlab.config.auto import Resolved
 from cnnlab.config.init_from import InitFrom
 from cnnlab.config.published import Published
 from cnnlab.data.augmentation import Augmentation
@@ -52,6 +53,7 @@ class RunPlan:
     augment: Mapping[str, Augmentation | Mixing]
     published: Published | None
     lr_is_auto: bool = False  # a placeholder stands in the optimizer, until a learning rate is found
+    auto: Resolved = field(default_factory=Resolved)  # what auto became, for the run's config
     starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property

@@ -3,15 +3,17 @@
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from cnnlab.data.auto_size import LOOKED_AT, auto_size, sample
 from cnnlab.data.cache import read_files
-from cnnlab.data.image_files import LONGEST, ImageReader
+from cnnlab.data.image_files import LONGEST, ImageReader, read_sizes
 from cnnlab.data.source import DataSpec, Images, Labels, Source
 from cnnlab.data.splits import carve, carve_groups
 from cnnlab.runtime.checks import int_or_pair, number
@@ -21,6 +23,7 @@ from cnnlab.runtime.terminal import printable
 
 # what a split goes by, in upper or lower case
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+AUTO: Literal["auto"] = "auto"
 TEST_SEED = 0
 ORDER_SEED = 0
 
@@ -49,12 +52,15 @@ class Found:
 
 
 class FileSource(Source):
-    """Images of any size in files under `root`, brought to one `size` by an `ImageReader`. Raises `ArgumentError`."""
+    """Images of any size in files under `root`, brought to one `size` by an `ImageReader`. Raises `ArgumentError`.
+
+    With `size` auto it follows the files' own: the headers of some of them are read when it is first needed.
+    """
 
     def __init__(
         self,
         root: str | None,
-        size: int | tuple[int, int],
+        size: int | tuple[int, int] | Literal["auto"],
         channels: int,
         resize: str,
         test_fraction: float,
@@ -66,8 +72,9 @@ class FileSource(Source):
                 "root", f"expected the folder of your images, as in data.root=my_images, received {root!r}"
             )
         self.root = Path(root).expanduser()
-        sides = int_or_pair("size", size, 1, LONGEST)
-        self.image_reader = ImageReader(sides, channels, resize, interpolation, resize_size)
+        self.size_is_auto = size == AUTO
+        sides = (1, 1) if size == AUTO else int_or_pair("size", size, 1, LONGEST)
+        self._reader = ImageReader(sides, channels, resize, interpolation, resize_size)
         self.test_fraction = number("test_fraction", test_fraction, 0, 1, open_maximum=True)
 
     @abstractmethod
@@ -75,7 +82,7 @@ class FileSource(Source):
         """Which files there are, and the class of each; reads no image. Raises `ConfigError`."""
 
     def describe(self) -> DataSpec:
-        """Reads names only. Raises `ConfigError` for files that are no data set."""
+        """Reads names, and headers for a `size` of auto. Raises `ConfigError` for files that are no data set."""
         found = self._found
         return DataSpec(
             (self.image_reader.channels, *self.image_reader.size),
@@ -102,6 +109,21 @@ class FileSource(Source):
         return self._found.notes
 
     @cached_property
+    def image_reader(self) -> ImageReader:
+        """It has the size that was found, where that is auto. Raises `ConfigError` where no header can be read."""
+        if not self.size_is_auto:
+            return self._reader
+        try:
+            return replace(self._reader, size=auto_size([*self.sizes_looked_at]))
+        except ArgumentError as error:  # of a resize_size that is smaller
+            raise ConfigError(f"data.{error}") from error
+
+    @property
+    def sizes_looked_at(self) -> tuple[tuple[int, int], ...]:
+        """(H, W) of the training images whose headers were read for a `size` of auto."""
+        return _sizes(self.root, tuple(sample(self._found.splits["train"].paths, LOOKED_AT)))
+
+    @cached_property
     def _found(self) -> Found:
         if not os.path.isdir(self.root):  # False for a name that is too long, where Path.is_dir raises
             is_there = "is no folder" if os.path.exists(self.root) else "does not exist"
@@ -114,6 +136,17 @@ class FileSource(Source):
             raise ConfigError(f"data.{error}") from error
         except ConfigError as error:
             raise ConfigError(f"data.root: {error}") from error
+
+
+@lru_cache(maxsize=16)  # the jobs of a sweep are checked in one process
+def _sizes(root: Path, paths: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    sizes, refused = read_sizes([root / path for path in paths])
+    if not sizes:
+        raise ConfigError(
+            f"data.size: auto follows the sizes of the images, and of {len(paths):,} looked at none can be read; "
+            f"{refused[0]}"
+        )
+    return tuple(sizes)
 
 
 def completed(splits: Mapping[str, FileSplit], test_fraction: float) -> dict[str, FileSplit]:

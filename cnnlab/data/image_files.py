@@ -40,6 +40,7 @@ CHUNK = 64  # files a task: a future for each would cost as much as a small imag
 MOST_THREADS = 8  # each may hold one large image
 PATIENCE = 2.0  # seconds before a progress bar appears
 MOST_LISTED = 5
+TURNED = (5, 6, 7, 8)  # orientations whose sides are swapped
 
 Keep = Callable[[int, Tensor], None]  # takes a file's number and its image, in any thread
 
@@ -149,6 +150,29 @@ class ImageReader:
             image = _resized(image, width, height, self.resize, resample)
         pixels_HWC = np.asarray(image).reshape(height, width, self.channels)
         return torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
+
+
+def read_sizes(paths: Sequence[Path]) -> tuple[list[tuple[int, int]], list[str]]:
+    """(H, W) of each image whose header can be read, as it is seen; and a sentence for each of the others."""
+    sizes: list[tuple[int, int]] = []
+    refused: list[str] = []
+    with _large_images_unannounced():
+        for path in paths:
+            try:
+                sizes.append(_size(path))
+            except UnidentifiedImageError:
+                refused.append(f"{printable(path)}: its content is no supported image: expected {', '.join(FORMATS)}")
+            except Exception as error:  # a damaged file makes a decoder raise nearly anything
+                refused.append(f"{printable(path)}: {first_line(error)}")
+    return sizes, refused
+
+
+def _size(path: Path) -> tuple[int, int]:
+    _check_file(path)
+    with Image.open(path, formats=FORMATS) as file:
+        # of other formats, reading the orientation may decode the image
+        turned = file.format == "JPEG" and file.getexif().get(ExifTags.Base.Orientation) in TURNED
+        return (file.width, file.height) if turned else (file.height, file.width)
 
 
 def _check_file(path: Path) -> None:

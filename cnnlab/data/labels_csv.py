@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -39,7 +40,7 @@ class LabelsCSV(FileSource):
         self,
         root: str | None,
         labels: str | None,
-        size: int | tuple[int, int],
+        size: int | tuple[int, int] | Literal["auto"],
         channels: int,
         resize: str,
         test_fraction: float,

@@ -84,7 +84,7 @@ def describe_splits(plan: RunPlan) -> str:
         counts["val"] = carved
         origins["val"] = f"carved out of train, {data.validation_from}"
         if data.folds is not None:
-            origins["val"] = f"fold {data.fold} of 0 to {data.folds - 1}"
+            origins["val"] = f"fold {data.fold} of 0 to {data.folds - 1}, in place of data.validation"
     counts |= {split: count for split, count in spec.counts.items() if split != "train"}
     parts = [
         f"{split} {count:,}" + (f" ({origins[split]})" if split in origins else "") for split, count in counts.items()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlab.components import Trust
+from cnnlab.config.auto import auto_keys
 from cnnlab.config.check import check_config
 from cnnlab.config.check_training import check_trainer, is_auto, schedule_depends_on_length
 from cnnlab.config.programs import command, given, trusting
@@ -91,6 +92,8 @@ def prepare_resume(config: RunConfig, trusted: tuple[str, ...]) -> Resumption:
     saved = RunConfig.read(path)
     if is_auto(config.values.get("optimizer")):  # the number was found when the run started
         config = config.with_value("optimizer.lr", saved.values["optimizer"]["lr"])
+    for key in auto_keys(config.values):  # so were these, before it started
+        config = config.with_value(key, saved.values.get(key.partition(".")[0], {}).get(key.partition(".")[2]))
     changes = config.changes_to(saved)
     _check_changes(changes)
     _check_unedited(directory, saved)

@@ -20,7 +20,7 @@ def print_plan(plan: RunPlan) -> None:
     """Prints the network and the data of a run."""
     print_table(render_table(plan.network.rows, plan.network.input_shape, width()))
     print_wrapped(describe_splits(plan))
-    for note in plan.source.notes():
+    for note in [*plan.source.notes(), *plan.auto.lines]:
         print_wrapped(note)
 
 

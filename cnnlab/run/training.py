@@ -107,6 +107,8 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     with waiting("checking the config"):
         plan = check_config(config.values, Trust())
     config = _preprocess_resolved(config)
+    for key, value in plan.auto.values.items():
+        config = config.with_value(key, value)
     print_plan(plan)
     if plan.settings.max_steps == 0:
         return None

@@ -257,3 +257,13 @@ def test_each_job_of_a_sweep_has_its_own_value(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_mapping_of_names_grows_without_a_plus(override: str, key: str, expected: object) -> None:
     assert OmegaConf.select(cnnlab.compose(override), key) == expected
+
+
+# folds
+
+
+@pytest.mark.parametrize("given", ["data.validation.count=0.2", "data.validation={count: 5, from: end}"])
+def test_a_validation_split_beside_folds_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"^data.validation[.a-z]*: a fold validates where .* here 5"):
+        compose("data.folds=5", "data.fold=0", given)
+    assert compose(given)["data"]["validation"]["count"] in (0.2, 5)

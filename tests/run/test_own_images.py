@@ -253,7 +253,7 @@ def test_the_folds_of_a_run_validate_every_training_image_once(tmp_path: Path) -
     for fold in range(3):
         own = check_config(composed(*FOLDS, f"data.root={tmp_path}", f"+data.fold={fold}"), Trust())
         assert own.data.carved_count(own.spec) == len(read_training_data(own).val)
-        assert f"(fold {fold} of 0 to 2)" in describe_splits(own)
+        assert f"(fold {fold} of 0 to 2, in place of data.validation)" in describe_splits(own)
         validated += read_training_data(own).val.index_N.tolist()
     assert sorted(validated) == list(range(own.spec.counts["train"]))
 
