@@ -69,7 +69,7 @@ def test_an_operation_is_torchvisions_at_every_magnitude(kind: str, operation: s
         if operation.startswith(("shear", "rotate")):
             # half-way between two pixels, as at 5 rows of 20 for a shear of 0.2, rounding alone decides which is the
             # nearest: there, a nudge of the magnitude changes torchvision's own result
-            near = [theirs(kind, operation, x_NCHW, magnitude + nudge) for nudge in (-1e-5, 1e-5)]
+            near = [theirs(kind, operation, x_NCHW, magnitude + nudge) for nudge in (-1e-4, 1e-4)]
             compared = near[0] == near[1]
             assert compared.float().mean() >= 0.75
         assert torch.equal(our_NCHW[compared], expected[compared].float())
