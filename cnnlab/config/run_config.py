@@ -89,6 +89,15 @@ class RunConfig:
         OmegaConf.update(composed, key, value, force_add=True)
         return RunConfig(composed, self.overrides)
 
+    def without(self, key: str) -> "RunConfig":
+        """This config without a dotted key and the overrides that gave it."""
+        section, _, name = key.rpartition(".")
+        composed = self.composed.copy()
+        OmegaConf.set_struct(composed, False)
+        OmegaConf.select(composed, section).pop(name, None)
+        left = [one for one in self.overrides if as_given(one).lstrip("+").partition("=")[0] != key]
+        return RunConfig(composed, tuple(left))
+
     def digest(self, without: Collection[str]) -> str:
         """SHA-256 of the values of every key but these and those below them, and those of one command."""
         kept = {

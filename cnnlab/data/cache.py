@@ -23,7 +23,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from cnnlab.data.image_files import ImageReader
+from cnnlab.data.image_files import ImageReader, UnreadableError
 from cnnlab.data.source import Images, MappedFile, image_digest
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ConfigError, first_line
@@ -153,8 +153,9 @@ class _Cached:
 
         try:
             reader.read_each([files[row] for row in missing], keep)
-        except ConfigError as error:
-            raise ConfigError(f"data.root: {error}") from error
+        except UnreadableError as error:
+            reasons = {missing[number]: reason for number, reason in error.reasons.items()}
+            raise UnreadableError(reasons, error.count, "data.root: ") from error
 
     def _missing(self, file: IO[bytes], y_N: Tensor) -> list[int]:
         """The rows whose image is not there, or not whole."""

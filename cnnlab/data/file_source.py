@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cnnlab.data.auto_size import LOOKED_AT, auto_size, sample
 from cnnlab.data.cache import read_files
-from cnnlab.data.image_files import LONGEST, ImageReader, read_sizes
-from cnnlab.data.source import DataSpec, Images, Labels, Source
+from cnnlab.data.image_files import LONGEST, ImageReader, UnreadableError, read_sizes
+from cnnlab.data.source import DataSpec, Images, Labels, Readable, Source
 from cnnlab.data.splits import carve, carve_groups
 from cnnlab.runtime.checks import int_or_pair, number
 from cnnlab.runtime.errors import ArgumentError, ConfigError
@@ -94,6 +94,21 @@ class FileSource(Source):
     def read(self, split: str) -> Images:
         chosen = self._found.splits[split]
         return read_files(self.root, chosen.paths, chosen.y_N, self.image_reader)
+
+    def read_readable(self, split: str) -> Readable:
+        chosen = self._found.splits[split]
+        try:
+            return Readable(self.read(split))
+        except UnreadableError as error:
+            rows = torch.tensor([row for row in range(len(chosen.paths)) if row not in error.reasons])
+            if not len(rows):
+                raise
+            left = chosen.select(rows, chosen.origin)
+            images = read_files(self.root, left.paths, left.y_N, self.image_reader)
+            return Readable(replace(images, index_N=rows), error.reasons)
+
+    def image_files(self, split: str) -> list[Path]:
+        return [self.root / path for path in self._found.splits[split].paths]
 
     def paths(self, split: str) -> list[str]:
         return [printable(Path(path)) for path in self._found.splits[split].paths]

@@ -9,11 +9,12 @@ import stat
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +44,16 @@ MOST_LISTED = 5
 TURNED = (5, 6, 7, 8)  # orientations whose sides are swapped
 
 Keep = Callable[[int, Tensor], None]  # takes a file's number and its image, in any thread
+Item = TypeVar("Item")
+
+
+class UnreadableError(ConfigError):
+    """Images that cannot be read: `reasons` are the sentences, which name the files, by the files' numbers."""
+
+    def __init__(self, reasons: Mapping[int, str], count: int, key: str = "") -> None:
+        super().__init__(key + _unreadable(list(reasons.values()), count))
+        self.reasons = reasons
+        self.count = count
 
 
 @dataclass(frozen=True)
@@ -94,13 +105,13 @@ class ImageReader:
     def read_each(self, paths: Sequence[Path], keep: Keep) -> None:
         """Hands each file's image, (C, H, W) uint8, to `keep` and holds none itself. Raises as `read_all` does."""
 
-        def read_chunk(start: int) -> list[str]:
+        def read_chunk(start: int) -> list[tuple[int, str]]:
             refused = []
             for row, path in enumerate(paths[start : start + CHUNK], start):
                 try:
                     x_CHW = self._read(path)
                 except ConfigError as error:
-                    refused.append(str(error))
+                    refused.append((row, str(error)))
                 else:
                     keep(row, x_CHW)
             return refused
@@ -109,11 +120,11 @@ class ImageReader:
         try:
             with _large_images_unannounced():
                 chunks = pool.map(read_chunk, range(0, len(paths), CHUNK))
-                refused = [message for messages in _with_progress(chunks, len(paths)) for message in messages]
+                refused = [found for chunk in _with_progress(chunks, len(paths)) for found in chunk]
         finally:
             pool.shutdown(cancel_futures=True)
         if refused:
-            raise ConfigError(_unreadable(refused, len(paths)))
+            raise UnreadableError(dict(refused), len(paths))
 
     def _read(self, path: Path) -> Tensor:
         try:
@@ -173,6 +184,36 @@ def _size(path: Path) -> tuple[int, int]:
         # of other formats, reading the orientation may decode the image
         turned = file.format == "JPEG" and file.getexif().get(ExifTags.Base.Orientation) in TURNED
         return (file.width, file.height) if turned else (file.height, file.width)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What an image file's header and its entry in the folder say; sides in pixels, size in bytes."""
+
+    width: int
+    height: int
+    format: str
+    size: int
+
+
+def measure_files(paths: Sequence[Path]) -> list[FileFacts]:
+    """The facts of those files whose header can be read; no pixel is decoded."""
+
+    def measure_chunk(start: int) -> list[FileFacts]:
+        return [facts for path in paths[start : start + CHUNK] if (facts := _measure(path))]
+
+    with ThreadPoolExecutor(min(MOST_THREADS, cpu_count())) as pool, _large_images_unannounced():
+        chunks = pool.map(measure_chunk, range(0, len(paths), CHUNK))
+        return [facts for chunk in _with_progress(chunks, len(paths)) for facts in chunk]
+
+
+def _measure(path: Path) -> FileFacts | None:
+    try:
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as file:
+            return FileFacts(file.width, file.height, str(file.format), path.stat().st_size)
+    except Exception:  # a damaged file makes a decoder raise nearly anything
+        return None
 
 
 def _check_file(path: Path) -> None:
@@ -257,7 +298,7 @@ def _unreadable(refused: list[str], count: int) -> str:
     return "\n  ".join([f"{len(refused):,} of {count:,} images cannot be read:", *refused[:MOST_LISTED], *more])
 
 
-def _with_progress(chunks: Iterable[list[str]], count: int) -> Iterator[list[str]]:
+def _with_progress(chunks: Iterable[Item], count: int) -> Iterator[Item]:
     """Passes the chunks on; on a terminal, a progress bar appears if they take long."""
     from rich.console import Console
     from rich.progress import Progress

@@ -48,6 +48,7 @@ class DataSettings:
     preprocess: str | None = None  # pretrained: resized, cropped and normalised as the network's weights expect it
     workers: int | str = AUTO  # processes that stream images; auto: as many as threads, up to four
     folds: int | None = None  # cross-validation: so many parts of the training images, in place of `validation`
+    inspect: str | None = None  # a folder to make: counts, damaged files, duplicates and images, before training starts
     fold: int | None = None  # the part that validates, from 0: an axis of a grid, such as data.fold=0,1,2,3,4
 
     def __post_init__(self) -> None:
@@ -61,6 +62,8 @@ class DataSettings:
             raise ArgumentError("preprocess", f"expected {PRETRAINED} or null, received {self.preprocess!r}")
         one_of("sampling", self.sampling, SAMPLINGS)
         number("memory_fraction", self.memory_fraction, 0, 1, open_minimum=True)
+        if self.inspect is not None and (not isinstance(self.inspect, str) or not self.inspect.strip()):
+            raise ArgumentError("inspect", f"expected a folder that does not exist yet, received {self.inspect!r}")
         self._check_workers()
         self._check_folds()
         for name in self.validation:

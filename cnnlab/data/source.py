@@ -152,6 +152,14 @@ class Images:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Readable:
+    """The images of a split that can be read, and the reason for each of the others, by its position in the split."""
+
+    images: Images
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+
+
 class Source(ABC):
     """A data set with a `train` split, mostly a `test` split, and sometimes a `val` split of its own."""
 
@@ -173,6 +181,14 @@ class Source(ABC):
         of the training images keeps their indices: its files are among `paths("train")`.
         """
         return None
+
+    def image_files(self, split: str) -> list[Path] | None:
+        """The files of a split in the order of `paths`, to be opened; None where images are no files of their own."""
+        return None
+
+    def read_readable(self, split: str) -> "Readable":
+        """What can be read of a split. Raises `ConfigError` where that is nothing."""
+        return Readable(self.read(split))
 
     def labels(self) -> Labels | None:
         """Of the images that `read("train")` returns, where they are known without reading any; else None."""

@@ -163,7 +163,7 @@ class RunDirectory:
             if folder.is_symlink():
                 raise OSError("expected a folder, not a link")
             folder.mkdir(exist_ok=True)
-            return replace_file(folder / name, _png(image_HWC))
+            return replace_file(folder / name, png(image_HWC))
         except OSError as error:
             raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
 
@@ -206,7 +206,8 @@ def _check_entries(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}: {printable(folder)} cannot be listed: {first_line(error)}") from error
 
 
-def _png(image_HWC: "np.ndarray") -> bytes:
+def png(image_HWC: "np.ndarray") -> bytes:
+    """An image, (H, W, 3) uint8, as the content of a PNG file."""
     from PIL import Image  # with NumPy, longer to import than a refused command takes
 
     buffer = io.BytesIO()

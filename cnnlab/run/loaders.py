@@ -22,6 +22,8 @@ from cnnlab.losses import ClassWeighted
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 from cnnlab.runtime.terminal import printable
 
+IMBALANCED = 5  # times as many images in the largest class as in the smallest
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -73,6 +75,22 @@ def fit_loss(plan: RunPlan, class_counts: Sequence[int]) -> None:
             plan.loss.fit(class_counts)
         except ArgumentError as error:
             raise ConfigError(f"loss.{error}") from error
+
+
+def describe_balance(plan: RunPlan, counts_K: Sequence[int]) -> str | None:
+    """One line where the largest class has many times the training images of the smallest, and nothing weighs them."""
+    largest, smallest = max(counts_K), min(counts_K)
+    weighted = isinstance(plan.loss, ClassWeighted) and plan.loss.weight is not None
+    if largest < IMBALANCED * max(smallest, 1) or plan.data.sampling == "balanced" or weighted:
+        return None
+    most, least = (printable(plan.spec.class_names[counts_K.index(count)]) for count in (largest, smallest))
+    weigh = (
+        ", and loss.weight=balanced weighs their losses" if isinstance(plan.loss, ClassWeighted) and smallest else ""
+    )
+    return (
+        f"classes: {largest:,} training images of {most} and {smallest:,} of {least}: data.sampling=balanced shows "
+        f"each class as often{weigh}"
+    )
 
 
 def describe_splits(plan: RunPlan) -> str:

@@ -29,8 +29,10 @@ from cnnlab.engine.records import Finished, Metrics, Notice, Started
 from cnnlab.engine.trainer import Trainer
 from cnnlab.observers import Observers
 from cnnlab.run.files import CONFIG, DIAGRAM, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory
+from cnnlab.run.inspection_files import folder_for_inspection, write_inspection
 from cnnlab.run.loaders import (
     TrainingData,
+    describe_balance,
     describe_placement,
     held_out_loader,
     load_loss,
@@ -109,7 +111,12 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     config = _preprocess_resolved(config)
     for key, value in plan.auto.values.items():
         config = config.with_value(key, value)
+    inspection = folder_for_inspection(plan, config.values["data"].get("root"))
     print_plan(plan)
+    if inspection:
+        plan.source.check()
+        write_inspection(plan, inspection)
+        config = config.without("data.inspect")  # of this command: a resumed run has trained on them already
     if plan.settings.max_steps == 0:
         return None
     check_machine(plan)
@@ -123,6 +130,8 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
             data = read_training_data(plan)
             if "test" in plan.spec.counts:
                 read_split(plan, "test")  # a damaged test image is reported now, not after the training
+        if balance := describe_balance(plan, data.class_counts):
+            print_wrapped(balance)
     except BaseException:
         directory.discard()
         raise

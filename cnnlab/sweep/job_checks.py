@@ -146,6 +146,12 @@ def _check_place(config: DictConfig) -> None:
             f"resume: a sweep starts new runs: expected no resume beside -m, received {config.resume}; each of a "
             f"sweep's runs is resumed by itself, with {command('train')} resume=RUN"
         )
+    inspect = OmegaConf.select(config, "data.inspect")
+    if inspect is not None:
+        raise ConfigError(
+            f"data.inspect: the data would be inspected by every job of a sweep: expected it without -m, received "
+            f"{inspect}"
+        )
     if config.run_dir is not None:
         raise ConfigError(
             f"run_dir: it would be the same for every job of a sweep: expected hydra.sweep.dir=PATH, which gets a "
