@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from cnnlab.version import __version__
 
 if TYPE_CHECKING:
-    from cnnlab.api import compose, train
+    from cnnlab.api import compose, evaluate, history, train
     from cnnlab.inference.predictor import load
 
-__all__ = ["__version__", "compose", "load", "train"]
+__all__ = ["__version__", "compose", "evaluate", "history", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """`cnnlab.compose`, `cnnlab.train` and `cnnlab.load` import what they stand on when they are first asked for."""
+    """The functions import what they stand on when they are first asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'cnnlab' has no attribute {name!r}")
     if name == "load":
@@ -24,4 +24,4 @@ def __getattr__(name: str) -> Any:
         return load
     from cnnlab import api
 
-    return {"compose": api.compose, "train": api.train}[name]
+    return getattr(api, name)

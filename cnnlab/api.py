@@ -1,10 +1,13 @@
-"""The functions of `import cnnlab`: compose and train, as the command line does, from a notebook."""
+"""The functions of `import cnnlab`: compose, train, evaluate and read a run's history, from a program or a notebook."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnnlab.config.from_python import Config, compose_config
 from cnnlab.config.run_config import RunConfig
 from cnnlab.runtime.errors import ConfigError, Interrupted
+from cnnlab.runtime.terminal import silenced
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
@@ -30,3 +33,55 @@ def train(config: Config) -> Path:
     if directory is None:
         raise ConfigError("trainer.max_steps: expected a run with steps, received 0")
     return directory
+
+
+def evaluate(
+    run: str | Path,
+    split: str = "test",
+    *,
+    checkpoint: str | int = "best",
+    tta: str = "none",
+    top_k: int | None = None,
+    layers: Sequence[str] = (),
+    index: int = 0,
+    device: str = "auto",
+    data_root: str | Path | None = None,
+    trust: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measures a run on its `train`, `val` or `test` split and returns what is in its `evaluation-*.json`.
+
+    That is `loss`, `accuracy`, `metrics`, `per_class` (precision, recall and F1), `macro`, `top_k`, `most_confused`,
+    `calibration_error`, … The files that `python evaluate.py run=RUN` writes are written, too, and nothing is printed.
+    The arguments are its keys, `data_root` the new folder of images that have moved. Raises `ConfigError`.
+    """
+    from cnnlab.inference.evaluate_command import run_evaluation
+
+    request = {
+        "run": str(run),
+        "split": split,
+        "layers": list(layers),
+        "index": index,
+        "images": None,
+        "export": [],
+        "opset": None,
+        "data": {"root": None if data_root is None else str(data_root)},
+        "checkpoint": checkpoint,
+        "tta": tta,
+        "top_k": top_k,
+        "device": device,
+        "trust": list(trust),
+    }
+    with silenced(True):
+        return run_evaluation(request)
+
+
+def history(run: str | Path, split: str | None = None) -> dict[str, list[Any]]:
+    """What a run has measured so far: columns of equal length for `pandas.DataFrame`, one row a step.
+
+    The columns are `step`, `epoch` and the tags of TensorBoard: `loss/train`, `loss/val`, `accuracy/val`, `lr`, … What
+    was not measured at a step is NaN; with a `split` there are only the steps and the columns of that split, to draw a
+    line without gaps. A run may be in progress, interrupted or resumed: each step is there once. Raises `ConfigError`.
+    """
+    from cnnlab.run.history import read_history
+
+    return read_history(Path(run), split)

@@ -423,10 +423,11 @@ def files_page() -> str:
 
 def python_page() -> str:
     """The public functions, for mkdocstrings to fill in."""
-    names = ("cnnlab.api.compose", "cnnlab.api.train", "cnnlab.inference.predictor.load")
+    of_api = ("compose", "train", "evaluate", "history")
+    names = (*(f"cnnlab.api.{name}" for name in of_api), "cnnlab.inference.predictor.load")
     more = ("cnnlab.inference.predictor.Predictor", "cnnlab.inference.predictor.Prediction")
     directives = [f"::: {name}" for name in (*names, *more)]
-    head = "# Python\n\n`import cnnlab` has `compose`, `train` and `load`; [a guide](../guides/python.md) uses them."
+    head = "# Python\n\n`import cnnlab` has these functions; [a guide](../guides/python.md) uses them."
     return "\n\n".join([head, *directives]) + "\n"
 
 

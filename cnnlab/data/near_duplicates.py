@@ -62,6 +62,8 @@ def near_duplicates(grey_NHW: Tensor, seed: int = 0) -> Tensor:
     fields_N5D = _fields(grey_NHW)
     linear_P = torch.cat([_linear_correlation(fields_N5D, part_P2) for part_P2 in pairs_P2.split(CHUNK)])
     pairs_P2 = pairs_P2[_best(linear_P, LEAST_LINEAR, len(rows))]
+    if not len(pairs_P2):
+        return pairs_P2
     same_P = torch.cat([_are_same(grey_NHW, part_P2) for part_P2 in pairs_P2.split(CHUNK)])
     return rows[pairs_P2[same_P]]
 

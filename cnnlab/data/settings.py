@@ -62,8 +62,6 @@ class DataSettings:
             raise ArgumentError("preprocess", f"expected {PRETRAINED} or null, received {self.preprocess!r}")
         one_of("sampling", self.sampling, SAMPLINGS)
         number("memory_fraction", self.memory_fraction, 0, 1, open_minimum=True)
-        if self.inspect is not None and (not isinstance(self.inspect, str) or not self.inspect.strip()):
-            raise ArgumentError("inspect", f"expected a folder that does not exist yet, received {self.inspect!r}")
         self._check_workers()
         self._check_folds()
         for name in self.validation:

@@ -46,8 +46,11 @@ KEYS = (
 SPLITS = ("train", "val", "test")
 
 
-def run_evaluation(request: Mapping[str, Any]) -> None:
-    """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`."""
+def run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`.
+
+    Returns the report, which is empty where images without labels are predicted or the network is exported.
+    """
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
@@ -72,7 +75,8 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
         elif request["images"] is not None:
             predict_images(run, Path(str(request["images"])), request["tta"])
         else:
-            _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
+            return _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
+    return {}
 
 
 def _moved(data: Any) -> dict[str, str]:
@@ -93,7 +97,7 @@ def _top_k(given: Any, classes: int) -> int:
     return integer("top_k", given, 1, classes)
 
 
-def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted) -> None:
+def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted) -> dict[str, Any]:
     plan = run.plan
     predictor = Predictor.of(run)
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
@@ -132,6 +136,7 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     ]
     print_report(result, run.checkpoint.step)
     print_written(run.directory.path, written)
+    return result
 
 
 def _paths(run: SavedRun, split: str) -> list[str] | None:

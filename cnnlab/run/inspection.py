@@ -13,7 +13,7 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.duplicates import Duplicates, Group, Member, find_duplicates
 from cnnlab.data.image_files import FileFacts, measure_files
 from cnnlab.data.near_duplicates import SMALLEST
-from cnnlab.data.source import Images, Labels
+from cnnlab.data.source import Images, Labels, Readable
 from cnnlab.run.loaders import describe_balance
 from cnnlab.runtime.device import size_text
 from cnnlab.runtime.errors import ArgumentError, ConfigError
@@ -55,7 +55,7 @@ def inspect_data(plan: RunPlan) -> Inspection:
     """Reads all splits of a run. Raises `ConfigError` where a split has no image that can be read."""
     own = [split for split in plan.spec.counts if split != "train"]
     readable = {split: plan.source.read_readable(split) for split in ("train", *own)}
-    splits = {**_training_splits(plan, readable["train"].images)}
+    splits = _training_splits(plan, readable["train"])
     splits |= {split: readable[split].images for split in own}
     order = [split for split in ("train", *HELD_OUT) if split in splits]
     files = [path for split in readable for path in plan.source.image_files(split) or []]
@@ -72,20 +72,23 @@ def inspect_data(plan: RunPlan) -> Inspection:
     )
 
 
-def _training_splits(plan: RunPlan, images: Images) -> dict[str, Images]:
+def _training_splits(plan: RunPlan, readable: Readable) -> dict[str, Images]:
     """The training images that can be read, and those that are held out of them, as the run itself divides them."""
     known = plan.source.labels()
     try:
-        kept, carved = plan.data.carve(plan.spec, known or Labels(images.y_N))
+        kept, carved = plan.data.carve(plan.spec, known or Labels(readable.images.y_N))
     except ArgumentError as error:
         raise ConfigError(f"data.{error}") from error
-    splits = {"train": _of(images, kept[: plan.data.limit])}
-    return splits | ({"val": _of(images, carved)} if len(carved) else {})
+    splits = {"train": _at(readable, kept[: plan.data.limit])}
+    return splits | ({"val": _at(readable, carved)} if len(carved) else {})
 
 
-def _of(images: Images, index_N: Tensor) -> Images:
-    """The images at these positions of their file, those left out that cannot be read."""
-    return images.select(torch.isin(images.index_N, index_N).nonzero().flatten())
+def _at(readable: Readable, position_N: Tensor) -> Images:
+    """The images at these positions of the split, without those that cannot be read."""
+    images, unreadable = readable.images, torch.tensor([*readable.unreadable], dtype=torch.int64)
+    every_N = torch.arange(len(images) + len(unreadable))
+    read_N = every_N[~torch.isin(every_N, unreadable)]
+    return images.select(torch.isin(read_N, position_N).nonzero().flatten())
 
 
 def summary(found: Inspection) -> list[str]:

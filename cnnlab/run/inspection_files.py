@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,25 +43,27 @@ figure { margin: 0 0 1.5rem; } figcaption { font-size: .85rem; } ul { padding-le
 """
 
 
-def folder_for_inspection(plan: RunPlan, root: Any) -> Path | None:
-    """What `data.inspect` names, absolute; None where it is null. Raises `ConfigError` where it cannot be made.
+def folder_for_inspection(given: str | None, root: Any) -> Path | None:
+    """What `data.inspect` was given, absolute; None for null. Raises `ConfigError` where it cannot be made.
 
     `root` is the folder of the data, in which the new one could be taken for a class.
     """
-    if plan.data.inspect is None:
+    if given is None:
         return None
-    folder = Path(plan.data.inspect).expanduser().absolute()
+    folder = Path(given).expanduser().absolute()
     shown = printable(folder)
-    if folder.exists() or folder.is_symlink():
+    if os.path.lexists(folder):
         kind = "a folder" if folder.is_dir() else "a file"
         raise ConfigError(f"data.inspect: {shown} exists and is {kind}: expected a folder that does not exist yet")
-    if isinstance(root, str) and folder.resolve().is_relative_to(Path(root).expanduser().resolve()):
-        raise ConfigError(
-            f"data.inspect: {shown} is inside data.root, {printable(root)}, and would become a part of the data: "
-            f"expected a folder elsewhere"
-        )
     try:
+        if isinstance(root, str) and folder.resolve().is_relative_to(Path(root).expanduser().resolve()):
+            raise ConfigError(
+                f"data.inspect: {shown} is inside data.root, {printable(root)}, and would become a part of the data: "
+                f"expected a folder elsewhere"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.inspect: {shown} cannot be made: {first_line(error)}; expected a place to write to"
