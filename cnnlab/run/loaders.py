@@ -89,7 +89,7 @@ def describe_balance(plan: RunPlan, counts_K: Sequence[int]) -> str | None:
     )
     return (
         f"classes: {largest:,} training images of {most} and {smallest:,} of {least}: data.sampling=balanced shows "
-        f"each class as often{weigh}"
+        f"all classes equally often{weigh}"
     )
 
 
