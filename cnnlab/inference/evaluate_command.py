@@ -23,6 +23,7 @@ from cnnlab.metrics import confusion_matrix, report
 from cnnlab.observers.tensorboard import write_images
 from cnnlab.run.loaders import held_out_loader
 from cnnlab.run.process_state import process_state_kept
+from cnnlab.run.report import write_curves, write_report
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
 from cnnlab.runtime.terminal import print_written, waiting
@@ -97,8 +98,12 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     plan = run.plan
     predictor = Predictor.of(run)
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
-    with waiting("reading the data"):
-        images = run.read(split)
+    try:
+        with waiting("reading the data"):
+            images = run.read(split)
+    except ConfigError:  # such as data that are not here: what the run itself holds can be shown all the same
+        print_written(run.directory.path, _report(run))
+        raise
     study = Study.of(run, predictor, wanted, images, split)
     collector, loss = Collector(), plan.loss.to(plan.device)
     with closing(held_out_loader(plan, images, run.normalization)) as loader, waiting("evaluating"):
@@ -130,8 +135,17 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
         write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
         *_save(run, drawings),
     ]
+    written += _report(run)
     print_report(result, run.checkpoint.step)
     print_written(run.directory.path, written)
+
+
+def _report(run: SavedRun) -> list[Path]:
+    """The curves and the page of the run, of what lies in its directory by now."""
+    with waiting("writing the report"):
+        drawn = write_curves(run.directory, run.plan)
+        counts = run.checkpoint.meta["class_counts"]
+        return [*([drawn] if drawn else []), write_report(run.directory, run.plan, counts)]
 
 
 def _paths(run: SavedRun, split: str) -> list[str] | None:
