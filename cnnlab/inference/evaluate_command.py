@@ -12,6 +12,7 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.engine.evaluation import VIEWS, Collector, Outputs, evaluate
 from cnnlab.engine.execution import allow_tf32, make_deterministic
+from cnnlab.inference.compare_command import compare_runs
 from cnnlab.inference.export_command import Export, export_run
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
 from cnnlab.inference.predict_command import predict_images
@@ -36,6 +37,7 @@ KEYS = (
     "index",
     "images",
     "export",
+    "compare",
     "opset",
     "data",
     "checkpoint",
@@ -48,7 +50,7 @@ SPLITS = ("train", "val", "test")
 
 
 def run_evaluation(request: Mapping[str, Any]) -> None:
-    """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`."""
+    """Measures, draws, predicts, exports or compares, as the request says. Raises `ConfigError`."""
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
@@ -57,6 +59,13 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: it is missing; expected all of {listing(KEYS)}")
     one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
+    if request["compare"]:
+        compare_runs(_alone(request))
+    else:
+        _evaluate_run(request)
+
+
+def _evaluate_run(request: Mapping[str, Any]) -> None:
     wanted = Wanted.of(request)
     export = Export.of(request)
     path = Path(str(request["run"]))
@@ -74,6 +83,14 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
             predict_images(run, Path(str(request["images"])), request["tta"])
         else:
             _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
+
+
+def _alone(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request of a comparison. Raises `ConfigError` for a key that means something else."""
+    for key in ("run", "layers", "images", "export"):
+        if request[key]:
+            raise ConfigError(f"compare: expected it without {key}, received {key}={request[key]} beside it")
+    return {**request, "data": _moved(request["data"])}
 
 
 def _moved(data: Any) -> dict[str, str]:

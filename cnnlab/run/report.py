@@ -97,16 +97,20 @@ def _introduction(summary: Mapping[str, Any]) -> str:
     sentence = f"Status: {summary['status']}." if "status" in summary else "Status: killed, or still training."
     if summary.get("error"):
         sentence += f" {summary['error']}"
+    return note(sentence) + facts(results(summary))
+
+
+def results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures of a `summary.json` that it has, each with its name."""
     best, train, test = (_mapping(summary.get(name)) for name in ("best", "train", "test"))
     shown = [("test accuracy", _percent(test.get("accuracy"))), ("test loss", _number(test.get("loss")))]
-    at = f" (best: epoch {best.get('epoch')})" if best.get("epoch") is not None else ""
-    shown += [("validation accuracy" + at, _percent(best.get("accuracy/val")))]
-    shown += [("validation loss" + at, _number(best.get("loss/val")))]
+    shown += [("best validation accuracy", _percent(best.get("accuracy/val")))]
+    shown += [("validation loss there", _number(best.get("loss/val"))), ("best epoch", _number(best.get("epoch")))]
     shown += [("epochs", _number(summary.get("epoch"))), ("steps", _number(summary.get("step")))]
-    shown += [("of training", _duration(train.get("seconds")))]
+    shown += [("training time", _duration(train.get("seconds")))]
     shown += [("images per second", _number(train.get("images_per_second"), 0))]
     shown += [("parameters", _number(summary.get("parameters"))), ("MACs per image", _number(summary.get("macs")))]
-    return note(sentence) + facts([(name, value) for name, value in shown if value])
+    return [(name, value) for name, value in shown if value]
 
 
 def panels(history: History, steps_per_epoch: int) -> list[tuple[str, list[Line]]]:

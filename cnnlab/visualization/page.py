@@ -7,6 +7,7 @@ from html import escape
 
 from cnnlab.runtime.terminal import printable
 
+LONG = 16  # characters of a key that may be broken
 # nothing is loaded and nothing runs, whatever a name or a file within the page holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
@@ -27,8 +28,8 @@ img{max-width:min(100%,800px);height:auto;display:block}
 .pixels img{width:8.5rem;height:auto;image-rendering:pixelated;border:1px solid #d0d7de}
 .pixels figcaption{font-weight:400;font-size:.85rem;line-height:1.3;margin:.25rem 0 0}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem}
-th,td{text-align:left;padding:.2rem .8rem .2rem 0;border-bottom:1px solid #e3e6ea;vertical-align:top;
- overflow-wrap:break-word}
+th,td{text-align:left;padding:.2rem .8rem .2rem 0;border-bottom:1px solid #e3e6ea;vertical-align:top}
+th,td:first-child{overflow-wrap:break-word}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 pre{font:12.5px/1.4 ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;background:#f6f8fa;padding:.7rem;
  overflow-x:auto;border-radius:6px;overflow-wrap:normal}
@@ -75,11 +76,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: i
 
     def cells(tag: str, row: Sequence[object]) -> str:
         styles = ["" if place < numbers_from else ' class="number"' for place in range(len(row))]
-        return "".join(f"<{tag}{style}>{text(cell)}</{tag}>" for style, cell in zip(styles, row, strict=True))
+        return "".join(f"<{tag}{style}>{_breakable(cell)}</{tag}>" for style, cell in zip(styles, row, strict=True))
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     first = f"<thead><tr>{cells('th', head)}</tr></thead>" if any(head) else ""
     return f'<div class="wide"><table>{first}<tbody>{body}</tbody></table></div>'
+
+
+def _breakable(cell: object) -> str:
+    """A long key may be broken after its dots: on a phone the columns beside it need room."""
+    return text(cell).replace(".", ".<wbr>") if len(str(cell)) > LONG else text(cell)
 
 
 def charts(svgs: Sequence[str]) -> str:
