@@ -102,6 +102,8 @@ def _task_overrides() -> list[str]:
 def _evaluate_job(composed: DictConfig) -> None:
     with exit_at_interrupt(), waiting("starting"):
         from cnnlab.inference.evaluate_command import run_evaluation
+    if composed.get("compare") and OmegaConf.is_missing(composed, "run"):
+        composed.run = None
     run_evaluation(resolved(composed))
 
 

@@ -198,6 +198,7 @@ def report(
     return {
         "top_k": {str(top_k): float((ranks_N <= top_k).double().mean())},
         "calibration_error": calibration_error(probability_NK.amax(1), prediction_N == target_N),
+        "calibration": calibration_bins(probability_NK.amax(1), prediction_N == target_N),
         "macro": {name: float(values_K[occurs_K].double().mean()) for name, values_K in per_class.items()},
         "per_class": [
             {
@@ -218,9 +219,25 @@ def calibration_error(confidence_N: Tensor, correct_N: Tensor) -> float:
     a bin of their own for confidences of exactly 1.
     """
     confidence_N = confidence_N.double()
-    bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
-    excess_B = torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_N, correct_N.double() - confidence_N)
+    excess_B = _sums(confidence_N, correct_N.double() - confidence_N)
     return float(excess_B.abs().sum() / len(confidence_N))
+
+
+def calibration_bins(confidence_N: Tensor, correct_N: Tensor) -> list[dict[str, float]]:
+    """The bins of `calibration_error` that hold images: how many, their mean confidence and their accuracy."""
+    confidence_N = confidence_N.double()
+    sums_3B = [_sums(confidence_N, values_N) for values_N in (torch.ones_like(confidence_N), confidence_N, correct_N)]
+    return [
+        {"images": int(images), "confidence": confidence / images, "accuracy": correct / images}
+        for images, confidence, correct in zip(*(sums_B.tolist() for sums_B in sums_3B), strict=True)
+        if images
+    ]
+
+
+def _sums(confidence_N: Tensor, values_N: Tensor) -> Tensor:
+    """(B,) float64: the values summed by the bin of their confidence."""
+    bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
+    return torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_N, values_N.double())
 
 
 def confusion_matrix(prediction_N: Tensor, target_N: Tensor, classes: int) -> Tensor:

@@ -58,6 +58,8 @@ RUN_FILES = {
     "checkpoints/best": "the name of the best checkpoint by `trainer.monitor`",
     "checkpoints/last": "the name of the newest one",
     "events.out.tfevents.*": "TensorBoard",
+    "report.html": "one page of all of it, without a network: curves, evaluations, images, network, data, config",
+    "curves.png": "loss, accuracy and learning rate over epochs, drawn by an evaluation",
     "trace.json": "the steps of `trainer.profile=true`, for <https://ui.perfetto.dev>",
     "evaluation-*.json": "all figures of an evaluation, by split and step",
     "predictions-*.csv": "a line an image: label, prediction, probabilities, loss, rank of the label",

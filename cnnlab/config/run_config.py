@@ -54,12 +54,12 @@ class RunConfig:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The learning rate, and what this run's command chose otherwise than the defaults, by dotted key."""
-        leaves = dict(_leaves(self.values))
-        chosen = {"optimizer.lr": leaves["optimizer.lr"]} if "optimizer.lr" in leaves else {}
+        values = dict(leaves(self.values))
+        chosen = {"optimizer.lr": values["optimizer.lr"]} if "optimizer.lr" in values else {}
         for one in self.given:
             key, _, text = one.lstrip("+~").partition("=")
             if key.partition(".")[0] not in NO_HYPERPARAMETERS:
-                chosen[key] = "removed" if one.startswith("~") else leaves.get(key, text)
+                chosen[key] = "removed" if one.startswith("~") else values.get(key, text)
         return chosen
 
     def overrides_yaml(self) -> str:
@@ -102,7 +102,7 @@ class RunConfig:
         """SHA-256 of the values of every key but these and those below them, and those of one command."""
         kept = {
             key: value
-            for key, value in _leaves(self.values)
+            for key, value in leaves(self.values)
             if key.partition(".")[0] not in NOT_SAVED and not any(f"{key}.".startswith(f"{one}.") for one in without)
         }
         return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
@@ -118,11 +118,11 @@ class RunConfig:
         return RunConfig(self.composed, (*saved.overrides, *own))
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything that is no mapping, or an empty one."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

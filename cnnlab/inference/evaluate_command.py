@@ -12,6 +12,7 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.engine.evaluation import VIEWS, Collector, Outputs, evaluate
 from cnnlab.engine.execution import allow_tf32, make_deterministic
+from cnnlab.inference.compare_command import compare_runs
 from cnnlab.inference.export_command import Export, export_run
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
 from cnnlab.inference.predict_command import predict_images
@@ -23,6 +24,7 @@ from cnnlab.metrics import confusion_matrix, report
 from cnnlab.observers.tensorboard import write_images
 from cnnlab.run.loaders import held_out_loader
 from cnnlab.run.process_state import process_state_kept
+from cnnlab.run.report import write_curves, write_report
 from cnnlab.runtime.checks import integer, one_of
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
 from cnnlab.runtime.terminal import print_written, waiting
@@ -35,6 +37,7 @@ KEYS = (
     "index",
     "images",
     "export",
+    "compare",
     "opset",
     "data",
     "checkpoint",
@@ -47,9 +50,9 @@ SPLITS = ("train", "val", "test")
 
 
 def run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`.
+    """Measures, draws, predicts, exports or compares, as the request says. Raises `ConfigError`.
 
-    Returns the report, which is empty where images without labels are predicted or the network is exported.
+    Returns the report of a measured split, else an empty one.
     """
     for key in request:
         if key not in KEYS:
@@ -59,6 +62,13 @@ def run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{key}: it is missing; expected all of {listing(KEYS)}")
     one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
+    if request["compare"]:
+        compare_runs(_alone(request))
+        return {}
+    return _evaluate_run(request)
+
+
+def _evaluate_run(request: Mapping[str, Any]) -> dict[str, Any]:
     wanted = Wanted.of(request)
     export = Export.of(request)
     path = Path(str(request["run"]))
@@ -77,6 +87,14 @@ def run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
         else:
             return _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
     return {}
+
+
+def _alone(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request of a comparison. Raises `ConfigError` for a key that means something else."""
+    for key in ("run", "layers", "images", "export"):
+        if request[key]:
+            raise ConfigError(f"compare: expected it without {key}, received {key}={request[key]} beside it")
+    return {**request, "data": _moved(request["data"])}
 
 
 def _moved(data: Any) -> dict[str, str]:
@@ -101,8 +119,12 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     plan = run.plan
     predictor = Predictor.of(run)
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
-    with waiting("reading the data"):
-        images = run.read(split)
+    try:
+        with waiting("reading the data"):
+            images = run.read(split)
+    except ConfigError:  # such as data that are not here: what the run itself holds can be shown all the same
+        print_written(run.directory.path, _report(run))
+        raise
     study = Study.of(run, predictor, wanted, images, split)
     collector, loss = Collector(), plan.loss.to(plan.device)
     with closing(held_out_loader(plan, images, run.normalization)) as loader, waiting("evaluating"):
@@ -134,9 +156,18 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
         write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
         *_save(run, drawings),
     ]
+    written += _report(run)
     print_report(result, run.checkpoint.step)
     print_written(run.directory.path, written)
     return result
+
+
+def _report(run: SavedRun) -> list[Path]:
+    """The curves and the page of the run, of what lies in its directory by now."""
+    with waiting("writing the report"):
+        drawn = write_curves(run.directory, run.plan)
+        counts = run.checkpoint.meta["class_counts"]
+        return [*([drawn] if drawn else []), write_report(run.directory, run.plan, counts)]
 
 
 def _paths(run: SavedRun, split: str) -> list[str] | None:

@@ -167,6 +167,13 @@ class RunDirectory:
         except OSError as error:
             raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
 
+    def write_image(self, name: str, image_HWC: "np.ndarray") -> Path:
+        """A PNG beside the config. Raises `TrainingError` where the disk refuses."""
+        try:
+            return replace_file(self.path / name, png(image_HWC))
+        except OSError as error:
+            raise TrainingError(f"{self.path / name} cannot be written: {first_line(error)}") from error
+
     @contextlib.contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
         """An empty folder that becomes `name`, as in `exports/step-00000430`, when the block ends without an error.

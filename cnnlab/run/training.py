@@ -44,6 +44,7 @@ from cnnlab.run.loaders import (
 from cnnlab.run.lr_finding import describe_range_test, find_lr, suggestions, with_lr
 from cnnlab.run.network_diagram import diagram
 from cnnlab.run.process_state import process_state_kept, the_only_training
+from cnnlab.run.report import write_report
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
     NOT_DIGESTED,
@@ -252,9 +253,18 @@ def _train(run: _Run) -> None:
                 summary["test"] = _measure_test(run, trainer, observers, stopped_by)
                 directory.write_json(SUMMARY, summary)
             observers.log(Finished(final_metrics(summary)))
+    _write_report(run)
     print_summary(summary, directory, plan)
     if status == "interrupted":
         raise Interrupted(stopped_by[0])
+
+
+def _write_report(run: _Run) -> None:
+    """A page that cannot be written, as on a full disk, is reported: the run itself is complete."""
+    try:
+        write_report(run.directory, run.plan, run.data.class_counts)
+    except (ConfigError, TrainingError) as error:
+        print_wrapped(f"no report: {first_line(error)}")
 
 
 def _with_config(run: _Run, key: str, value: Any) -> _Run:
