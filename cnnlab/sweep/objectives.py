@@ -30,12 +30,16 @@ class Objective:
 
 
 def objectives(settings: SweepSettings, plan: "RunPlan") -> tuple[Objective, ...]:
-    """Those of the settings, the run's monitor where they name none. Raises `ConfigError`."""
+    """Those of the settings; where they name none the run's monitor, and without one the accuracy on validation images.
+
+    Raises `ConfigError`.
+    """
     if settings.budget.get("memory") is not None and plan.device.type != "cuda":
         raise ConfigError("sweep.budget.memory: it is measured on CUDA: expected null beside device=cpu")
-    names = settings.metric or ((plan.settings.monitor,) if plan.settings.monitor else ())
+    monitor = plan.settings.monitor or ("accuracy/val" if plan.data.has_validation(plan.spec) else None)
+    names = settings.metric or ((monitor,) if monitor else ())
     if not names:
-        raise ConfigError("sweep.metric: expected a metric where trainer.monitor=null, received null")
+        raise ConfigError("sweep.metric: expected a metric where nothing is held out for validation, received null")
     meter = plan.meter()
     falling = ["loss", *(meter.lower_is_better if meter else ())]
     metrics = ["accuracy", "loss", *(name for measure in plan.metrics for name in measure.names(plan.spec.class_names))]

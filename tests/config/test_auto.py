@@ -17,7 +17,6 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.runtime.errors import ConfigError
 
 AUTO = ("data.batch_size=auto", "trainer.epochs=auto", "trainer.ema=auto", "trainer.monitor=auto")
-NUMBERS = ("data.batch_size=32", "trainer.epochs=46", "trainer.ema=0.989", "trainer.monitor=loss/val")
 
 
 def plan(*overrides: str, **data: Any) -> RunPlan:
@@ -46,8 +45,10 @@ def test_the_average_spans_a_twentieth_of_the_steps() -> None:
     assert [auto_decay(steps) for steps in (1, 400, 2000, 10**6, None)] == [0.5, 0.95, 0.99, 0.999, 0.999]
 
 
-def test_the_monitor_is_the_loss_for_few_validation_images() -> None:
-    assert [auto_monitor(count) for count in (0, 1999, 2000)] == [None, "loss/val", "accuracy/val"]
+def test_few_validation_images_choose_no_checkpoint_unless_one_has_to_be_chosen() -> None:
+    assert [auto_monitor(count) for count in (0, 1999, 2000)] == [None, None, "accuracy/val"]
+    assert [auto_monitor(count, is_needed=True) for count in (0, 1)] == [None, "accuracy/val"]
+    assert plan(*AUTO, "trainer.patience=3").settings.monitor == "accuracy/val"
 
 
 def test_every_auto_becomes_a_value_that_trains_and_is_explained() -> None:
@@ -56,20 +57,20 @@ def test_every_auto_becomes_a_value_that_trains_and_is_explained() -> None:
         "data.batch_size": 32,
         "trainer.epochs": 46,
         "trainer.ema": 0.989,
-        "trainer.monitor": "loss/val",
+        "trainer.monitor": None,
     }
     assert found.auto.lines == [
         "auto: data.batch_size=32, trainer.epochs=46, trainer.ema=0.989; for 1,257 training images",
-        "auto: trainer.monitor=loss/val; for 180 validation images",
+        "auto: trainer.monitor=null, the last weights count; for 180 validation images",
     ]
     assert found.data.batch_size == 32
-    assert (found.settings.epochs, found.settings.ema, found.settings.monitor) == (46, 0.989, "loss/val")
+    assert (found.settings.epochs, found.settings.ema, found.settings.monitor) == (46, 0.989, None)
     assert found.total_steps == 46 * (1257 // 32)
 
 
 def test_a_value_that_is_given_wins_and_the_others_follow_it() -> None:
     found = plan(*AUTO, "data.batch_size=100", "trainer.max_steps=40")
-    assert found.auto.values == {"trainer.epochs": 46, "trainer.ema": 0.5, "trainer.monitor": "loss/val"}
+    assert found.auto.values == {"trainer.epochs": 46, "trainer.ema": 0.5, "trainer.monitor": None}
     assert plan().auto.values == {}
     assert plan(*AUTO, "trainer.lookahead={every: 5}").settings.ema is None
 
@@ -77,7 +78,7 @@ def test_a_value_that_is_given_wins_and_the_others_follow_it() -> None:
 def test_no_validation_split_has_no_monitor() -> None:
     found = plan(*AUTO, "data.validation.count=0")
     assert found.settings.monitor is None
-    assert found.auto.lines[1] == "auto: trainer.monitor=null; for 0 validation images"
+    assert found.auto.lines[1] == "auto: trainer.monitor=null, the last weights count; for 0 validation images"
 
 
 def test_every_fold_trains_by_the_same_numbers(tmp_path: Path) -> None:

@@ -94,12 +94,16 @@ def test_each_metric_has_a_direction_of_its_own() -> None:
         ("acuracy/val", (), "received 'acuracy/val'; did you mean 'accuracy/val'"),
         ("accuracy/test", (), "with trainer.monitor_test=true those of the test split, too"),
         ("loss/val", ("data.validation.count=0", "trainer.monitor=null"), "loss/val needs a validation split"),
-        (None, ("trainer.monitor=null",), "expected a metric where trainer.monitor=null"),
+        (None, ("data.validation.count=0", "trainer.monitor=null"), "expected a metric where nothing is held out"),
     ],
 )
 def test_a_metric_that_is_not_measured_is_refused(metric: str, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         objectives(settings(metric=metric), plan(*overrides))
+
+
+def test_without_a_monitor_a_search_is_for_accuracy() -> None:
+    assert objectives(settings(), plan("trainer.monitor=null")) == (Objective("accuracy/val", True),)
 
 
 def test_a_test_metric_is_legal_where_it_is_measured() -> None:
