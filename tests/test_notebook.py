@@ -25,7 +25,7 @@ def test_the_notebook_runs_and_every_cell_gives_what_it_did(tmp_path: Path) -> N
 
 def test_the_page_has_the_code_and_the_outputs() -> None:
     page = notebook_page.page()
-    assert "```python\nimport cnnlab\n" in page
+    assert "\nimport cnnlab\n\nconfig = cnnlab.compose(" in page
     assert "```text\naccuracy 0." in page
     assert page.count("data:image/png;base64,") == 4
 
