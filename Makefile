@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all torture verify check format wheel docs notes book networks bench tensorboard clean
+.PHONY: help setup train test test-all torture verify check format wheel docs notes notebook book networks bench tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ notes: $(READY) ## walk through the notes: docs/notes.md with its images and che
 
 book: $(READY) ## reproduce published experiments and write docs/book.md (ARGS='c1-30 c3-98 --seeds 3 --jobs 2')
 	$(BIN)/python docs/make_book.py $(ARGS)
+
+notebook: $(READY) ## run docs/notebook.ipynb and store its outputs in it
+	$(BIN)/python docs/notebook_page.py
 
 networks: $(READY) ## compare the known networks with their references into docs/networks.md, and draw README's network
 	$(BIN)/python docs/make_networks.py

@@ -12,7 +12,8 @@ DOCS = Path(__file__).parent
 REPOSITORY = DOCS.parent
 sys.path[:0] = [str(DOCS), str(REPOSITORY)]
 
-from reference import PAGES  # noqa: E402 — it lies beside this file, which MkDocs does not import as part of a package
+import notebook_page  # noqa: E402 — it lies beside this file, which MkDocs does not import as part of a package
+from reference import PAGES  # noqa: E402 — so does this
 
 # files outside docs/ → their places in the site
 TAKEN = {
@@ -30,7 +31,7 @@ LINK = re.compile(r"""(\]\(|<img src=")([^)"#:]+)""")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages, and the files outside `docs/`, to those of the folder."""
-    for name, page in PAGES.items():
+    for name, page in {**PAGES, "notebook.md": notebook_page.page}.items():
         files.append(File.generated(config, name, content=page()))
     for name, target in TAKEN.items():
         path = REPOSITORY / name

@@ -49,6 +49,9 @@ def test_a_resumed_run_takes_the_changes_of_compose_and_of_python(in_tmp_path: P
     config.trainer.max_steps = 8
     cnnlab.train(config)
     assert read_json(run / "summary.json")["step"] == 8
+    history = cnnlab.history(run)
+    assert (history["step"], cnnlab.history(run, "val")["step"]) == ([2, 3, 4, 6, 7, 8], [3, 6, 7, 8])  # each step once
+    assert history["accuracy/test"][-1] == read_json(run / "summary.json")["test"]["accuracy"]
     config.optimizer.lr = 0.5
     with pytest.raises(ConfigError, match=r"optimizer\.lr: the run was started with 0\.05"):
         cnnlab.train(config)
@@ -63,15 +66,6 @@ def test_an_evaluation_returns_what_its_file_holds_and_prints_nothing(
     assert capsys.readouterr().out == ""
     with pytest.raises(ConfigError, match="did you mean 'test'"):
         cnnlab.evaluate(finished, "tset")
-
-
-def test_the_history_of_a_resumed_run_has_each_step_once(in_tmp_path: Path) -> None:
-    run = cnnlab.train(cnnlab.compose(FAST, "observers=quiet", "schedule=constant"))
-    cnnlab.train(cnnlab.compose(f"resume={run}", "trainer.max_steps=9"))
-    history = cnnlab.history(run)
-    assert history["step"] == [2, 3, 4, 6, 8, 9]
-    assert cnnlab.history(run, "val")["step"] == [3, 6, 9]
-    assert history["accuracy/test"][-1] == read_json(run / "summary.json")["test"]["accuracy"]
 
 
 def test_training_leaves_the_process_as_it_was(in_tmp_path: Path) -> None:

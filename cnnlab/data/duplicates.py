@@ -69,7 +69,7 @@ class Duplicates:
 
 
 def find_duplicates(splits: Mapping[str, Images], seed: int = 0) -> Duplicates:
-    """Compares all images of all splits, in a time that grows as N log N; in memory are 2 KB for each.
+    """Compares all images of all splits, in a time that grows as N log N; of each, about 2 KB are in memory at once.
 
     Equal images are found by digests, nearly equal ones as `near_duplicates` describes. Whoever is nearly the same as
     one of a group is in that group.

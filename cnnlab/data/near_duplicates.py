@@ -19,7 +19,7 @@ SIDE = 32  # pixels of the thumbnails that are compared
 SMALLEST = 16  # side of images that are searched: in smaller ones different images look the same
 LEAST_CONTRAST = 3.0  # standard deviation of grey levels; below it there is nothing to compare
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
-CHUNK = 4096  # images, or pairs, in memory at once
+CHUNK = 1024  # images, or pairs, in memory at once
 
 # the hash
 HASHED = 5  # frequencies along each axis, the constant among them

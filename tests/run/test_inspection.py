@@ -9,6 +9,7 @@ from fast_run import read_json
 from image_folders import noise, write_folders, write_image
 
 from cnnlab.cli import train
+from cnnlab.data.image_folder import ImageFolder
 from cnnlab.run.inspection_files import folder_for_inspection
 from cnnlab.runtime.errors import ConfigError
 
@@ -74,6 +75,7 @@ def test_the_page_shows_counts_files_duplicates_and_images(folder: Path) -> None
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_inspects_once_and_resumes_without_it(folder: Path) -> None:
     (folder / "train" / "b" / "broken.png").unlink()
     short = ("trainer.epochs=null", "trainer.snapshot_every_epochs=null", "observers=quiet", "run_dir=run")
@@ -123,6 +125,7 @@ def test_data_of_which_nothing_can_be_read_are_refused(in_tmp_path: Path) -> Non
     for name in ("a", "b"):
         (in_tmp_path / "mine" / name).mkdir(parents=True)
         (in_tmp_path / "mine" / name / "0.png").write_bytes(b"no image")
-    answer = inspect("data.validation.count=0", "trainer.monitor=null", "data.batch_size=2", "trainer.max_steps=0")
-    assert (answer.code, answer.err.count("its content is no supported image")) == (2, 2)
-    assert not Path("seen").exists()
+    source = ImageFolder(root="mine", size=16, channels=3, resize="crop", test_fraction=0)
+    with pytest.raises(ConfigError, match="2 of 2 images cannot be read") as refused:
+        source.read_readable("train")
+    assert str(refused.value).count("its content is no supported image") == 2
