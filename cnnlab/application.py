@@ -27,6 +27,7 @@ from cnnlab.config.saved_config import resolved
 from cnnlab.config.sections import is_quiet
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, did_you_mean, listing
 from cnnlab.runtime.interrupts import exit_at_interrupt
+from cnnlab.runtime.ranks import is_first, world_size
 from cnnlab.runtime.terminal import waiting, wrapped
 from cnnlab.sweep.saved_sweep import resumed_sweep, without_password
 from cnnlab.sweep.trial import running_trial
@@ -67,6 +68,14 @@ def run_command(name: str) -> None:
 
         print(f"cnnlab {__version__}, torch {version('torch')}")
         return
+    if world_size() > 1:
+        if is_first():
+            refused = ConfigError(
+                f"torchrun has started {world_size()} processes, and each would train the same run: expected "
+                f"--nproc-per-node=1, or {command(name)} without torchrun"
+            )
+            _print_error(refused)
+        sys.exit(USER_MISTAKE)
     task = TASKS[name]
     if line.value("--cfg", "-c") == "job" and not line.has("-m", "--multirun"):
         task, line = _show_task(name, line), line.without(*SHOW)

@@ -101,3 +101,11 @@ def test_a_shell_completes_choices_and_keys_without_torch(typed: str, expected: 
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert expected in answer.stdout
     assert answer.stderr.split()[-1] == "False"
+
+
+@pytest.mark.parametrize(("number", "shown"), [("0", "error: torchrun has started 2 processes"), ("1", "")])
+def test_a_run_under_torchrun_is_refused_once(monkeypatch: pytest.MonkeyPatch, number: str, shown: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", number)
+    answer = run(train)
+    assert (answer.code, answer.err[: len(shown) or None]) == (2, shown)
