@@ -24,8 +24,10 @@ from cnnlab.observers.tensorboard import write_images
 from cnnlab.run.loaders import held_out_loader
 from cnnlab.run.process_state import process_state_kept
 from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.distributed import PATIENCE, joined, start_training
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
-from cnnlab.runtime.terminal import print_written, waiting
+from cnnlab.runtime.ranks import is_first, world_size
+from cnnlab.runtime.terminal import print_written, silenced, waiting
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
 KEYS = (
@@ -48,6 +50,11 @@ SPLITS = ("train", "val", "test")
 
 def run_evaluation(request: Mapping[str, Any]) -> None:
     """Prints the report and writes it, every prediction and an image beside the run's config. Raises `ConfigError`."""
+    with silenced(not is_first()), joined():
+        _run_evaluation(request)
+
+
+def _run_evaluation(request: Mapping[str, Any]) -> None:
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
@@ -64,6 +71,11 @@ def run_evaluation(request: Mapping[str, Any]) -> None:
     if not os.access(path, os.W_OK):
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.plan.spec.classes)
+    if world_size() > 1:
+        for key in ("export", "images", "layers"):
+            if request[key]:
+                raise ConfigError(f"{key}: one process does that, and torchrun has started {world_size()}")
+        start_training(run.plan.device, PATIENCE.total_seconds())
     with process_state_kept():
         make_deterministic(run.plan.deterministic)
         allow_tf32(run.plan.execution.precision == "tf32")
@@ -105,7 +117,10 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
         measured = evaluate(
             predictor.network, loss, loader, plan.execution, plan.meter(), views=VIEWS[tta], collector=collector
         )
-    predictions = _predictions(plan, collector.read())
+    outputs = collector.read().ordered(images.index_N)
+    if not is_first():
+        return
+    predictions = _predictions(plan, outputs)
     class_names = plan.spec.class_names
     confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
     result = {

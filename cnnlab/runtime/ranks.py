@@ -21,3 +21,18 @@ def rank() -> int:
 def is_first() -> bool:
     """True for the one that prints and writes."""
     return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of this machine, which is that of its GPU."""
+    return _number("LOCAL_RANK", rank())
+
+
+def local_world_size() -> int:
+    """How many processes of the job are on this machine."""
+    return max(1, _number("LOCAL_WORLD_SIZE", world_size()))
+
+
+def max_restarts() -> int:
+    """How often torchrun starts the job again after a rank has failed; 0 without torchrun."""
+    return _number("TORCHELASTIC_MAX_RESTARTS", 0)
