@@ -36,6 +36,17 @@ def check_alike(config: RunConfig) -> None:
             raise ConfigError(f"torchrun: {'; '.join(shown[:MOST_DIFFERENCES])} ({host}): expected {mend}")
 
 
+def check_same_data(digest: str) -> None:
+    """Raises `ConfigError` on every rank where the training data of one are not those of the first."""
+    of_ranks = gathered((digest, socket.gethostname()))
+    for number, (other, host) in enumerate(of_ranks):
+        if other != of_ranks[0][0]:
+            raise ConfigError(
+                f"data: the images or labels of rank {number} on {host} are not those of rank 0: expected the same "
+                f"data on every machine"
+            )
+
+
 def check_restarts(config: RunConfig) -> None:
     """Raises `ConfigError` for a run that torchrun would start anew, from its first step, after a rank has failed."""
     values = config.values

@@ -14,7 +14,7 @@ import torch
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.check_ranks import check_alike, check_ranks, check_restarts
+from cnnlab.config.check_ranks import check_alike, check_ranks, check_restarts, check_same_data
 from cnnlab.config.preprocessing import resolve_preprocess
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
@@ -58,7 +58,7 @@ from cnnlab.run.starting_weights import read_starting_weights
 from cnnlab.run.summary import describe_restart, final_metrics, print_plan, print_summary, summarize, table_text
 from cnnlab.run.train_state import build_train_state, check_machine, step_cost
 from cnnlab.runtime.batch import Batch
-from cnnlab.runtime.distributed import answering, everywhere, joined, start_training
+from cnnlab.runtime.distributed import RankLostError, answering, everywhere, joined, start_training
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
 from cnnlab.runtime.randomness import derive, seed_generators
@@ -121,7 +121,7 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     print_plan(plan)
     if plan.settings.max_steps == 0:
         return None
-    plan = everywhere(lambda: _ready(plan, config, fresh=True))
+    plan = everywhere(lambda: _ready(plan, fresh=True))
     print_wrapped(f"{describe_placement(plan)}\n")
     directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
@@ -131,6 +131,7 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
             if "test" in plan.spec.counts:
                 # a damaged test image is reported now, not after the training
                 everywhere(lambda: read_split(plan, "test"))
+        check_same_data(data.digest)
     except BaseException:
         directory.discard()
         raise
@@ -145,7 +146,7 @@ def _resume(run: Resumption, trial: SearchTrial | None) -> Path:
     print_plan(plan)
     if run.restarted:
         print_wrapped(describe_restart(plan))
-    everywhere(lambda: _ready(plan, run.config, fresh=False))
+    everywhere(lambda: _ready(plan, fresh=False))
     everywhere(run.directory.lock)
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
@@ -163,6 +164,7 @@ def _resume(run: Resumption, trial: SearchTrial | None) -> Path:
         print_wrapped(f"{describe_placement(plan)}\n")
         with waiting("reading the data"):
             data = everywhere(lambda: read_training_data(plan))
+        check_same_data(data.digest)
         check_data(checkpoint, data.digest)
     except BaseException:
         run.directory.release()
@@ -184,7 +186,7 @@ def _preprocess_resolved(config: RunConfig) -> RunConfig:
     return config
 
 
-def _ready(plan: RunPlan, config: RunConfig, *, fresh: bool) -> RunPlan:
+def _ready(plan: RunPlan, *, fresh: bool) -> RunPlan:
     """The plan, once machine, data and ranks fit it; one of a `fresh` run with its starting weights."""
     check_ranks(plan)
     check_machine(plan)
@@ -377,6 +379,9 @@ def _stop_signals() -> Iterator[list[int]]:
             previous[number] = signal.signal(number, handle)
     try:
         yield received
+    except RankLostError:
+        previous = dict.fromkeys(previous, signal.SIG_IGN)  # torchrun ends this one, too, which has to say why first
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

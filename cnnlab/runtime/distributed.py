@@ -4,7 +4,10 @@ Every rank has to call the same functions in the same order. A rank that ends or
 others raise `RankLostError`, so that none of them waits for ever, or saves what not all have computed.
 """
 
+import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from torch import Tensor
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError
 from cnnlab.runtime.ranks import is_first, rank, world_size
 
+POLL = 0.02  # seconds
 PATIENCE = timedelta(minutes=30)  # before training: one rank may decode images or time steps while others wait
 Value = TypeVar("Value")
 
@@ -37,19 +41,19 @@ class _Groups:
 
 
 _groups = _Groups()
-_joined = 0  # times: a process may train several times
+_meeting = ""  # the name of this connection of the ranks; a process may train several times
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Connects the ranks of the job; at the end each waits until all have come so far, unless one has failed."""
-    global _groups, _joined
+    global _groups, _meeting
     if world_size() == 1 or dist.is_initialized():
         yield
         return
-    _joined += 1
     with answering():
-        store = dist.PrefixStore(f"{_joined}", _store())
+        _meeting = _meet(_store())
+        store = dist.PrefixStore(_meeting, _store())
         dist.init_process_group("gloo", store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
     _groups = _Groups()
     connected = True
@@ -156,7 +160,9 @@ def is_first_to_report() -> bool:
     if world_size() == 1:
         return True
     try:
-        return _store().add(f"reports {_joined}", 1) == 1
+        # before the ranks have met, those of each machine find out for themselves
+        started = "/".join(os.environ.get(name, "") for name in ("GROUP_RANK", "TORCHELASTIC_RESTART_COUNT"))
+        return _store().add(f"reports/{_meeting or started}", 1) == 1
     except (RuntimeError, ValueError):  # what torchrun started is gone, or its address is missing
         return True
 
@@ -165,6 +171,29 @@ def is_first_to_report() -> bool:
 def _store() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", rank(), world_size()))
     return dist.PrefixStore("cnnlab", store)
+
+
+def _meet(store: dist.Store) -> str:
+    """A name that the ranks agree on, and that no earlier start of them had.
+
+    Torchrun keeps its store when it starts the ranks again, so what is there may be of ranks that are dead: the first
+    answers what each one asks with a name of its own, until all have got the answer.
+    """
+    mine = uuid.uuid4().hex
+    if not is_first():
+        store.set(f"asking/{rank()}", mine)
+        while not store.check([f"answer/{mine}"]):
+            time.sleep(POLL)
+        meeting = store.get(f"answer/{mine}").decode()
+        store.add(f"{meeting}/met", 1)
+        return meeting
+    asking = [f"asking/{other}" for other in range(1, world_size())]
+    while store.add(f"{mine}/met", 0) < len(asking):
+        for key in asking:
+            if store.check([key]):
+                store.set(f"answer/{store.get(key).decode()}", mine)
+        time.sleep(POLL)
+    return mine
 
 
 @contextmanager
