@@ -27,6 +27,7 @@ from cnnlab.config.saved_config import resolved
 from cnnlab.config.sections import is_quiet
 from cnnlab.runtime.errors import ConfigError, Interrupted, TrainingError, did_you_mean, listing
 from cnnlab.runtime.interrupts import exit_at_interrupt
+from cnnlab.runtime.ranks import is_first, world_size
 from cnnlab.runtime.terminal import waiting, wrapped
 from cnnlab.sweep.saved_sweep import resumed_sweep, without_password
 from cnnlab.sweep.trial import running_trial
@@ -67,6 +68,10 @@ def run_command(name: str) -> None:
 
         print(f"cnnlab {__version__}, torch {version('torch')}")
         return
+    if world_size() > 1 and line.has("-m", "--multirun"):
+        reason = f"-m: a sweep starts processes of its own, and torchrun has started {world_size()} already"
+        _print_error(ConfigError(f"{reason}: expected {command(name)} -m … without torchrun, or one run"))
+        sys.exit(USER_MISTAKE)
     task = TASKS[name]
     if line.value("--cfg", "-c") == "job" and not line.has("-m", "--multirun"):
         task, line = _show_task(name, line), line.without(*SHOW)
@@ -77,7 +82,7 @@ def _train_job(composed: DictConfig) -> None:
     overrides = _task_overrides()
     _check_no_sweep(overrides)
     config = RunConfig(compose_job(composed, overrides), tuple(overrides))
-    with exit_at_interrupt(), waiting("starting", quiet=is_quiet(config.values.get("observers"))):
+    with exit_at_interrupt(), waiting("starting", quiet=is_quiet(config.values.get("observers")) or not is_first()):
         from cnnlab.run.training import run_training
     run_training(config, running_trial(os.environ))
 
@@ -100,7 +105,7 @@ def _task_overrides() -> list[str]:
 
 
 def _evaluate_job(composed: DictConfig) -> None:
-    with exit_at_interrupt(), waiting("starting"):
+    with exit_at_interrupt(), waiting("starting", quiet=not is_first()):
         from cnnlab.inference.evaluate_command import run_evaluation
     if composed.get("compare") and OmegaConf.is_missing(composed, "run"):
         composed.run = None
@@ -208,7 +213,12 @@ def _run_application(config_name: str, task: Task, line: CommandLine) -> None:
 
 
 def _print_error(error: Exception) -> None:
-    """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1."""
+    """One message for a user's mistake; a traceback for ours, or with HYDRA_FULL_ERROR=1. One rank prints it."""
+    if world_size() > 1:
+        from cnnlab.runtime.distributed import is_first_to_report  # imports torch
+
+        if not is_first_to_report():
+            return
     if show_traceback.get() or not isinstance(error, (*USER_MISTAKES, TrainingError)):
         traceback.print_exception(error)
     text = wrapped(f"error: {without_password(explain(error, CONFIGS))}", sys.stderr)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from cnnlab.components import Component, Registry, bind
+from cnnlab.runtime.distributed import gathered
 from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing, no_such_key
+from cnnlab.runtime.ranks import rank, world_size
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -80,7 +82,7 @@ def _build(name: str, spec: Any, key: str, classes: int, complaints: Complaints)
     if component is None or not _check_arguments(component, complaints):
         return None
     try:
-        metric: Metric = component.build(num_classes=classes)
+        metric: Metric = component.build(num_classes=classes, sync_on_compute=False)
         return Measure(name, metric, _probe(metric, key, classes))
     except ConfigError as error:
         complaints.add("", str(error))
@@ -169,9 +171,27 @@ class Meter:
     def read(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for names, metric in self.metrics:
-            values |= dict(zip(names, metric.compute().reshape(-1).tolist(), strict=True))
+            if world_size() > 1:
+                _merge(metric)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The ``compute`` method")  # of a rank without images
+                values |= dict(zip(names, metric.compute().reshape(-1).tolist(), strict=True))
             metric.reset()
         return values
+
+
+def _merge(metric: "Metric") -> None:
+    """Gives the metric what all ranks have counted or collected; some may have had no image."""
+    for number, state in enumerate(gathered(_moved(metric.metric_state, torch.device("cpu")))):
+        if number != rank():
+            metric.merge_state(_moved(state, metric.device))
+
+
+def _moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: [one.to(device) for one in value] if isinstance(value, list) else value.to(device)
+        for name, value in state.items()
+    }
 
 
 def report(

@@ -101,3 +101,12 @@ def test_a_shell_completes_choices_and_keys_without_torch(typed: str, expected: 
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert expected in answer.stdout
     assert answer.stderr.split()[-1] == "False"
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.runtime.distributed.is_first_to_report", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    answer = run(train, "-m", "seed=1,2")
+    assert answer.code == 2
+    assert answer.err.startswith("error: -m: a sweep starts processes of its own, and torchrun has started 2 already")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -152,6 +152,7 @@ def check_microbatches(
     data: DataSettings | None,
     spec: DataSpec | None,
     complaints: Complaints,
+    ranks: int = 1,
 ) -> None:
     """A batch norm has to get more than one value per channel from the smallest microbatch of an epoch."""
     if network is None or settings is None or data is None or spec is None or complaints.messages:
@@ -161,11 +162,16 @@ def check_microbatches(
     rest = images % data.batch_size
     if rest and not data.drop_last:
         sizes[f"the last batch of an epoch ({images} mod {data.batch_size} = {rest} images)"] = rest
-    for batch, size in sizes.items():
+    for (batch, whole), smaller in product(sizes.items(), (False, True)):
+        size = whole // ranks if smaller else -(-whole // ranks)  # of one rank
+        if not size:
+            continue
         largest = -(-size // settings.accumulate)  # the others have as many images, the last what is left
         if (size % largest or largest) == 1 and (layer := rejects_one_image(network)):
+            if ranks > 1:
+                batch += f" among {ranks} ranks"
             parts = f"in trainer.accumulate={settings.accumulate} microbatches " if settings.accumulate > 1 else ""
-            mend = ", or data.drop_last=true" if size == rest else ""
+            mend = ", or data.drop_last=true" if whole == rest else ""
             complaints.add(
                 "trainer.accumulate" if settings.accumulate > 1 else "data.batch_size",
                 f"{batch} {parts}leaves a single image, and the layer {layer!r} needs more than one value per channel "

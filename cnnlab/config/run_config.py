@@ -109,7 +109,7 @@ class RunConfig:
 
     def changes_to(self, saved: "RunConfig") -> dict[str, tuple[Any, Any]]:
         """Dotted key → (saved value, value here) of everything that differs."""
-        found = _differences(saved.values, self.values)
+        found = differences(saved.values, self.values)
         return {key: values for key, values in found.items() if key.partition(".")[0] not in COMMAND_ONLY}
 
     def after(self, saved: "RunConfig") -> "RunConfig":
@@ -127,12 +127,13 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (old value, new value) of everything that differs; None where there is none."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found |= _differences(before, after, f"{prefix}{key}.")
+            found |= differences(before, after, f"{prefix}{key}.")
         elif before != after:
             found[f"{prefix}{key}"] = before, after
     return found

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,7 +115,12 @@ class ImageLoader(ABC):
                 # before the batch is handed out: a checkpoint after its step counts it
                 self.position = position + 1
                 first = (position - start) * self.per_rank
-                yield made[first : first + self.per_rank]
+                batch = made[first : first + self.per_rank]
+                yield batch if self.world_size == 1 else replace(batch, global_count=self._size(position))
+
+    def _size(self, position: int) -> int:
+        """Images of the batch at the position, over all ranks."""
+        return min(self.batch_size, self.images - position * self.batch_size)
 
     def to_device(self, numbers: Tensor) -> Tensor:
         """Copies to the device, from pinned memory: a GPU's queued work is not waited for."""
@@ -128,7 +133,7 @@ class ImageLoader(ABC):
     def _assemble(self, x_NCHW: Tensor, row_N: Tensor, turn_N: Tensor, position: int) -> Batch:
         """Consecutive batches as one: augmented, normalised, with their targets."""
         target, index_N = self.y_N[row_N], self.index_N[row_N]
-        if self.augment:
+        if self.augment and len(row_N):  # a rank may get no image of a small last batch
             x_NCHW, target = self.augment(x_NCHW.float(), target, index_N, turn_N, self.epoch, position)
         if self.normalization:
             x_NCHW = normalized(x_NCHW, *self.normalization)

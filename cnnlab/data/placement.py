@@ -8,6 +8,7 @@ import torch
 from cnnlab.data.settings import FORKS, DataSettings
 from cnnlab.data.source import DataSpec
 from cnnlab.runtime.device import free_memory, size_text
+from cnnlab.runtime.ranks import local_world_size
 
 MOST_WORKERS = 4  # with `workers: auto`
 
@@ -48,4 +49,5 @@ def place(settings: DataSettings, spec: DataSpec, device: torch.device) -> Place
     count = settings.train_count(spec) + settings.carved_count(spec) + held_out
     auto = min(MOST_WORKERS, torch.get_num_threads()) if FORKS else 0
     workers = auto if isinstance(settings.workers, str) else settings.workers
-    return Placement(device, count * prod(spec.input_shape), free_memory(device), settings.memory_fraction, workers)
+    free = free_memory(device) // (local_world_size() if device.type == "cpu" else 1)  # the ranks of a machine share it
+    return Placement(device, count * prod(spec.input_shape), free, settings.memory_fraction, workers)

@@ -1,5 +1,6 @@
 """A network evaluated over a whole split: its figures, and every output on request."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +12,7 @@ from cnnlab.engine.execution import Execution
 from cnnlab.engine.step import count_correct
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.distributed import gathered
 from cnnlab.runtime.eval_mode import in_evaluation_mode
 
 View = Callable[[Tensor], Tensor]
@@ -34,9 +36,14 @@ class Outputs:
     target_N: Tensor
     index_N: Tensor
 
+    def ordered(self, index_N: Tensor) -> "Outputs":
+        """The same outputs, as the images with these indices are ordered."""
+        order_N = self.index_N.argsort()[index_N.argsort().argsort()]
+        return Outputs(self.output_NK[order_N], self.target_N[order_N], self.index_N[order_N])
+
 
 class Collector:
-    """Gathers the outputs of a pass batch by batch."""
+    """Gathers the outputs of a pass batch by batch; those of all ranks, one rank after the other."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -45,7 +52,8 @@ class Collector:
         self._batches.append((output_NK.float().cpu(), batch.target.cpu(), batch.index_N.cpu()))
 
     def read(self) -> Outputs:
-        return Outputs(*(torch.cat(tensors) for tensors in zip(*self._batches, strict=True)))
+        batches = itertools.chain(*gathered(self._batches))
+        return Outputs(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
 @torch.no_grad()
@@ -61,12 +69,14 @@ def evaluate(
 ) -> dict[str, float]:
     """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode.
 
-    With `views` (test-time augmentation) an image's output is the weighted mean over them. A `collector` gets every
-    output.
+    Each rank evaluates the batches that it has, and returns the figures of all. With `views` (test-time augmentation)
+    an image's output is the weighted mean over them. A `collector` gets every output of this rank.
     """
     tally = Tally()
     with in_evaluation_mode(network, *([loss] if isinstance(loss, nn.Module) else [])):
         for batch in batches:
+            if not len(batch):  # a rank may have no image of a small last batch
+                continue
             output_NK = _output(network, batch, execution, views)
             with execution.autocast(batch.x_NCHW.device):
                 mean_loss = loss(output_NK, batch.target)
@@ -75,6 +85,7 @@ def evaluate(
                 meter.update(output_NK, batch.target)
             if collector:
                 collector.add(output_NK, batch)
+    tally.merge(next(network.parameters()).device)
     return tally.read() | (meter.read() if meter else {})
 
 

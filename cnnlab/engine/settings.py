@@ -9,6 +9,8 @@ from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
+PARALLEL = ("average", "ddp")
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -22,7 +24,9 @@ class TrainerSettings:
     The newest two checkpoints are kept, those at multiples of `keep_every`, and the `keep_best` with the best monitor.
     `lr_find` suggests a learning rate and ends the run before its first step. `profile` reports where the time of the
     first steps goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch and of the run, and a
-    `Descent` every `watch_every` steps, with the `watch_top` weights that contribute most.
+    `Descent` every `watch_every` steps, with the `watch_top` weights that contribute most. Several ranks average their
+    gradients in one message, or in `parallel` ddp in buckets; with `sync_batch_norm` they normalise by the statistics
+    of all their images. A rank that does not answer within `collective_timeout` seconds is lost.
     """
 
     epochs: float | None
@@ -49,6 +53,9 @@ class TrainerSettings:
     watch_top: int = 10
     lookahead: LookaheadSettings | None = None
     tta: str = "none"
+    parallel: str = "average"
+    sync_batch_norm: bool = False
+    collective_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -82,6 +89,9 @@ class TrainerSettings:
         self._check_lookahead()
         one_of("lr_find", self.lr_find, (False, True))
         one_of("tta", self.tta, tuple(VIEWS))
+        one_of("parallel", self.parallel, PARALLEL)
+        one_of("sync_batch_norm", self.sync_batch_norm, (False, True))
+        number("collective_timeout", self.collective_timeout, 1)
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
         for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
             if chosen and self.monitor is None:

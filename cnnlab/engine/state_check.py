@@ -24,7 +24,13 @@ LARGEST = 2**53  # of a whole number: floats hold it exactly
 def check_trainer_state(place: str, trainer: Trainer, given: Any, step: int) -> None:
     """Raises `ConfigError` with the place of what `trainer`, just built, could not have saved after `step`."""
     reference = trainer.state_dict()
+    of_ranks = "generators_of_ranks"  # there may be another number of them
+    reference.pop(of_ranks, None)
+    others = given.get(of_ranks, []) if isinstance(given, Mapping) else []
+    given = {key: value for key, value in given.items() if key != of_ranks} if isinstance(given, Mapping) else given
     _check_mapping(place, reference, given, deeply=False)
+    for number, generators in enumerate(others if _is_list(others) else [others], 1):
+        _check_generators(f"{place} {of_ranks}[{number - 1}]", reference["generators"], generators)
     _check_progress(f"{place} progress", reference["progress"], given["progress"], step)
     parts, own = given["train_state"], reference["train_state"]
     _check_mapping(f"{place} train_state", own, parts, deeply=False)

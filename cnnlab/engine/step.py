@@ -1,6 +1,6 @@
 """One optimizer update: the four steps of training, in the order in which the notes explain them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -39,6 +39,18 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+Passes = Sequence[tuple[Tensor, Tensor]]  # of each microbatch: its weighted loss, and its correct predictions
+
+
+class Exchange(Protocol):
+    """Between the last backward pass and the update: returns the whole batch's loss and correct predictions.
+
+    Where several ranks have parts of the batch, it adds up their gradients, too.
+    """
+
+    def __call__(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+
 class Step(Protocol):
     """Takes one training step: `train_step`, or the same captured as a CUDA graph."""
 
@@ -54,6 +66,7 @@ class Step(Protocol):
         accumulate: int = 1,
         clip_norm: float | None = None,
         measure_norm: bool = False,
+        exchange: Exchange = ...,
     ) -> StepResult: ...
 
 
@@ -73,6 +86,12 @@ def forward_backward(
     return value.detach(), count_correct(output_NK.detach(), microbatch.target)
 
 
+def added_up(passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss and the correct predictions of all microbatches: the exchange of one rank alone."""
+    losses, correct = zip(*passes, strict=True)
+    return reduce(add, losses), reduce(add, correct)
+
+
 def train_step(
     network: Network,
     loss: LossFunction,
@@ -85,6 +104,7 @@ def train_step(
     clip_norm: float | None = None,
     measure_norm: bool = False,
     backend: Backend = forward_backward,
+    exchange: Exchange = added_up,
 ) -> StepResult:
     """Updates the parameters once. Nothing in here waits for the device.
 
@@ -92,16 +112,16 @@ def train_step(
     is that of the whole batch's mean loss. `clip_norm` bounds the gradient's L2 norm, after unscaling.
     """
     optimizer.zero_grad(set_to_none=True)
-    results = [
+    passes = [
         backend(network, loss, microbatch, execution=execution, scaler=scaler)  # 1. to 3.
         for microbatch in batch.chunks(accumulate)
     ]
+    loss_of_batch, correct = exchange(passes, batch)
     scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer, clip_norm) if measure_norm or clip_norm is not None else None
     scaler.step(optimizer)  # 4. parameter update
     scaler.update()
-    losses, correct = zip(*results, strict=True)
-    return StepResult(reduce(add, losses), reduce(add, correct), norm)
+    return StepResult(loss_of_batch, correct, norm)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> Tensor:

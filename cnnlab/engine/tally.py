@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnlab.runtime.device import Transfer
+from cnnlab.runtime.distributed import summed
+from cnnlab.runtime.ranks import world_size
+
 
 @dataclass(frozen=True)
 class _Sent:
-    """Losses and correct predictions of some batches, in transfer to main memory until the event `arrived`."""
+    """Losses and correct predictions of some batches, on their way to main memory."""
 
-    losses_B: Tensor
-    correct_B: Tensor
+    losses_B: Transfer
+    correct_B: Transfer
     indices: Sequence[Tensor]
-    arrived: torch.cuda.Event | None
+    counts: Sequence[int]
 
 
 class Tally:
@@ -29,21 +33,24 @@ class Tally:
         self.loss_sum = 0.0
         self.correct = 0
         self.count = 0
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor, Tensor, int]] = []
         self._sent: list[_Sent] = []
 
-    def add(self, loss: Tensor, correct: Tensor, index_N: Tensor) -> None:
-        """One batch: `loss` () mean over its images, `correct` () int, and which images they are."""
-        self._pending.append((loss, correct, index_N))
+    def add(self, loss: Tensor, correct: Tensor, index_N: Tensor, count: int | None = None) -> None:
+        """One batch: `loss` () mean over its images, `correct` () int, and which images they are.
+
+        `count` is their number where other ranks have some of them.
+        """
+        self._pending.append((loss, correct, index_N, len(index_N) if count is None else count))
 
     def send(self) -> None:
         """Starts the transfer of what is pending; `synchronize` then waits for no later work of the device."""
         if not self._pending:
             return
-        losses, correct, indices = zip(*self._pending, strict=True)
+        losses, correct, indices, counts = zip(*self._pending, strict=True)
         self._pending = []
-        losses_B, correct_B = (_to_main_memory(torch.stack(values)) for values in (losses, correct))
-        self._sent.append(_Sent(losses_B, correct_B, indices, _arrival(losses[0].device)))
+        losses_B, correct_B = (Transfer(torch.stack(values)) for values in (losses, correct))
+        self._sent.append(_Sent(losses_B, correct_B, indices, counts))
 
     def synchronize(self) -> tuple[int, list[int]] | None:
         """Adds up what is pending: this waits for the device.
@@ -53,12 +60,11 @@ class Tally:
         self.send()
         bad: list[Tensor] = []  # the images of the first bad batch and of those after it
         for sent in self._sent:
-            if sent.arrived:
-                sent.arrived.synchronize()
-            self.correct += int(sent.correct_B.sum())
-            for loss, index_N in zip(sent.losses_B.double().tolist(), sent.indices, strict=True):
-                self.loss_sum += loss * len(index_N)
-                self.count += len(index_N)
+            self.correct += int(sent.correct_B.read().sum())
+            losses = sent.losses_B.read().double().tolist()
+            for loss, index_N, count in zip(losses, sent.indices, sent.counts, strict=True):
+                self.loss_sum += loss * count
+                self.count += count
                 if bad or not math.isfinite(loss):
                     bad.append(index_N)
         self._sent.clear()
@@ -69,6 +75,15 @@ class Tally:
         self.synchronize()
         assert self.count > 0
         return {"loss": self.loss_sum / self.count, "accuracy": self.correct / self.count}
+
+    def merge(self, device: torch.device) -> None:
+        """Adds the sums of all ranks, each of which has seen images of its own."""
+        if world_size() == 1:
+            return
+        self.synchronize()
+        sums = torch.tensor([self.loss_sum, self.correct, self.count], dtype=torch.float64, device=device)
+        self.loss_sum, correct, count = summed(sums).tolist()
+        self.correct, self.count = round(correct), round(count)
 
     def reset(self) -> None:
         self.loss_sum, self.correct, self.count = 0.0, 0, 0
@@ -82,17 +97,3 @@ class Tally:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self.loss_sum, self.correct, self.count = state["loss_sum"], state["correct"], state["count"]
-
-
-def _to_main_memory(values: Tensor) -> Tensor:
-    """Without waiting on CUDA, whose event reports the arrival; other GPUs are waited for."""
-    return values.to("cpu", non_blocking=values.is_cuda)
-
-
-def _arrival(device: torch.device) -> torch.cuda.Event | None:
-    """An event after all work that a GPU was given so far; None on CPU, where it is done already."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event

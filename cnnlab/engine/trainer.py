@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import Meter, evaluate
+from cnnlab.engine.exchange import Alone
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.lookahead import Lookahead
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
@@ -25,8 +26,10 @@ from cnnlab.engine.snapshot import sample, take_snapshot
 from cnnlab.engine.step import Step, train_step
 from cnnlab.engine.tally import Tally
 from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.distributed import gathered
 from cnnlab.runtime.errors import NonFiniteError, first_line, listing
 from cnnlab.runtime.randomness import capture_generators, restore_generators
+from cnnlab.runtime.ranks import is_first, rank
 
 
 class Loader(Protocol):
@@ -79,6 +82,7 @@ class TrainState:
     ema: EMA | Lookahead | None = None
     make_step: Callable[[], Step] = lambda: train_step
     freeze: Callable[[int], bool] = lambda epoch: False  # in that epoch; returns whether anything changed
+    exchange: Alone = field(default_factory=Alone)  # with the other ranks, where there are any
 
     def __post_init__(self) -> None:
         self.step = self.make_step()
@@ -118,7 +122,8 @@ class Trainer:
 
     `stop` is polled after each step and each validation and returns None, or the status to end with: `completed`,
     which validates first, `interrupted` or `pruned`. A checkpoint is written before the loop ends. `log` takes the
-    records. `meter` measures the held-out splits beside loss and accuracy. `profiler` watches the first steps.
+    records. `meter` measures the held-out splits beside loss and accuracy. `profiler` watches the first steps. Among
+    several ranks, each of which calls the same methods, any of them stops all, and the first alone writes.
     """
 
     def __init__(
@@ -145,6 +150,8 @@ class Trainer:
         self.meter = meter
         self.profiler = profiler
         self.stop = stop
+        self.wanted: str | None = None  # what `stop` returned on this rank
+        train_state.exchange.wishes = self._wishes
         self.takes_snapshots = True
         self.progress = Progress()
         self.tally = Tally()
@@ -166,7 +173,7 @@ class Trainer:
 
     def _fit(self) -> str:
         self._clock = time.perf_counter()
-        status = self._ended()
+        status = "completed" if self._is_complete() or self._is_over_time() else None
         while status is None:
             self.train_state.begin_epoch(self.train.epoch)
             for batch in self.train:
@@ -206,14 +213,15 @@ class Trainer:
                 accumulate=self.settings.accumulate,
                 clip_norm=self.settings.clip_norm,
                 measure_norm=record,
+                exchange=train_state.exchange,
             )
         train_state.schedule.step()
         if train_state.ema:
             train_state.ema.update(train_state.network)
         self._read_record()  # of the step before
         progress.step += 1
-        progress.images += len(batch)
-        self.tally.add(result.loss, result.correct, batch.index_N)
+        progress.images += batch.whole
+        self.tally.add(result.loss, result.correct, batch.index_N, batch.whole)
         if batch.x_NCHW.device.type == "cpu" and not math.isfinite(result.loss):
             self._check_losses()  # on CPU reading the loss is free, so the error names the step at once
         self._count_time()
@@ -242,7 +250,9 @@ class Trainer:
 
         `images` are for a snapshot, where one is due. None of this counts as training time; records between steps do.
         """
-        status = self._poll()
+        exchange = self.train_state.exchange
+        skipped = self.progress.step in self.progress.skipped  # and nothing was exchanged
+        status = self._status(exchange.agree if skipped else exchange.agreed)
         validate = status == "completed" or self._validation_is_due()
         cadences = (self.settings.checkpoint_every, self.settings.keep_every)
         save = validate or status is not None or any(due(self.progress.step, every) for every in cadences)
@@ -253,7 +263,7 @@ class Trainer:
             self._log_snapshot(images)
         if validate:
             self._validate()
-            status = self._poll() or status
+            status = self._status(exchange.agree) or status
         if save:
             self._save(self._score() if validate else None)
         self._clock = time.perf_counter()
@@ -267,6 +277,8 @@ class Trainer:
 
     def _log_snapshot(self, images: Batch) -> None:
         """Logs one, or reports once why there are none: a figure must not end a run."""
+        if not is_first():
+            return
         state, step = self.train_state, self.progress.step
         try:
             self.log(take_snapshot(state.network, state.loss, state.execution, images, step=step, epoch=self.epoch))
@@ -292,19 +304,31 @@ class Trainer:
         self.progress.seconds += now - self._clock
         self._clock = now
 
-    def _poll(self) -> str | None:
-        """The status to end with, if any; `completed` precedes what `stop` returns."""
-        return self._ended() or self.stop()
+    def _status(self, agreed: Callable[[], Sequence[bool]]) -> str | None:
+        """The status to end with, if any; `completed` precedes what `stop` returns. `agreed` is asked on all ranks."""
+        if self._is_complete():
+            return "completed"
+        over_time, stopped = agreed()
+        if over_time:
+            return "completed"
+        return (self.wanted or "interrupted") if stopped else None
 
-    def _ended(self) -> str | None:
-        """`completed` at the last step, after `max_time` or where patience has run out; None before."""
+    def _wishes(self) -> list[bool]:
+        """What this rank wants of all: to end by the time limit, which the first rank measures; to stop."""
+        over_time = is_first() and self._is_over_time()
+        if not over_time:
+            self.wanted = self.wanted or self.stop()
+        return [over_time, self.wanted is not None]
+
+    def _is_complete(self) -> bool:
+        """At the last step, or where patience has run out: the same on all ranks."""
         progress, settings = self.progress, self.settings
-        ended = (
-            (self.total_steps is not None and progress.step >= self.total_steps)
-            or (settings.max_time is not None and progress.seconds >= settings.max_time)
-            or (settings.patience is not None and progress.without_improvement >= settings.patience)
+        return (self.total_steps is not None and progress.step >= self.total_steps) or (
+            settings.patience is not None and progress.without_improvement >= settings.patience
         )
-        return "completed" if ended else None
+
+    def _is_over_time(self) -> bool:
+        return self.settings.max_time is not None and self.progress.seconds >= self.settings.max_time
 
     @property
     def epoch(self) -> int:
@@ -396,7 +420,7 @@ class Trainer:
         bad = self.tally.synchronize()
         if bad is None or self.train_state.scaler.is_enabled():  # fp16's scaler skips such a step and halves its scale
             return
-        ago, images = bad
+        ago, images = bad[0], sorted(itertools.chain(*gathered(bad[1])))
         shown, step = f"{listing(images[:8])}{', …' if len(images) > 8 else ''}", self.progress.step - ago
         raise NonFiniteError(
             step,
@@ -422,32 +446,39 @@ class Trainer:
                 f"the weights after step {self.progress.step} are not finite: no checkpoint is written. "
                 f"Try a smaller optimizer.lr or trainer.clip_norm=1",
             )
-        self.checkpoints.save(
-            self.progress.step,
-            train_state.network.state_dict(),
-            self.state_dict(),
-            self.meta,
-            ema=train_state.ema.network.state_dict() if train_state.ema else None,
-            best_step=self.progress.best_step,
-            score=score,
-        )
+        state = self.state_dict()  # of all ranks
+        if is_first():
+            self.checkpoints.save(
+                self.progress.step,
+                train_state.network.state_dict(),
+                state,
+                self.meta,
+                ema=train_state.ema.network.state_dict() if train_state.ema else None,
+                best_step=self.progress.best_step,
+                score=score,
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, except the network's weights."""
+        """Everything that the next step depends on, except the network's weights; every rank has to ask for it."""
+        generators, *others = gathered(capture_generators())
         return {
             "train_state": self.train_state.state_dict(),
             "progress": asdict(self.progress),
             "train": self.train.state_dict(),
             "tally": self.tally.state_dict(),
-            "generators": capture_generators(),
+            "generators": generators,
+            **({"generators_of_ranks": others} if others else {}),  # of the second rank, the third, …
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Another rank than the first, of which nothing was saved, keeps its generators."""
         self.train_state.load_state_dict(state["train_state"])
         self.progress = Progress(**state["progress"])
         self.train.load_state_dict(state["train"])
         self.tally.load_state_dict(state["tally"])
-        restore_generators(state["generators"])
+        own = [state["generators"], *state.get("generators_of_ranks", [])][rank() :]
+        if own:
+            restore_generators(own[0])
 
 
 def _loss_beside(monitor: str) -> str:

@@ -26,8 +26,10 @@ from cnnlab.run.loaders import held_out_loader
 from cnnlab.run.process_state import process_state_kept
 from cnnlab.run.report import write_curves, write_report
 from cnnlab.runtime.checks import integer, one_of
+from cnnlab.runtime.distributed import PATIENCE, joined, start_training
 from cnnlab.runtime.errors import ConfigError, listing, no_such_key
-from cnnlab.runtime.terminal import print_written, waiting
+from cnnlab.runtime.ranks import is_first, world_size
+from cnnlab.runtime.terminal import print_written, silenced, waiting
 from cnnlab.visualization.confusion import confusion_figure, pixels
 
 KEYS = (
@@ -54,6 +56,11 @@ def run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns the report of a measured split, else an empty one.
     """
+    with silenced(not is_first()), joined():
+        return _run_evaluation(request)
+
+
+def _run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
     for key in request:
         if key not in KEYS:
             raise ConfigError(f"{key}: {no_such_key(key, KEYS)}")
@@ -63,6 +70,7 @@ def run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
     one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
     if request["compare"]:
+        _check_one_process("compare")
         compare_runs(_alone(request))
         return {}
     return _evaluate_run(request)
@@ -77,6 +85,11 @@ def _evaluate_run(request: Mapping[str, Any]) -> dict[str, Any]:
     if not os.access(path, os.W_OK):
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.plan.spec.classes)
+    if world_size() > 1:
+        for key in ("export", "images", "layers"):
+            if request[key]:
+                _check_one_process(key)
+        start_training(run.plan.device, PATIENCE.total_seconds())
     with process_state_kept():
         make_deterministic(run.plan.deterministic)
         allow_tf32(run.plan.execution.precision == "tf32")
@@ -87,6 +100,11 @@ def _evaluate_run(request: Mapping[str, Any]) -> dict[str, Any]:
         else:
             return _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
     return {}
+
+
+def _check_one_process(key: str) -> None:
+    if world_size() > 1:
+        raise ConfigError(f"{key}: one process does that, and torchrun has started {world_size()}")
 
 
 def _alone(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -131,7 +149,10 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
         measured = evaluate(
             predictor.network, loss, loader, plan.execution, plan.meter(), views=VIEWS[tta], collector=collector
         )
-    predictions = _predictions(plan, collector.read())
+    outputs = collector.read().ordered(images.index_N)
+    if not is_first():
+        return {}
+    predictions = _predictions(plan, outputs)
     class_names = plan.spec.class_names
     confusion_KK = confusion_matrix(predictions.predicted, predictions.target_N, len(class_names))
     result = {

@@ -21,13 +21,14 @@ from cnnlab.config.programs import given
 from cnnlab.config.saved_config import find_config
 from cnnlab.runtime.errors import ConfigError, TrainingError, first_line
 from cnnlab.runtime.files import read_regular, replace_file
+from cnnlab.runtime.ranks import is_first, world_size
 from cnnlab.runtime.terminal import printable
 
 if TYPE_CHECKING:
     import numpy as np
     from filelock import FileLock
 
-    from cnnlab.engine.checkpoint import Checkpoints
+    from cnnlab.engine.checkpoint import Checkpoint, Checkpoints
 
 RUNS = Path("runs")
 CONFIG, OVERRIDES, ENVIRONMENT = "config.yaml", "overrides.yaml", "environment.json"
@@ -39,7 +40,10 @@ LARGEST_JSON = 1 << 24  # bytes; the largest is an evaluation of thousands of cl
 
 
 class RunDirectory:
-    """`runs/NAME/DATE_TIME_xxxx`; two processes never work in one. Raises `ConfigError`."""
+    """`runs/NAME/DATE_TIME_xxxx`; two jobs never work in one. Raises `ConfigError`.
+
+    Among several ranks the first alone makes, locks and writes; to the others its writing methods do nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,7 +52,22 @@ class RunDirectory:
 
     @classmethod
     def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
-        """Makes and locks the directory `wanted`, or a new one under `runs/NAME`."""
+        """Makes and locks the directory `wanted`, or a new one under `runs/NAME`, which every rank gets."""
+        if world_size() == 1:
+            return cls._create(name, wanted)
+        from cnnlab.runtime.distributed import from_first  # imports torch, which a grid's own process does without
+
+        made: list[RunDirectory] = []
+
+        def make() -> Path:
+            made.append(cls._create(name, wanted))
+            return made[0].path
+
+        path = from_first(make)
+        return made[0] if made else cls(path)
+
+    @classmethod
+    def _create(cls, name: str, wanted: Path | None) -> "RunDirectory":
         path = wanted or RUNS / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
         try:
             made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -80,6 +99,8 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Holds the run until this process ends. Raises `ConfigError` that names the holder."""
+        if not is_first():
+            return
         from filelock import FileLock, Timeout  # longer to import than a refused command should wait
 
         lock = FileLock(self.path / LOCK, thread_local=False)  # follows no link
@@ -120,6 +141,8 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Removes the directory, which holds no more than its config, and the empty folders made for it."""
+        if not is_first():
+            return
         self.release()
         for name in (LOCK, HOLDER, CONFIG, OVERRIDES):
             (self.path / name).unlink(missing_ok=True)
@@ -135,6 +158,8 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> Path:
         """Replaces a file at once. Raises `TrainingError` where the disk refuses; the old file is then still there."""
+        if not is_first():
+            return self.path / name
         try:
             return replace_file(self.path / name, text.encode(errors="backslashreplace"))  # of names that are no UTF-8
         except OSError as error:
@@ -159,6 +184,8 @@ class RunDirectory:
     def write_figure(self, name: str, image_HWC: "np.ndarray") -> Path:
         """A PNG under `figures/`. Raises `TrainingError` where the disk refuses."""
         folder = self.path / FIGURES
+        if not is_first():
+            return folder / name
         try:
             if folder.is_symlink():
                 raise OSError("expected a folder, not a link")
@@ -169,6 +196,8 @@ class RunDirectory:
 
     def write_image(self, name: str, image_HWC: "np.ndarray") -> Path:
         """A PNG beside the config. Raises `TrainingError` where the disk refuses."""
+        if not is_first():
+            return self.path / name
         try:
             return replace_file(self.path / name, png(image_HWC))
         except OSError as error:
@@ -194,6 +223,23 @@ class RunDirectory:
         finally:
             with contextlib.suppress(OSError):  # something is in it
                 final.parent.rmdir()
+
+
+def found_by_first(checkpoints: "Checkpoints", find: Callable[[], "Checkpoint | None"]) -> "Checkpoint | None":
+    """What `find` returns on the first rank, which alone may set damaged checkpoints aside; the others read it."""
+    if world_size() == 1:
+        return find()
+    from cnnlab.engine.checkpoint import read_checkpoint
+    from cnnlab.runtime.distributed import from_first
+
+    found: list[Checkpoint | None] = []
+
+    def look() -> int | None:
+        found.append(find())
+        return found[0].step if found[0] else None
+
+    step = from_first(look)
+    return found[0] if found else None if step is None else read_checkpoint(checkpoints.path(step))
 
 
 def _check_entries(folder: Path, key: str) -> None:

@@ -20,6 +20,7 @@ from cnnlab.data.streaming import StreamingLoader
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.losses import ClassWeighted
 from cnnlab.runtime.errors import ArgumentError, ConfigError
+from cnnlab.runtime.ranks import rank, world_size
 from cnnlab.runtime.terminal import printable
 
 IMBALANCED = 5  # times as many images in the largest class as in the smallest
@@ -157,6 +158,7 @@ def _loader(
     plan: RunPlan, images: Images, normalization: Normalization, batch_size: int, **options: Any
 ) -> ImageLoader:
     placement, device = plan.placement, plan.device
+    options |= {"rank": rank(), "world_size": world_size()}
     if placement.resident:
         return ResidentLoader(images, normalization, batch_size, device=device, **options)
     return StreamingLoader(images, normalization, batch_size, device=device, workers=placement.workers, **options)

@@ -12,6 +12,7 @@ from cnnlab.run.loaders import TrainingData
 from cnnlab.run.train_state import resolve_execution
 from cnnlab.run.whitening import whiten
 from cnnlab.runtime.device import describe_environment
+from cnnlab.runtime.ranks import world_size
 from cnnlab.version import __version__
 
 
@@ -37,6 +38,7 @@ def describe_run(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
         "compile": plan.execution.compile,
         "cuda_graph": plan.execution.cuda_graph,
         "deterministic": plan.deterministic,
+        "ranks": world_size(),
         "resident": plan.placement.resident,
         "workers": plan.placement.workers,
         "seed": plan.seed,

@@ -16,7 +16,7 @@ from cnnlab.config.run_plan import RunPlan
 from cnnlab.engine.checkpoint import STATE, Checkpoint
 from cnnlab.engine.state_check import check_trainer_state
 from cnnlab.engine.trainer import Trainer
-from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory
+from cnnlab.run.files import CONFIG, SUMMARY, RunDirectory, found_by_first
 from cnnlab.run.files import ENVIRONMENT as ENVIRONMENT_FILE
 from cnnlab.run.loaders import load_weights
 from cnnlab.runtime.errors import Complaints, ConfigError, first_line, listing
@@ -37,6 +37,7 @@ CHANGEABLE = (
     "trainer.snapshot_every_epochs",
     "trainer.watch_every",
     "trainer.watch_top",
+    "trainer.collective_timeout",
     "schedule.total_steps",
     RESTART,
     "observers",
@@ -48,7 +49,7 @@ CHANGEABLE = (
 # of the config's digest in a checkpoint: what may change, and what a restart adds to the schedule
 NOT_DIGESTED = (*CHANGEABLE, "schedule.restarts", "published", "name")
 LENGTH = ("trainer.epochs", "trainer.max_steps", "trainer.max_time")
-ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "deterministic")
+ENVIRONMENT = ("torch", "platform", "device", "threads", "precision", "deterministic", "ranks")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Resumption:
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint; prints what was set aside, or that there is none yet."""
-        checkpoint = self.directory.checkpoints(print_wrapped).newest_whole()
+        checkpoints = self.directory.checkpoints(print_wrapped)
+        checkpoint = found_by_first(checkpoints, checkpoints.newest_whole)
         if checkpoint is None:
             path = self.directory.path
             print_wrapped(f"{path} has no checkpoint yet: starting this run again in its directory", path)
@@ -238,7 +240,7 @@ def changes_of_environment(checkpoint: Checkpoint | None, now: Mapping[str, Any]
     """A sentence for each difference that keeps the run from identical bits."""
     if checkpoint is None:
         return []
-    then = checkpoint.meta["environment"]
+    then = {"ranks": 1, **checkpoint.meta["environment"]}  # where it is not recorded
     return [
         f"{key} was {then.get(key)} and is {now[key]}: the run continues, but not to identical bits"
         for key in ENVIRONMENT

@@ -16,15 +16,19 @@ from cnnlab.engine.backends import build_step
 from cnnlab.engine.backends.compiled import missing_compiler
 from cnnlab.engine.backends.cuda_graph import reason_against_cuda_graph
 from cnnlab.engine.ema import EMA
+from cnnlab.engine.exchange import Alone, AmongRanks
 from cnnlab.engine.execution import Execution, allow_tf32, has_tf32
 from cnnlab.engine.lookahead import Lookahead
+from cnnlab.engine.sync_batch_norm import synchronized
 from cnnlab.engine.trainer import TrainState
 from cnnlab.network.freeze import freeze_matching
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.device import synchronize
+from cnnlab.runtime.distributed import copied_from_first, from_first
 from cnnlab.runtime.errors import ArgumentError, ConfigError
 from cnnlab.runtime.randomness import derive
+from cnnlab.runtime.ranks import rank, world_size
 
 KNOWN = ("cnnlab", "torch", "torchvision")  # packages whose modules decide nothing in Python from step to step
 
@@ -60,7 +64,9 @@ def resolve_execution(
             "compile": _compile_candidates(plan),
             "cuda_graph": _cuda_graph_candidates(plan),
         }
-        execution, trials = autotune(execution, candidates, lambda option: _prepare(plan, option, normalization))
+        execution, trials = from_first(
+            lambda: autotune(execution, candidates, lambda option: _prepare(plan, option, normalization))
+        )
     allow_tf32(execution.precision == "tf32")
     return replace(plan, execution=execution), trials
 
@@ -83,15 +89,16 @@ def _layouts(plan: RunPlan) -> list[str]:
 
 
 def _compile_candidates(plan: RunPlan) -> list[bool]:
-    if plan.device.type == "mps":
+    if plan.device.type == "mps" or plan.settings.parallel == "ddp":
         return [False]
     return [False, True] if not missing_compiler(plan.device) and _may_be_a_graph(plan) else [False]
 
 
 def _cuda_graph_candidates(plan: RunPlan) -> list[bool]:
-    if plan.device.type != "cuda" or reason_against_cuda_graph(plan.optimizer.components, plan.schedule):
+    if plan.device.type != "cuda" or world_size() > 1:
         return [False]
-    return [False, True] if _may_be_a_graph(plan) else [False]
+    captured = not reason_against_cuda_graph(plan.optimizer.components, plan.schedule) and _may_be_a_graph(plan)
+    return [False, True] if captured else [False]
 
 
 def _may_be_a_graph(plan: RunPlan) -> bool:
@@ -144,7 +151,7 @@ def step_cost(plan: RunPlan, normalization: Normalization) -> dict[str, float]:
 
 def _noise(plan: RunPlan, normalization: Normalization) -> Batch:
     generator = torch.Generator().manual_seed(derive(plan.seed, "timing"))
-    count, spec = plan.data.batch_size, plan.spec
+    count, spec = images_of_rank(plan), plan.spec
     x_NCHW = torch.randint(0, 256, (count, *spec.input_shape), generator=generator).float()
     target_N = torch.randint(0, spec.classes, (count,), generator=generator)
     return Batch(
@@ -154,12 +161,22 @@ def _noise(plan: RunPlan, normalization: Normalization) -> Batch:
     )
 
 
-def build_train_state(plan: RunPlan) -> TrainState:
-    """The state before the run's first step."""
+def images_of_rank(plan: RunPlan) -> int:
+    """How many images of a whole batch this rank gets."""
+    return len(range(rank(), plan.data.batch_size, world_size()))
+
+
+def build_train_state(plan: RunPlan, *, shared: bool = False) -> TrainState:
+    """The state before the run's first step. One that is `shared` trains with that of the other ranks."""
     torch.manual_seed(derive(plan.seed, "weights"))
     network = plan.network.build()
     apply_weights(network, plan.starting_weights)
+    together = shared and world_size() > 1
+    if together and plan.settings.sync_batch_norm:
+        network = synchronized(network)
     network_on_device = plan.execution.place(network, plan.device)
+    copied_from_first([*network.parameters(), *network.buffers()] if together else [])
+    in_buckets = together and plan.settings.parallel == "ddp"
     optimizer = plan.build_optimizer(network_on_device)
     train_state = TrainState(
         network_on_device,
@@ -169,8 +186,9 @@ def build_train_state(plan: RunPlan) -> TrainState:
         plan.execution,
         plan.execution.scaler(plan.device),
         _average(plan, network_on_device),
-        partial(build_step, plan.execution, plan.data.batch_size, plan.settings.accumulate),
+        partial(build_step, plan.execution, images_of_rank(plan), plan.settings.accumulate, in_buckets),
         partial(freeze_matching, network_on_device, plan.network.freeze),
+        AmongRanks(network_on_device, gradients=not in_buckets) if together else Alone(),
     )
     train_state.begin_epoch(0)
     return train_state

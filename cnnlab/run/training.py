@@ -14,6 +14,7 @@ import torch
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
+from cnnlab.config.check_ranks import check_alike, check_ranks, check_restarts, check_same_data
 from cnnlab.config.preprocessing import resolve_preprocess
 from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
@@ -28,7 +29,7 @@ from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
 from cnnlab.engine.trainer import Trainer
 from cnnlab.observers import Observers
-from cnnlab.run.files import CONFIG, DIAGRAM, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory
+from cnnlab.run.files import CONFIG, DIAGRAM, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory, found_by_first
 from cnnlab.run.inspection_files import folder_for_inspection, write_inspection
 from cnnlab.run.loaders import (
     TrainingData,
@@ -60,13 +61,18 @@ from cnnlab.run.starting_weights import read_starting_weights
 from cnnlab.run.summary import describe_restart, final_metrics, print_plan, print_summary, summarize, table_text
 from cnnlab.run.train_state import build_train_state, check_machine, step_cost
 from cnnlab.runtime.batch import Batch
+from cnnlab.runtime.distributed import RankLostError, answering, everywhere, from_first, joined, start_training
 from cnnlab.runtime.errors import ConfigError, Interrupted, NonFiniteError, TrainingError, first_line
 from cnnlab.runtime.memory import keep_freed_memory
-from cnnlab.runtime.randomness import seed_generators
+from cnnlab.runtime.randomness import derive, seed_generators
+from cnnlab.runtime.ranks import is_first, rank, world_size
 from cnnlab.runtime.terminal import leave_terminal, print_wrapped, silenced, waiting
 
 MOST_ROLLBACKS = 3  # of a run
 SAME_REQUEST = 1.0  # seconds
+SAME_REQUEST_TO_RANKS = 5.0  # which torchrun passes on
+# the last: what a batch system can be told to send before a job's time is over; Windows has none
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class SearchTrial(Protocol):
@@ -98,39 +104,42 @@ def run_training(config: RunConfig, trial: SearchTrial | None = None) -> Path | 
 
     Raises `ConfigError`, `TrainingError` or, once it has saved after a signal, `Interrupted`.
     """
-    with the_only_training(), process_state_kept(), silenced(is_quiet(config.values.get("observers"))):
+    quiet = is_quiet(config.values.get("observers")) or not is_first()
+    with the_only_training(), process_state_kept(), silenced(quiet), joined():
+        check_alike(config)
+        check_restarts(config)
         trusted = trusted_names(config.values.get("trust", []))
         if config.values.get("resume") is not None:
-            return _resume(prepare_resume(config, trusted), trial)
+            return _resume(everywhere(lambda: prepare_resume(config, trusted)), trial)
         return _start(config, trial)
 
 
 def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     """Checks a new run, makes its directory and trains."""
     with waiting("checking the config"):
-        plan = check_config(config.values, Trust())
+        plan = everywhere(lambda: check_config(config.values, Trust()))
     config = _preprocess_resolved(config)
     for key, value in plan.auto.values.items():
         config = config.with_value(key, value)
     inspection = folder_for_inspection(plan.data.inspect, config.values["data"].get("root"))
     print_plan(plan)
     if inspection:
-        plan.source.check()
-        write_inspection(plan, inspection)
+        everywhere(plan.source.check)
+        from_first(lambda: write_inspection(plan, inspection))
         config = config.without("data.inspect")  # of this command: a resumed run has trained on them already
     if plan.settings.max_steps == 0:
         return None
-    check_machine(plan)
-    plan.source.check()
-    plan = _with_starting_weights(plan)
+    plan = everywhere(lambda: _ready(plan, fresh=True))
     print_wrapped(f"{describe_placement(plan)}\n")
     directory = RunDirectory.create(plan.name, plan.run_dir)
     try:
         _write_config(directory, config)  # first: a run that is killed while it reads can be started again
         with waiting("reading the data"):
-            data = read_training_data(plan)
+            data = everywhere(lambda: read_training_data(plan))
             if "test" in plan.spec.counts:
-                read_split(plan, "test")  # a damaged test image is reported now, not after the training
+                # a damaged test image is reported now, not after the training
+                everywhere(lambda: read_split(plan, "test"))
+        check_same_data(data.digest)
         if balance := describe_balance(plan, data.class_counts):
             print_wrapped(balance)
     except BaseException:
@@ -147,9 +156,8 @@ def _resume(run: Resumption, trial: SearchTrial | None) -> Path:
     print_plan(plan)
     if run.restarted:
         print_wrapped(describe_restart(plan))
-    check_machine(plan)
-    plan.source.check()
-    run.directory.lock()
+    everywhere(lambda: _ready(plan, fresh=False))
+    everywhere(run.directory.lock)
     try:  # what is refused here leaves the run as it was
         checkpoint = run.newest_checkpoint()
         check_classes(checkpoint, plan.spec.class_names)
@@ -160,12 +168,13 @@ def _resume(run: Resumption, trial: SearchTrial | None) -> Path:
             run.directory.release()
             return path
         if checkpoint is None:
-            plan = _with_starting_weights(plan)
+            plan = everywhere(lambda: _with_starting_weights(plan))
         if notice := describe_record(run.directory, checkpoint):
             print_wrapped(notice)
         print_wrapped(f"{describe_placement(plan)}\n")
         with waiting("reading the data"):
-            data = read_training_data(plan)
+            data = everywhere(lambda: read_training_data(plan))
+        check_same_data(data.digest)
         check_data(checkpoint, data.digest)
     except BaseException:
         run.directory.release()
@@ -185,6 +194,14 @@ def _preprocess_resolved(config: RunConfig) -> RunConfig:
         given = " ".join(f"data.{key}={value}" for key, value in values.items() if value is not None)
         print_wrapped("images as the weights expect them: " + given.replace("'", ""))
     return config
+
+
+def _ready(plan: RunPlan, *, fresh: bool) -> RunPlan:
+    """The plan, once machine, data and ranks fit it; one of a `fresh` run with its starting weights."""
+    check_ranks(plan)
+    check_machine(plan)
+    plan.source.check()
+    return _with_starting_weights(plan) if fresh else plan
 
 
 def _with_starting_weights(plan: RunPlan) -> RunPlan:
@@ -219,7 +236,7 @@ def _train(run: _Run) -> None:
     make_deterministic(plan.deterministic)
     if plan.device.type == "cpu":
         keep_freed_memory()
-    with _stop_signals() as stopped_by, closing(Observers(plan.observers)) as observers:
+    with _stop_signals() as stopped_by, closing(Observers(plan.observers if is_first() else [])) as observers:
         with waiting("timing steps"):
             plan, trials = resolve(plan, run.data, run.checkpoint)
             beyond = run.trial and run.trial.beyond(lambda: step_cost(plan, run.data.normalization))
@@ -236,11 +253,12 @@ def _train(run: _Run) -> None:
                 return
             lr = float(f"{found.valley:.2g}")
             plan, run = with_lr(plan, lr), _with_config(run, "optimizer.lr", lr)
+        start_training(plan.device, plan.settings.collective_timeout)
         environment = describe_run(plan, run.data)
         directory.write_json(ENVIRONMENT, environment)
         run = replace(run, plan=plan)
         with closing(_build_trainer(run, environment, observers, stopped_by)) as trainer:
-            seed_generators(plan.seed)
+            seed_generators(plan.seed if is_first() else derive(plan.seed, "rank", rank()))
             if run.checkpoint:
                 restore(trainer, run.checkpoint)
             observers.log(_started(run, trainer))
@@ -256,11 +274,13 @@ def _train(run: _Run) -> None:
     _write_report(run)
     print_summary(summary, directory, plan)
     if status == "interrupted":
-        raise Interrupted(stopped_by[0])
+        raise Interrupted(stopped_by[0] if stopped_by else signal.SIGTERM)  # another rank got the signal
 
 
 def _write_report(run: _Run) -> None:
     """A page that cannot be written, as on a full disk, is reported: the run itself is complete."""
+    if not is_first():
+        return
     try:
         write_report(run.directory, run.plan, run.data.class_counts)
     except (ConfigError, TrainingError) as error:
@@ -304,7 +324,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
         observers.log(Notice(text))
 
     trainer = Trainer(
-        build_train_state(plan),
+        build_train_state(plan, shared=True),
         train_loader(plan, data.train, data.normalization),
         _held_out(plan, data),
         plan.settings,
@@ -321,7 +341,7 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
             "held_out": plan.spec.held_out,
         },
         meter=plan.meter(),
-        profiler=make_profiler(run.directory.path, notify) if plan.settings.profile else None,
+        profiler=make_profiler(run.directory.path, notify) if plan.settings.profile and is_first() else None,
         stop=lambda: "interrupted" if stopped_by else pruned(),
     )
     pruned = _pruning(run.trial, trainer)
@@ -356,7 +376,7 @@ def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM only leave their number here; a second one, of either kind, acts at once.
+    """SIGINT, SIGTERM and SIGUSR1 only leave their number here; a second one, of any kind, acts at once.
 
     What comes within a second of the first is the same request: a terminal and batch systems send a signal to all
     processes, and a grid then passes it on to its jobs.
@@ -370,16 +390,19 @@ def _stop_signals() -> Iterator[list[int]]:
         if not received:
             received.append(number)
             first = time.monotonic()
-        elif time.monotonic() - first > SAME_REQUEST:
+        elif time.monotonic() - first > (SAME_REQUEST if world_size() == 1 else SAME_REQUEST_TO_RANKS):
             leave_terminal()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             previous[number] = signal.signal(number, handle)
     try:
         yield received
+    except RankLostError:
+        previous = dict.fromkeys(previous, signal.SIG_IGN)  # torchrun ends this one, too, which has to say why first
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -393,7 +416,8 @@ def _fit(run: _Run, trainer: Trainer, observers: Observers) -> str:
     try:
         while True:
             try:
-                return trainer.fit()
+                with answering():
+                    return trainer.fit()
             except NonFiniteError as error:
                 _roll_back(run, trainer, observers, error)
     except torch.OutOfMemoryError as error:
@@ -412,7 +436,8 @@ def _roll_back(run: _Run, trainer: Trainer, observers: Observers, error: NonFini
     number of steps skipped so far or the lack of a checkpoint say so.
     """
     skipped = trainer.progress.skipped
-    checkpoint = run.directory.checkpoints().newest_whole()
+    checkpoints = run.directory.checkpoints()
+    checkpoint = found_by_first(checkpoints, checkpoints.newest_whole)
     if run.plan.settings.on_nonfinite == "stop" or checkpoint is None or len(skipped) >= MOST_ROLLBACKS:
         raise error
     trainer.tally.reset()  # what is pending belongs to steps that are undone
@@ -431,7 +456,9 @@ def _measure_test(run: _Run, trainer: Trainer, observers: Observers, stopped_by:
     Raises `Interrupted` between two batches after a signal: resumed, the run measures it again.
     """
     plan, directory, normalization = run.plan, run.directory, run.data.normalization
-    best = directory.checkpoints().resolve("best")
+    checkpoints = directory.checkpoints()
+    best = found_by_first(checkpoints, lambda: checkpoints.resolve("best"))
+    assert best
     images = read_split(plan, "test")
     directory.write_json(ENVIRONMENT, directory.read_json(ENVIRONMENT) | {"test_digest": images.digest()})
     network = load_network(plan, best)
@@ -446,6 +473,6 @@ def _measure_test(run: _Run, trainer: Trainer, observers: Observers, stopped_by:
 
 def _until_stopped(batches: Iterable[Batch], stopped_by: Sequence[int]) -> Iterator[Batch]:
     for batch in batches:
-        if stopped_by:
+        if stopped_by and world_size() == 1:  # several ranks end together: what they have still to do is short
             raise Interrupted(stopped_by[0])
         yield batch

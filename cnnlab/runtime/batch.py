@@ -12,7 +12,7 @@ class Batch:
 
     `x_NCHW` float images; `target` class indices (N,) int64 or class probabilities (N, K) float; `index_N`
     positions in the data set, so that a non-finite loss or a mistake can name its images. `global_count` is the number
-    of images in the whole batch that these belong to; None where they are all of it.
+    of images in the whole batch that these belong to, over all ranks; None where they are all of it.
     """
 
     x_NCHW: Tensor
@@ -22,6 +22,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.x_NCHW.shape[0]
+
+    @property
+    def whole(self) -> int:
+        """The number of images in the whole batch that these belong to."""
+        return len(self) if self.global_count is None else self.global_count
 
     def __getitem__(self, places: slice) -> "Batch":
         """Some of its images; no pixel is copied."""
@@ -38,9 +43,8 @@ class Batch:
         return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in (self.x_NCHW, self.target))
 
     def chunks(self, count: int) -> "list[Batch]":
-        """Splits into at most `count` microbatches whose sizes differ as little as `torch.chunk` allows."""
-        if count == 1:
-            return [self]
-        whole = self.global_count or len(self)
+        """Splits into at most `count` microbatches, none empty, whose sizes differ as `torch.chunk` has it."""
+        if count == 1 or not len(self):
+            return [self] if len(self) else []
         pieces = zip(self.x_NCHW.chunk(count), self.target.chunk(count), self.index_N.chunk(count), strict=True)
-        return [Batch(*piece, global_count=whole) for piece in pieces]
+        return [Batch(*piece, global_count=self.whole) for piece in pieces]

@@ -11,8 +11,10 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from cnnlab.runtime.errors import ConfigError, did_you_mean
+from cnnlab.runtime.ranks import local_rank, local_world_size, world_size
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # as a container sees its own
@@ -35,7 +37,27 @@ def select_device(name: str) -> torch.device:
         raise ConfigError(
             f"device: {name} needs {needed}, and torch finds none: expected device=cpu or device=auto on this machine"
         )
+    if world_size() > 1:
+        return _of_rank(name)
     return torch.device(name)
+
+
+def _of_rank(name: str) -> torch.device:
+    """A GPU for each rank of this machine. Raises `ConfigError` where there are too few."""
+    if name == "mps":
+        raise ConfigError(
+            "device: mps serves one process, and torchrun has started several: expected cpu, or no torchrun"
+        )
+    if name == "cpu":
+        return torch.device(name)
+    found, wanted = torch.cuda.device_count(), local_world_size()
+    if wanted > found:
+        raise ConfigError(
+            f"device: torchrun has started {wanted} ranks on this machine, which has {found} "
+            f"{'GPU' if found == 1 else 'GPUs'}: expected --nproc-per-node={found}, or device=cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device(name, local_rank())
 
 
 def cpu_count() -> int:
@@ -68,6 +90,24 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+class Transfer:
+    """A tensor on its way to main memory, which is not waited for; `read` waits until it has arrived.
+
+    On CUDA that needs no later work of the device to be done; other GPUs are waited for at once.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=values.is_cuda)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
+
+    def read(self) -> Tensor:
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._values
 
 
 def free_memory(device: torch.device) -> int:

@@ -50,7 +50,7 @@ def test_other_classes_are_refused_with_the_first_difference(now: list[str], mes
 
 
 def test_only_what_may_change_bits_is_reported() -> None:
-    now = {"torch": "2.16.0", "platform": None, "device": None, "precision": None, "deterministic": None}
+    now = {"torch": "2.16.0", "platform": None, "device": None, "precision": None, "deterministic": None, "ranks": 1}
     saved = checkpoint(environment=ENVIRONMENT | {"git_commit": "abc"})
     changes = changes_of_environment(saved, {**now, "threads": 1, "git_commit": "def"})
     assert changes == ["torch was 2.15.0 and is 2.16.0: the run continues, but not to identical bits"]

@@ -2,14 +2,20 @@
 
 from functools import partial
 
+from cnnlab.engine.backends.buckets import InBuckets
 from cnnlab.engine.backends.compiled import Compiled
 from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.step import Backend, Step, forward_backward, train_step
 
 
-def build_step(execution: Execution, batch_size: int, accumulate: int = 1) -> Step:
-    """The function that takes a training step as `execution` says; graphs are made at its first whole batches."""
+def build_step(execution: Execution, batch_size: int, accumulate: int = 1, in_buckets: bool = False) -> Step:
+    """The function that takes a training step as `execution` says; graphs are made at its first whole batches.
+
+    With `in_buckets` the ranks exchange gradients during the backward pass.
+    """
+    if in_buckets:
+        return partial(train_step, backend=InBuckets())
     backend: Backend = Compiled(-(-batch_size // accumulate)) if execution.compile is True else forward_backward
     if execution.cuda_graph is True:
         return Captured(batch_size, backend)
