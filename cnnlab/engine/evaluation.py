@@ -35,6 +35,12 @@ class Outputs:
     index_N: Tensor
 
 
+class Receiver(Protocol):
+    """Takes the outputs of a pass batch by batch."""
+
+    def add(self, output_NK: Tensor, batch: Batch) -> None: ...
+
+
 class Collector:
     """Gathers the outputs of a pass batch by batch."""
 
@@ -57,7 +63,7 @@ def evaluate(
     meter: Meter | None = None,
     *,
     views: Views | None = None,
-    collector: Collector | None = None,
+    collector: Receiver | None = None,
 ) -> dict[str, float]:
     """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode.
 

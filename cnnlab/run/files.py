@@ -39,7 +39,7 @@ LARGEST_JSON = 1 << 24  # bytes; the largest is an evaluation of thousands of cl
 
 
 class RunDirectory:
-    """`runs/NAME/DATE_TIME_xxxx`; two processes never work in one. Raises `ConfigError`."""
+    """`runs/NAME/DATE_TIME_SLUG_xxxx`; two processes never work in one. Raises `ConfigError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,9 +47,10 @@ class RunDirectory:
         self._lock: FileLock | None = None
 
     @classmethod
-    def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
-        """Makes and locks the directory `wanted`, or a new one under `runs/NAME`."""
-        path = wanted or RUNS / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+    def create(cls, name: str, wanted: Path | None, slug: str = "") -> "RunDirectory":
+        """Makes and locks the directory `wanted`, or a new one under `runs/NAME` with `slug` in its name."""
+        parts = (time.strftime("%Y-%m-%d_%H-%M-%S"), slug, secrets.token_hex(2))
+        path = wanted or RUNS / name / "_".join(part for part in parts if part)
         try:
             made = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
