@@ -58,6 +58,7 @@ RUN_FILES = {
     "checkpoints/best": "the name of the best checkpoint by `trainer.monitor`",
     "checkpoints/last": "the name of the newest one",
     "events.out.tfevents.*": "TensorBoard",
+    "val/events.out.tfevents.*": "the validation split's curves, which TensorBoard so draws in another colour",
     "report.html": "one page of all of it, without a network: curves, evaluations, images, network, data, config",
     "curves.png": "loss, accuracy and learning rate over epochs, drawn by an evaluation",
     "trace.json": "the steps of `trainer.profile=true`, for <https://ui.perfetto.dev>",
@@ -413,7 +414,7 @@ def files_page() -> str:
         "\n\n".join(
             [
                 "# Files of a run",
-                "`runs/NAME/DATE_TIME_xxxx/`, or the directory that `run_dir` names:",
+                "`runs/NAME/DATE_TIME_SLUG_xxxx/`, or the directory that `run_dir` names:",
                 table(("file", "what it holds"), [[f"`{name}`", text] for name, text in RUN_FILES.items()]),
                 "`runs/NAME/sweep_DATE_TIME/`, the directory of a grid or a search:",
                 table(("file", "what it holds"), [[f"`{name}`", text] for name, text in SWEEP_FILES.items()]),

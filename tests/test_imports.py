@@ -29,7 +29,7 @@ LEVELS = {
     "api": 7,
     "__init__": 9,  # what `import cnnlab` offers
 }
-SIBLINGS_ALLOWED = {("observers", "cnnlab.engine.records"), ("observers", "cnnlab.visualization.tiles")}
+SIBLINGS_ALLOWED = {("observers", "cnnlab.engine.records"), ("observers", "cnnlab.visualization.mosaics")}
 MAY_IMPORT_HYDRA = {"config", "sweep", "application"}
 
 

@@ -12,12 +12,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.compose import as_given
+from cnnlab.config.naming import slug
 from cnnlab.config.saved_config import load_saved_config, load_saved_overrides, resolved
 
 NOT_SAVED: dict[str, Any] = {"resume": None, "trust": [], "run_dir": None}  # they belong to one command
 COMMAND_ONLY = ("resume", "trust")  # legal beside any saved config
 
 NO_HYPERPARAMETERS = (*NOT_SAVED, "name", "published", "observers", "device")
+NOT_IN_SLUG = ("data", "data.root")
 RESTART = "schedule.restart"  # of one command, too: the run's config keeps the step that it was given at
 
 
@@ -60,7 +62,20 @@ class RunConfig:
             key, _, text = one.lstrip("+~").partition("=")
             if key.partition(".")[0] not in NO_HYPERPARAMETERS:
                 chosen[key] = "removed" if one.startswith("~") else values.get(key, text)
-        return chosen
+        first = [key for key in ("optimizer.lr", "model") if key in chosen]
+        return {key: chosen[key] for key in dict.fromkeys([*first, *chosen])}
+
+    @property
+    def slug(self) -> str:
+        """What the command chose, as a part of the directory's name; the data are in the folder's."""
+        chosen = [one.lstrip("+~").partition("=") for one in self.given]
+        return slug(
+            {
+                key: text or "removed"
+                for key, _, text in chosen
+                if key.partition(".")[0] not in NO_HYPERPARAMETERS and key not in NOT_IN_SLUG
+            }
+        )
 
     def overrides_yaml(self) -> str:
         """The text of `overrides.yaml`, a list as on the command line."""

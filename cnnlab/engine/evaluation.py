@@ -42,6 +42,12 @@ class Outputs:
         return Outputs(self.output_NK[order_N], self.target_N[order_N], self.index_N[order_N])
 
 
+class Receiver(Protocol):
+    """Takes the outputs of a pass batch by batch."""
+
+    def add(self, output_NK: Tensor, batch: Batch) -> None: ...
+
+
 class Collector:
     """Gathers the outputs of a pass batch by batch; those of all ranks, one rank after the other."""
 
@@ -65,7 +71,7 @@ def evaluate(
     meter: Meter | None = None,
     *,
     views: Views | None = None,
-    collector: Collector | None = None,
+    collector: Receiver | None = None,
 ) -> dict[str, float]:
     """`{"loss", "accuracy"}` and what the meter reads, in evaluation mode; every module is left in its own mode.
 

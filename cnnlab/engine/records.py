@@ -11,8 +11,9 @@ from torch import Tensor
 class Started:
     """The run begins, or resumes after `step`: the first record that every observer gets.
 
-    `hyperparameters` are what the command chose, by dotted key; `model_table` the layer table as text. `watched` is
-    true if `Descent` records will follow.
+    `hyperparameters` are what the command chose, by dotted key; `model_table` the layer table as text, `command` and
+    `config` that of the run. `layers` are the boxes of the network: name, block, sources. `watched` is true if
+    `Descent` records will follow. Images of other records are normalised: x = (value of 0…255 − `mean_C`) / `sd_C`.
     """
 
     directory: Path
@@ -22,6 +23,23 @@ class Started:
     hyperparameters: dict[str, Any]
     model_table: str
     watched: bool = False
+    command: str = ""
+    config: str = ""
+    layers: tuple["LayerNode", ...] = ()
+    class_names: tuple[str, ...] = ()
+    mean_C: tuple[float, ...] = ()
+    sd_C: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerNode:
+    """A layer by its `path`, as in `block1.conv1`; `sources` are the paths of layers before it, or `input`."""
+
+    path: str
+    block: str
+    sources: tuple[str, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -84,10 +102,10 @@ class Descent:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The network after `step`, in evaluation mode over some images of that step's batch.
+    """The network after `step`, in evaluation mode over some images: the same of the validation split at each step.
 
-    `weights` and `gradients` of the mean loss by the parameter's name, `activations` (N, …) by the layer's. The tensors
-    are the record's own, on the device.
+    Without a validation split they are of that step's batch. `weights` and `gradients` of the mean loss by the
+    parameter's name, `activations` (N, …) by the layer's. The tensors are the record's own, on the device.
     """
 
     step: int
@@ -95,6 +113,46 @@ class Snapshot:
     weights: dict[str, Tensor]
     gradients: dict[str, Tensor]
     activations: dict[str, Tensor]
+    x_NCHW: Tensor | None = None
+    target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The first images of a run's first batch, as they were augmented; `target` as in `Batch`."""
+
+    step: int
+    x_NCHW: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image `x_CHW` with its index in its split; `label` and `prediction` are classes."""
+
+    index: int
+    x_CHW: Tensor
+    label: int
+    prediction: int
+    probability: float  # of the prediction
+    loss: float
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One split, image by image: the `mistakes` with the largest loss, the largest first, out of `images`.
+
+    `positives` (K, T) counts for each class its images by their probability of it, in T steps from 0 to 1, and
+    `negatives` those of other classes; None where there are too many classes.
+    """
+
+    step: int
+    epoch: int
+    split: str
+    images: int
+    mistakes: list[Mistake]
+    positives: Tensor | None
+    negatives: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -111,4 +169,4 @@ class Finished:
     metrics: dict[str, float]
 
 
-Record = Started | Metrics | Descent | Snapshot | Notice | Finished
+Record = Started | Metrics | Descent | Snapshot | TrainingImages | Examined | Notice | Finished

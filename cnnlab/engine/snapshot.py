@@ -16,9 +16,9 @@ from cnnlab.runtime.randomness import put_back
 IMAGES = 16  # at most; enough for a histogram, and a fraction of a batch's time and memory
 
 
-def sample(batch: Batch) -> Batch:
+def sample(batch: Batch, count: int = IMAGES) -> Batch:
     """A copy of the batch's first images, taken before a step: first layers may work in place."""
-    first = batch[slice(IMAGES)]
+    first = batch[slice(count)]
     return Batch(first.x_NCHW.clone(), first.target, first.index_N)
 
 
@@ -44,7 +44,9 @@ def take_snapshot(
         layer.register_forward_hook(_keep(activations, name))
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     with put_back([]), torch.enable_grad(), _differentiable(network):
-        value = loss(network(execution.arrange(images.x_NCHW)), images.target)
+        value = loss(
+            network(execution.arrange(images.x_NCHW.clone())), images.target
+        )  # a first layer may work in place
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
     return Snapshot(
         step=step,
@@ -52,6 +54,8 @@ def take_snapshot(
         weights={name: parameter.detach() for name, parameter in trained.items()},
         gradients={name: one for name, one in zip(trained, gradients, strict=True) if one is not None},
         activations=activations,
+        x_NCHW=images.x_NCHW,
+        target=images.target,
     )
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import Meter, evaluate
+from cnnlab.engine.examination import Examiner
 from cnnlab.engine.exchange import Alone
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.lookahead import Lookahead
 from cnnlab.engine.optimization import load_optimizer_state, optimizer_state
 from cnnlab.engine.probe import Probe
-from cnnlab.engine.records import Metrics, Notice, Record
+from cnnlab.engine.records import Metrics, Notice, Record, TrainingImages
 from cnnlab.engine.schedule import LRScheduler
 from cnnlab.engine.settings import TrainerSettings
 from cnnlab.engine.snapshot import sample, take_snapshot
@@ -30,6 +31,8 @@ from cnnlab.runtime.distributed import gathered
 from cnnlab.runtime.errors import NonFiniteError, first_line, listing
 from cnnlab.runtime.randomness import capture_generators, restore_generators
 from cnnlab.runtime.ranks import is_first, rank
+
+TRAINING_IMAGES = 36  # of the first batch that are logged
 
 
 class Loader(Protocol):
@@ -122,8 +125,9 @@ class Trainer:
 
     `stop` is polled after each step and each validation and returns None, or the status to end with: `completed`,
     which validates first, `interrupted` or `pruned`. A checkpoint is written before the loop ends. `log` takes the
-    records. `meter` measures the held-out splits beside loss and accuracy. `profiler` watches the first steps. Among
-    several ranks, each of which calls the same methods, any of them stops all, and the first alone writes.
+    records. `meter` measures the held-out splits beside loss and accuracy, and what `examine` makes watches validation
+    where a snapshot is due. `profiler` watches the first steps. Among several ranks, each of which calls the same
+    methods, any of them stops all, and the first alone writes.
     """
 
     def __init__(
@@ -137,6 +141,7 @@ class Trainer:
         *,
         meta: Mapping[str, Any],
         meter: Meter | None = None,
+        examine: Callable[[], Examiner] | None = None,
         profiler: torch.profiler.profile | None = None,
         stop: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -148,11 +153,13 @@ class Trainer:
         self.log = log
         self.meta = meta
         self.meter = meter
+        self.examine = examine
         self.profiler = profiler
         self.stop = stop
         self.wanted: str | None = None  # what `stop` returned on this rank
         train_state.exchange.wishes = self._wishes
-        self.takes_snapshots = True
+        self.takes_snapshots = settings.snapshot_every_epochs is not None
+        self.shown: Batch | None = None  # images of the validation split, the same in every snapshot
         self.progress = Progress()
         self.tally = Tally()
         self.total_steps = settings.total_steps(len(train))
@@ -177,6 +184,9 @@ class Trainer:
         while status is None:
             self.train_state.begin_epoch(self.train.epoch)
             for batch in self.train:
+                if self.progress.step == 0 and self.takes_snapshots:
+                    first = sample(batch, TRAINING_IMAGES)
+                    self.log(TrainingImages(0, first.x_NCHW, first.target))
                 images = sample(batch) if self._snapshot_is_due() else None
                 self._step(batch)
                 if self.profiler:
@@ -259,10 +269,11 @@ class Trainer:
         if not save and images is None:
             return None
         self._catch_up()
-        if images is not None:
-            self._log_snapshot(images)
         if validate:
-            self._validate()
+            self._validate(examined=images is not None)
+        if images is not None:
+            self._log_snapshot(self.shown or images)
+        if validate:
             status = self._status(exchange.agree) or status
         if save:
             self._save(self._score() if validate else None)
@@ -273,7 +284,7 @@ class Trainer:
         """Asked before a step: after the last one of an epoch at the cadence, and of the run."""
         every, ends_epoch = self.settings.snapshot_every_epochs, self.train.position == len(self.train)
         last = self.progress.step + 1 == self.total_steps
-        return self.takes_snapshots and every is not None and (last or (ends_epoch and due(self.epoch, every)))
+        return self.takes_snapshots and (last or (ends_epoch and due(self.epoch, every)))
 
     def _log_snapshot(self, images: Batch) -> None:
         """Logs one, or reports once why there are none: a figure must not end a run."""
@@ -285,6 +296,14 @@ class Trainer:
         except Exception as error:  # whatever a user's own module raises when it is copied or evaluated
             self.takes_snapshots = False
             self.log(Notice(f"no snapshots: {type(error).__name__}: {first_line(error)}"))
+
+    def _log_examined(self, examiner: Examiner, split: str) -> None:
+        self.shown = self.shown or examiner.first
+        if examiner.error is None:
+            self.log(examiner.read(split, self.progress.step, self.epoch))
+        else:
+            self.examine = None
+            self.log(Notice(f"no mistakes are shown: {type(examiner.error).__name__}: {first_line(examiner.error)}"))
 
     def _validation_is_due(self) -> bool:
         ends_epoch = self.train.position == len(self.train)
@@ -369,14 +388,18 @@ class Trainer:
         rate = (progress.images - progress.recorded_images) / spent
         return {**self.tally.read(), "images_per_second": rate, "seconds": progress.seconds}
 
-    def _validate(self) -> None:
+    def _validate(self, *, examined: bool) -> None:
         """Records every held-out split, and whether it is the best so far."""
         values: dict[str, float] = {}
         for split, loader in self.held_out.items():
             loader.set_epoch(0)
-            train_state = self.train_state
-            measured = evaluate(train_state.evaluated, train_state.loss, loader, train_state.execution, self.meter)
+            state = self.train_state
+            examiner = self.examine() if self.examine and examined and split == "val" else None
+            batches = examiner.watch(loader) if examiner else loader
+            measured = evaluate(state.evaluated, state.loss, batches, state.execution, self.meter, collector=examiner)
             self._log(split, measured)
+            if examiner:
+                self._log_examined(examiner, split)
             values.update({f"{metric}/{split}": value for metric, value in measured.items()})
         self.progress.last_values = values
         self._judge(values)

@@ -40,7 +40,7 @@ LARGEST_JSON = 1 << 24  # bytes; the largest is an evaluation of thousands of cl
 
 
 class RunDirectory:
-    """`runs/NAME/DATE_TIME_xxxx`; two jobs never work in one. Raises `ConfigError`.
+    """`runs/NAME/DATE_TIME_SLUG_xxxx`; two jobs never work in one. Raises `ConfigError`.
 
     Among several ranks the first alone makes, locks and writes; to the others its writing methods do nothing.
     """
@@ -51,24 +51,28 @@ class RunDirectory:
         self._lock: FileLock | None = None
 
     @classmethod
-    def create(cls, name: str, wanted: Path | None) -> "RunDirectory":
-        """Makes and locks the directory `wanted`, or a new one under `runs/NAME`, which every rank gets."""
+    def create(cls, name: str, wanted: Path | None, slug: str = "") -> "RunDirectory":
+        """Makes and locks the directory `wanted`, or a new one under `runs/NAME` with `slug` in its name.
+
+        Every rank gets it.
+        """
         if world_size() == 1:
-            return cls._create(name, wanted)
+            return cls._create(name, wanted, slug)
         from cnnlab.runtime.distributed import from_first  # imports torch, which a grid's own process does without
 
         made: list[RunDirectory] = []
 
         def make() -> Path:
-            made.append(cls._create(name, wanted))
+            made.append(cls._create(name, wanted, slug))
             return made[0].path
 
         path = from_first(make)
         return made[0] if made else cls(path)
 
     @classmethod
-    def _create(cls, name: str, wanted: Path | None) -> "RunDirectory":
-        path = wanted or RUNS / name / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+    def _create(cls, name: str, wanted: Path | None, slug: str) -> "RunDirectory":
+        parts = (time.strftime("%Y-%m-%d_%H-%M-%S"), slug, secrets.token_hex(2))
+        path = wanted or RUNS / name / "_".join(part for part in parts if part)
         try:
             made = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)

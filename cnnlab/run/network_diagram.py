@@ -1,4 +1,4 @@
-"""`model.svg`: the boxes of a network's layers."""
+"""`model.svg`: the boxes of a network's layers; and its layers for TensorBoard's Graphs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import replace
 from cnnlab.blocks.facts import format_shape
 from cnnlab.blocks.join import Branches
 from cnnlab.blocks.sequential import Residual, Sequential
+from cnnlab.engine.records import LayerNode
 from cnnlab.network import LayerRow, NetworkPlan
 from cnnlab.network.read import Column, Layer
 from cnnlab.visualization.diagram import INPUT, Box, network_svg
@@ -18,6 +19,39 @@ def diagram(network: NetworkPlan) -> str:
     """A network as an SVG."""
     rows = {id(layer): row for (_, layer), row in zip(network.named_layers(), network.rows, strict=True)}
     return network_svg(format_shape(network.input_shape), _boxes(network.column, rows))
+
+
+def layer_nodes(network: NetworkPlan) -> tuple[LayerNode, ...]:
+    """Every layer, repetitions one by one, with the layers that it reads; containers are parts of a path."""
+    nodes = [LayerNode(INPUT, "", (), network.input_shape, 0)]
+    rows = {id(layer): row for (_, layer), row in zip(network.named_layers(), network.rows, strict=True)}
+    _add_nodes(network.column, rows, "", (INPUT,), nodes)
+    return tuple(nodes)
+
+
+def _add_nodes(
+    column: Column, rows: Rows, prefix: str, arriving: tuple[str, ...], nodes: list[LayerNode]
+) -> tuple[str, ...]:
+    """Appends a column's nodes; returns the paths of those that its output comes from."""
+    ends: dict[str, tuple[str, ...]] = {"": arriving}
+    for layer in column.layers:
+        row, path = rows[id(layer)], f"{prefix}{layer.name}"
+        sources = tuple(end for source in layer.sources for end in ends[source])
+        if not layer.nested:
+            nodes.append(LayerNode(path, row.block, sources, row.output_shape, row.parameters))
+            ends[layer.name] = (path,)
+            continue
+        inside: list[str] = []
+        for parameter in layer.inputs:
+            below = layer.nested.get(parameter)
+            scope = f"{path}/" if len(layer.nested) == 1 else f"{path}/{parameter}/"
+            inside += _add_nodes(below, rows, scope, sources, nodes) if below else sources
+        if layer.component.factory is not Sequential:
+            operation = "add" if layer.component.factory is Residual else row.block.rpartition(" ")[2]
+            nodes.append(LayerNode(f"{path}/({operation})", row.block, tuple(inside), row.output_shape, row.parameters))
+            inside = [f"{path}/({operation})"]
+        ends[layer.name] = tuple(inside)
+    return tuple(end for one in column.outputs(ends) for end in one)
 
 
 def _boxes(column: Column, rows: Rows, prefix: str = ".") -> list[Box]:

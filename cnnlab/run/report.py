@@ -275,12 +275,16 @@ def _data(plan: RunPlan, class_counts: Sequence[int]) -> str:
     )
 
 
+def command_line(directory: RunDirectory) -> str:
+    """The command that began the run, for a shell. Raises `ConfigError` for damaged overrides."""
+    return shlex.join([*command("train").split(" "), *load_saved_overrides(directory.path / OVERRIDES)])
+
+
 def _command(directory: RunDirectory) -> str:
     try:
-        overrides = load_saved_overrides(directory.path / OVERRIDES)
+        return code(command_line(directory))
     except ConfigError as error:
         return note(str(error))
-    return code(shlex.join([*command("train").split(" "), *overrides]))
 
 
 def _environment(directory: RunDirectory) -> str:

@@ -1,5 +1,6 @@
 """One run, from a composed config to `summary.json`."""
 
+import copy
 import gc
 import signal
 import threading
@@ -24,10 +25,12 @@ from cnnlab.engine.autotune import Trial, one_line, table
 from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.checkpoint import Checkpoint
 from cnnlab.engine.evaluation import VIEWS, evaluate
+from cnnlab.engine.examination import Examiner, Judge
 from cnnlab.engine.execution import make_deterministic
 from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
 from cnnlab.engine.trainer import Trainer
+from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.observers import Observers
 from cnnlab.run.files import CONFIG, DIAGRAM, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory, found_by_first
 from cnnlab.run.inspection_files import folder_for_inspection, write_inspection
@@ -43,9 +46,9 @@ from cnnlab.run.loaders import (
     train_loader,
 )
 from cnnlab.run.lr_finding import describe_range_test, find_lr, suggestions, with_lr
-from cnnlab.run.network_diagram import diagram
+from cnnlab.run.network_diagram import diagram, layer_nodes
 from cnnlab.run.process_state import process_state_kept, the_only_training
-from cnnlab.run.report import write_report
+from cnnlab.run.report import command_line, write_report
 from cnnlab.run.resolve import describe_run, resolve
 from cnnlab.run.resuming import (
     NOT_DIGESTED,
@@ -131,7 +134,7 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
         return None
     plan = everywhere(lambda: _ready(plan, fresh=True))
     print_wrapped(f"{describe_placement(plan)}\n")
-    directory = RunDirectory.create(plan.name, plan.run_dir)
+    directory = RunDirectory.create(plan.name, plan.run_dir, config.slug)
     try:
         _write_config(directory, config)  # first: a run that is killed while it reads can be started again
         with waiting("reading the data"):
@@ -303,6 +306,12 @@ def _started(run: _Run, trainer: Trainer) -> Started:
         hyperparameters=run.config.hyperparameters,
         model_table=table_text(run.plan),
         watched=run.plan.settings.watch_every is not None,
+        command=command_line(run.directory),
+        config=run.config.config_yaml(),
+        layers=layer_nodes(run.plan.network),
+        class_names=run.plan.spec.class_names,
+        mean_C=run.data.normalization.mean_C,
+        sd_C=run.data.normalization.sd_C,
     )
 
 
@@ -341,11 +350,18 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
             "held_out": plan.spec.held_out,
         },
         meter=plan.meter(),
+        examine=(lambda: Examiner(_judge(plan))) if is_first() else None,
         profiler=make_profiler(run.directory.path, notify) if plan.settings.profile and is_first() else None,
         stop=lambda: "interrupted" if stopped_by else pruned(),
     )
     pruned = _pruning(run.trial, trainer)
     return trainer
+
+
+def _judge(plan: RunPlan) -> Judge:
+    """Probabilities and the loss of each image, by a copy: the run's own loss may keep state."""
+    loss = copy.deepcopy(plan.loss)
+    return lambda output_NK, target_N: (probabilities(loss, output_NK), loss_of_each(loss, output_NK, target_N))
 
 
 def _pruning(trial: SearchTrial | None, trainer: Trainer) -> Callable[[], str | None]:

@@ -1,9 +1,8 @@
 """The overrides after `-m`: axes, checked before anything else, and the jobs that they make."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice, product
@@ -12,12 +11,12 @@ from typing import Any
 from hydra.core.override_parser.types import Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from cnnlab.config.compose import GROUPS, allow_constructor_arguments, as_given
+from cnnlab.config.compose import allow_constructor_arguments, as_given
 from cnnlab.config.hydra_internals import as_override_value, parse_overrides
+from cnnlab.config.naming import slug
 from cnnlab.runtime.errors import ArgumentError, Complaints, ConfigError, first_line
 
 MOST_JOBS = 10_000
-LONGEST_SLUG = 40
 DIGITS = 8  # of a number that is shown
 
 
@@ -37,35 +36,6 @@ class Job:
 
     def __str__(self) -> str:
         return " ".join([f"{self.number:03d}", *(f"{key}={shortened(value)}" for key, value in self.values.items())])
-
-
-def slug(values: dict[str, str]) -> str:
-    """What varies, as a part of a file's name: `lr0.01_mlp`, numbers with three digits."""
-    names = short_names(values)
-    parts = [("" if key in GROUPS else names[key]) + _short(value) for key, value in values.items()]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))[:LONGEST_SLUG].strip("-_")
-
-
-def short_names(keys: Collection[str]) -> dict[str, str]:
-    """Each key's last words, as few as tell it from the others: `conv1.out_channels`."""
-
-    def last(key: str, words: int) -> str:
-        return ".".join(key.split(".")[-words:])
-
-    found = {}
-    for key in keys:
-        words = 1
-        while words <= key.count(".") and sum(last(other, words) == last(key, words) for other in keys) > 1:
-            words += 1
-        found[key] = last(key, words)
-    return found
-
-
-def _short(value: str) -> str:
-    try:
-        return value if value.isdecimal() else f"{float(value):.3g}".replace("+", "")
-    except ValueError:
-        return value
 
 
 def shortened(value: str, longest: int | None = None) -> str:

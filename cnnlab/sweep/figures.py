@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnlab.sweep.axes import short_names
+from cnnlab.config.naming import short_names
 from cnnlab.sweep.objectives import Objective
 from cnnlab.sweep.study import quiet
 

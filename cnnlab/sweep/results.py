@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnlab.config.naming import short_names
 from cnnlab.run.files import RunDirectory
 from cnnlab.runtime.terminal import fitting
-from cnnlab.sweep.axes import Job, short_names, shortened
+from cnnlab.sweep.axes import Job, shortened
 from cnnlab.sweep.objectives import Objective
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cnnlab.sweep.axes import short_names, shortened
+from cnnlab.config.naming import short_names
+from cnnlab.sweep.axes import shortened
 from cnnlab.sweep.results import Result
 
 if TYPE_CHECKING:

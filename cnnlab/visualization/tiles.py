@@ -15,7 +15,6 @@ INCHES = 1.2  # a tile's side
 GAP = 0.1  # between tiles
 LINE = 0.16  # of a caption
 SCALE = 1.0  # the colour bar, its numbers and its label
-FRAME = 8  # white pixels between the filters of an image
 MOST_COLUMNS = 6  # with more, captions are too small on a page 800 pixels wide
 
 
@@ -47,23 +46,6 @@ def filters_figure(weight_OIHW: Tensor, title: str, *, colour: bool = False) -> 
         return tiles_figure(weight_OIHW.mean(1), title, captions, signed=True, label="weight")
     most = weight_OIHW.abs().amax().clamp(min=1e-30)
     return images_figure(127.5 * (1 + weight_OIHW / most), title, captions)
-
-
-def filters_image(weight_OIHW: Tensor, *, columns: int = MOST_COLUMNS, pixels: int = 16) -> np.ndarray:
-    """The kernels of a convolution side by side, (H, W, 3) uint8, without captions and in no time.
-
-    Each weight takes `pixels`² of them. Kernels over three channels are shown in colour, others averaged over their
-    channels: 0 is the middle of 0…255, the largest weight an end.
-    """
-    kernels_OIHW = weight_OIHW if weight_OIHW.shape[1] == 3 else weight_OIHW.mean(1, keepdim=True)
-    shown_OHWI = _numbers(kernels_OIHW / kernels_OIHW.abs().amax().clamp(min=1e-30)).transpose(0, 2, 3, 1)
-    shown_OHW3 = np.broadcast_to(127.5 * (1 + shown_OHWI), (*shown_OHWI.shape[:3], 3))
-    large = shown_OHW3.repeat(pixels, 1).repeat(pixels, 2)
-    columns = min(columns, len(large))
-    blanks = np.full((-len(large) % columns, *large.shape[1:]), 255.0)
-    framed = np.pad(np.concatenate([large, blanks]), ((0, 0), (0, FRAME), (0, FRAME), (0, 0)), constant_values=255.0)
-    rows = framed.reshape(-1, columns, *framed.shape[1:]).swapaxes(1, 2)
-    return rows.reshape(-1, columns * framed.shape[2], 3).round().astype(np.uint8)
 
 
 def maps_figure(image_CHW: Tensor, maps_CHW: Tensor, title: str) -> "Figure":

@@ -18,11 +18,12 @@ from cnnlab.engine import trainer as trainer_module
 from cnnlab.engine.checkpoint import Checkpoints
 from cnnlab.engine.ema import EMA
 from cnnlab.engine.evaluation import evaluate
+from cnnlab.engine.examination import Examiner
 from cnnlab.engine.execution import Execution
 from cnnlab.engine.lookahead import Lookahead, LookaheadSettings
 from cnnlab.engine.optimization import build_optimizer
 from cnnlab.engine.probe import Probe
-from cnnlab.engine.records import Descent, Metrics, Notice, Record, Snapshot
+from cnnlab.engine.records import Descent, Examined, Metrics, Notice, Record, Snapshot, TrainingImages
 from cnnlab.engine.schedule import Factor, Schedule, constant
 from cnnlab.engine.settings import TrainerSettings, whole_steps
 from cnnlab.engine.step import train_step
@@ -52,6 +53,10 @@ def loader(count: int = 8, batch_size: int = 2, shuffle: bool = True) -> Residen
     x_NCHW = (10 * torch.arange(count)[:, None] + torch.arange(4)).to(torch.uint8).view(count, 1, 2, 2)
     images = Images.of(x_NCHW, torch.arange(count) % 2)
     return ResidentLoader(images, Normalization((35.0,), (20.0,)), batch_size, device=CPU, shuffle=shuffle, seed=3)
+
+
+def judge(output_NK: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    return output_NK.softmax(1), F.cross_entropy(output_NK, target_N, reduction="none")
 
 
 class Run:
@@ -93,6 +98,7 @@ class Run:
             self.checkpoints,
             self.records.append,
             meta={"name": "tiny"},
+            examine=lambda: Examiner(judge),
             stop=stop or (lambda: "interrupted" if self.progress.step == interrupted_at else None),
         )
 
@@ -129,7 +135,7 @@ def script_validation(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iter
     """Each validation measures the next value of the metric, and 0.5 for the other."""
     coming = iter(values)
     monkeypatch.setattr(
-        trainer_module, "evaluate", lambda *arguments: {"loss": 0.5, "accuracy": 0.5, metric: next(coming)}
+        trainer_module, "evaluate", lambda *arguments, **options: {"loss": 0.5, "accuracy": 0.5, metric: next(coming)}
     )
 
 
@@ -193,7 +199,7 @@ def test_max_time_counts_over_resumptions_and_ends_with_a_validation_and_a_check
 def test_recording_is_training_time_and_validation_is_not(
     tmp_path: Path, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(*arguments: Any) -> dict[str, float]:
+    def evaluate(*arguments: Any, **options: Any) -> dict[str, float]:
         clock.now += 1000
         return {"loss": 1.0, "accuracy": 0.5}
 
@@ -298,7 +304,14 @@ def test_snapshots_are_taken_at_their_cadence_and_change_no_bit(
         torch.manual_seed(2)
         run.trainer.fit()
     assert [record.step for record in shown.records if isinstance(record, Snapshot)] == expected  # the last at the end
-    assert not any(isinstance(record, Snapshot) for record in plain.records)
+    assert [record.step for record in shown.records if isinstance(record, Examined)] == expected
+    first, *later = [record.x_NCHW for record in shown.records if isinstance(record, Snapshot)]
+    assert first is not None
+    assert all(torch.equal(first, one) for one in later)  # the same images each time
+    assert torch.equal(first, next(iter(loader(6, 4, shuffle=False))).x_NCHW)
+    (training,) = [record for record in shown.records if isinstance(record, TrainingImages)]
+    assert torch.equal(training.x_NCHW, next(iter(loader())).x_NCHW)
+    assert not any(isinstance(record, Snapshot | Examined | TrainingImages) for record in plain.records)
     assert_same_weights(shown.network, plain.network)
     assert shown.checkpoints.steps() == plain.checkpoints.steps()
 
@@ -401,7 +414,7 @@ def test_the_best_checkpoint_has_the_weights_that_were_measured(
 ) -> None:
     accuracies, seen = iter([0.1, 0.9, 0.2, 0.3, 0.4]), []
 
-    def measure(network: nn.Module, *arguments: Any) -> dict[str, float]:
+    def measure(network: nn.Module, *arguments: Any, **options: Any) -> dict[str, float]:
         seen.append(network.state_dict()["1.weight"].clone())
         return {"loss": 0.5, "accuracy": next(accuracies)}
 

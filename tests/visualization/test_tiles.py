@@ -1,14 +1,11 @@
 """Tiles by what Matplotlib was asked to draw."""
 
 import numpy as np
-import pytest
 import torch
 
 from cnnlab.visualization.tiles import (
-    FRAME,
     MOST_COLUMNS,
     filters_figure,
-    filters_image,
     images_figure,
     maps_figure,
     tiles_figure,
@@ -86,19 +83,3 @@ def test_captions_of_64_maps_stand_above_them_and_do_not_overlap() -> None:
     boxes = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
     assert len(boxes) == 65
     assert not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
-
-
-@pytest.mark.parametrize(("kernels", "columns", "tiles"), [(5, 3, (2, 3)), (2, 10, (1, 2))])
-def test_an_image_of_filters_has_a_frame_between_tiles(kernels: int, columns: int, tiles: tuple[int, int]) -> None:
-    image_HW3 = filters_image(torch.full((kernels, 2, 4, 4), -1.0), columns=columns, pixels=2)
-    assert image_HW3.dtype == np.uint8
-    assert image_HW3.shape == (tiles[0] * (8 + FRAME), tiles[1] * (8 + FRAME), 3)
-    assert (image_HW3.reshape(tiles[0], 8 + FRAME, -1)[:, 8:] == 255).all()
-    assert int((image_HW3[..., 0] == 0).sum()) == kernels * 8 * 8
-
-
-def test_an_image_of_filters_shows_each_weight_on_one_scale() -> None:
-    weight_OIHW = torch.tensor([-1.0, 0.0, 0.5, 1.0]).view(1, 1, 2, 2).expand(1, 2, 2, 2)
-    assert filters_image(weight_OIHW, pixels=1)[:2, :2, 1].tolist() == [[0, 128], [191, 255]]
-    colour_HW3 = filters_image(torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1), pixels=1)
-    assert colour_HW3[0, 0].tolist() == [255, 128, 0]
