@@ -193,7 +193,7 @@ def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> 
     files = []
     for path in paths:
         try:
-            status = (root / path).stat()
+            status = os.stat(os.path.join(root, path))  # a fraction of the time of a Path's own
         except OSError as error:
             raise ConfigError(f"data.root: {printable(root / path)}: {first_line(error)}") from error
         files.append((path, status.st_size, status.st_mtime_ns))

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from cnnlab.data.near_duplicates import SMALLEST, near_duplicates, thumbnails
-from cnnlab.data.source import Images, image_digest
+from cnnlab.data.source import Images, image_digests
 from cnnlab.runtime.device import one_thread
 
 
@@ -78,10 +78,10 @@ def find_duplicates(splits: Mapping[str, Images], seed: int = 0) -> Duplicates:
     searched = min(next(iter(splits.values())).shape[1:]) >= SMALLEST
     for images in splits.values():
         for x_NCHW in images.chunks():
-            digests += [image_digest(x_CHW) for x_CHW in x_NCHW]
+            digests.append(image_digests(x_NCHW))
             if searched:
                 small.append(thumbnails(x_NCHW))
-    digest_N = torch.tensor(digests)
+    digest_N = torch.cat(digests)
     _, same_N, counts = digest_N.unique(return_inverse=True, return_counts=True)
     first_of = torch.empty(len(counts), dtype=torch.int64).scatter_reduce_(
         0, same_N, torch.arange(len(same_N)), "amin", include_self=False

@@ -111,7 +111,7 @@ class FileSource(Source):
         return [self.root / path for path in self._found.splits[split].paths]
 
     def paths(self, split: str) -> list[str]:
-        return [printable(Path(path)) for path in self._found.splits[split].paths]
+        return [printable(path) for path in self._found.splits[split].paths]
 
     def labels(self) -> Labels:
         train = self._found.splits["train"]

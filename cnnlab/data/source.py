@@ -1,13 +1,15 @@
 """The interface of data sources, and the images of a split."""
 
+import contextlib
 import hashlib
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from mmap import mmap
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +55,16 @@ def image_digest(x_CHW: Tensor) -> int:
     return int.from_bytes(first, "little", signed=True) or 1
 
 
+def image_digests(x_NCHW: Tensor) -> Tensor:
+    """The `image_digest` of each image, int64 (N,); several times as fast as one by one."""
+    pixels = x_NCHW.contiguous().numpy().reshape(-1).data.cast("B")
+    size = x_NCHW[0].nbytes if len(x_NCHW) else 1
+    starts = range(0, len(pixels), size)
+    found = b"".join([hashlib.sha256(pixels[start : start + size]).digest()[:8] for start in starts])
+    digest_N = torch.from_numpy(np.frombuffer(found, dtype="<i8").astype(np.int64))
+    return digest_N.masked_fill_(digest_N == 0, 1)
+
+
 @dataclass(frozen=True)
 class MappedFile:
     """A file of images that is mapped into memory, and a digest of each, which is compared whenever it is read.
@@ -61,7 +73,7 @@ class MappedFile:
     """
 
     path: Path
-    mapping: mmap
+    mapping: mmap.mmap
     digests_N: Tensor
 
     def check(self, rows: Tensor, x_NCHW: Tensor) -> None:
@@ -69,13 +81,18 @@ class MappedFile:
 
         The damaged file is removed, so that the next start decodes its images again.
         """
-        for row, expected, x_CHW in zip(rows.tolist(), self.digests_N[rows].tolist(), x_NCHW, strict=True):
-            if image_digest(x_CHW) != expected:
-                self.path.unlink(missing_ok=True)
-                raise TrainingError(
-                    f"image {row} in {printable(self.path)} is not as it was decoded: the file was overwritten or is "
-                    f"damaged. It was removed, and the next start decodes the images again"
-                )
+        damaged = rows[image_digests(x_NCHW) != self.digests_N[rows]]
+        if len(damaged):
+            self.path.unlink(missing_ok=True)
+            raise TrainingError(
+                f"image {damaged[0]} in {printable(self.path)} is not as it was decoded: the file was overwritten or "
+                f"is damaged. It was removed, and the next start decodes the images again"
+            )
+
+    def forget(self) -> None:
+        """Takes what was read out of this process's memory again; the system may still have it."""
+        with contextlib.suppress(AttributeError):  # on Windows
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,10 @@ class Images:
             if self.rows_N is None and self.file is None:
                 yield self.stored_NCHW[start : start + count]
             else:
-                yield self.gather(self._stored_rows[start : start + count])
+                x_NCHW = self.gather(self._stored_rows[start : start + count])
+                if self.file:
+                    self.file.forget()  # else all of the file would be in memory beside a copy of it
+                yield x_NCHW
 
     @property
     def _stored_rows(self) -> Tensor:

@@ -23,9 +23,12 @@ _silenced = False
 
 def printable(text: object) -> str:
     """A name from elsewhere, for messages and tables: what a terminal would act on is escaped."""
+    given = str(text)
+    if given.isprintable():  # nearly always
+        return given
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in str(text)
+        for letter in given
     )
 
 

@@ -7,7 +7,7 @@ from image_folders import noise, write_image
 
 from cnnlab.data import SOURCES
 from cnnlab.data.image_files import ImageReader
-from cnnlab.data.source import Images, Source
+from cnnlab.data.source import Images, Source, image_digest, image_digests
 
 
 def images() -> Images:
@@ -66,3 +66,10 @@ def test_the_digest_is_sha256_over_shape_images_and_labels() -> None:
     assert x.digest() == hashlib.sha256(b"(3, 1, 2, 2)" + content).hexdigest()
     reshaped = Images(x.x_NCHW.reshape(3, 1, 1, 4), x.y_N, x.index_N)
     assert reshaped.digest() == hashlib.sha256(b"(3, 1, 1, 4)" + content).hexdigest()
+
+
+def test_the_digests_of_many_images_are_those_of_each() -> None:
+    x_NCHW = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).reshape(5, 3, 4, 4)
+    assert image_digests(x_NCHW).tolist() == [image_digest(x_CHW) for x_CHW in x_NCHW]
+    assert image_digests(x_NCHW[:, :, ::2]).tolist() == [image_digest(x_CHW) for x_CHW in x_NCHW[:, :, ::2]]
+    assert image_digests(x_NCHW[:0]).tolist() == []
