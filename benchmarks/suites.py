@@ -142,6 +142,14 @@ def growth(axis: str, values: Sequence[int]) -> list[Contestant]:
     return contestants
 
 
+def features() -> list[Contestant]:
+    script = CONTESTANTS / "features.py"
+    return [
+        python("every epoch computes them", script, "trainer.features=false"),
+        python("cnnlab", script),
+    ]
+
+
 ON_CUDA = ("busy",)
 EPOCH = ("train_seconds", "command_seconds", "peak_mb", "accuracy")
 BENCHMARKS = {
@@ -185,6 +193,11 @@ BENCHMARKS = {
         "a job of a sweep on the UCI digits, beyond its training",
         jobs,
         ("overhead_seconds", "first_overhead_seconds", "command_seconds"),
+    ),
+    "features": Benchmark(
+        "training a new head for a frozen ResNet-18, 2,000 images of 64×64 pixels; validation and checkpoints aside",
+        features,
+        ("first_epoch_seconds", "later_epoch_seconds", "peak_mb", "accuracy"),
     ),
     "growth_batch": Benchmark(
         "CNN 16-32-64 against the batch size", lambda: growth("batch", (8, 32, 128, 512)), ("images_per_second",)

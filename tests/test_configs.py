@@ -28,6 +28,7 @@ SLOW = {choice[1] for choice in CHOICES if choice[1].startswith("blocks/")} - {f
 COMPANIONS = {
     ("data", "image_folder"): ["data.root=images", "data.batch_size=2", "data.test_fraction=0.2"],
     ("experiment", "images"): ["data.root=images"],
+    ("experiment", "images_pretrained"): ["data.root=images", "data.batch_size=2"],
     ("data", "csv"): ["data.root=images", "data.batch_size=2"],
     ("data", "arrays"): ["data.root=images/images.npz", "data.batch_size=2"],
     ("model", "none"): ["+model.blocks.flatten=flatten", "+model.blocks.output={type: linear, out_features: classes}"],

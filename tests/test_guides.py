@@ -33,6 +33,7 @@ TABLE_ALONE = (
     "rnn_vs_cnn",
     "model=resnet18",
     "model=timm/",
+    "images_pretrained",
     "experiment=book",
 )
 

@@ -20,6 +20,11 @@ class Graph(nn.Module):
         return run_graph(self, self._sources, x)
 
 
+def sources_of_graph(module: nn.Module) -> Mapping[str, Sequence[str]] | None:
+    """What each child of a graph reads, or of a sequential that was made of one; None for a plain chain."""
+    return getattr(module, "_sources", None)
+
+
 def run_graph(blocks: nn.Module, sources: Mapping[str, Sequence[str]], x: Tensor) -> Tensor:
     """The output of the last of the blocks; an output is held until the last that reads it has run."""
     outputs = {INPUT: x}

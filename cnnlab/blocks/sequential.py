@@ -6,7 +6,7 @@ Their facts take the output shape of each nested column as an input.
 from torch import Tensor, nn
 
 from cnnlab.blocks.facts import Facts, Shape, format_shape
-from cnnlab.blocks.graph import run_graph
+from cnnlab.blocks.graph import run_graph, sources_of_graph
 from cnnlab.blocks.receptive_field import local, union
 from cnnlab.runtime.errors import ConfigError
 
@@ -22,7 +22,7 @@ class Sequential(nn.Module):
         super().__init__()
         for name, block in blocks.named_children():
             self.add_module(name, block)
-        self._sources = getattr(blocks, "_sources", None)  # of a graph
+        self._sources = sources_of_graph(blocks)
 
     def facts(self, blocks: Shape) -> Facts:
         return Facts(blocks, field=local)

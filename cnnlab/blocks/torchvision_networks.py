@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
 
+FILES = (".pth", ".pt", ".safetensors")  # what a file of weights is called
 # without the outputs of auxiliary heads, and initialised as published, without a warning
 _OPTIONS: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -19,13 +20,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def torchvision_network(
-    name: str, num_classes: int | None = None, weights: str | None = None, **options: Any
+    name: str,
+    num_classes: int | None = None,
+    weights: str | None = None,
+    pretrained: bool | str = False,
+    **options: Any,
 ) -> nn.Module:
     """torchvision's network `name`: (N, 3, H, W) → (N, num_classes), or 1000 where `num_classes` is not given.
 
     Grey images are expanded to 3 equal channels. `weights` names pretrained ones, such as `IMAGENET1K_V1` or `DEFAULT`,
-    which are loaded when a run starts. `options` go to torchvision's builder, such as `dropout` or
-    `stochastic_depth_prob`. Raises `ArgumentError`.
+    which are loaded when a run starts; `pretrained` is true for `DEFAULT`, or a file of the network's weights: .pth,
+    .pt or .safetensors. `options` go to torchvision's builder, such as `dropout` or `stochastic_depth_prob`. Raises
+    `ArgumentError`.
     """
     from torchvision import models
 
@@ -36,22 +42,32 @@ def torchvision_network(
             f"torchvision has no classification network {name!r};{did_you_mean(name, names)} "
             f"expected one of its {len(names)}, such as resnet18",
         )
-    if weights is not None:
+    if starts_pretrained(weights, pretrained):
         pretrained_weights(name, weights)
     arguments = _OPTIONS.get(name, {}) | options
     if num_classes is not None:
         arguments["num_classes"] = integer("num_classes", num_classes, 1)
-    if weights is not None and name in _OPTIONS:
+    if starts_pretrained(weights, pretrained) and name in _OPTIONS:
         arguments.setdefault("transform_input", True)  # they were trained on images of another scale
     network = _build(name, arguments, options)
     network.register_forward_pre_hook(_three_channels)
     return network
 
 
-def pretrained_weights(name: str, weights: str) -> Any:
-    """Torchvision's entry for these weights. Raises `ArgumentError` with the available ones."""
+def starts_pretrained(weights: str | None, pretrained: bool | str) -> bool:
+    """True if a network starts from trained weights. Raises `ArgumentError` for two of them."""
+    if not isinstance(pretrained, bool) and not str(pretrained).endswith(FILES):
+        raise ArgumentError("pretrained", f"expected true, false or a file ({listing(FILES)}), received {pretrained!r}")
+    if weights is not None and pretrained:
+        raise ArgumentError("pretrained", f"expected one of weights and pretrained, received weights={weights} as well")
+    return weights is not None or bool(pretrained)
+
+
+def pretrained_weights(name: str, weights: str | None) -> Any:
+    """Torchvision's entry for these weights, by default `DEFAULT`. Raises `ArgumentError` with the available ones."""
     from torchvision import models
 
+    weights = weights or "DEFAULT"
     legal = models.get_model_weights(name).__members__
     if weights not in legal:
         raise ArgumentError(

@@ -18,6 +18,7 @@ from cnnlab.config.check_training import (
     check_compilation,
     check_deterministic,
     check_execution,
+    check_features,
     check_microbatches,
     check_optimizer,
     check_precision,
@@ -79,6 +80,7 @@ def check_config(config: Mapping[str, Any], trust: Trust, spec: DataSpec | None 
     settings = check_trainer(trainer, complaints)
     check_trainer_against_data(settings, data, spec, complaints)
     check_microbatches(network, settings, data, spec, complaints)
+    check_features(settings, network, data, augment, complaints)
     execution = check_execution(config["trainer"], complaints)
     deterministic = check_deterministic(config["trainer"], complaints)
     metrics = check_metrics(config["metrics"], settings, spec, complaints)

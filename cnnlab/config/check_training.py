@@ -11,6 +11,8 @@ from torch import nn
 from cnnlab.components import Component, Registry, Trust, attempt, bind, build_settings
 from cnnlab.config.run_plan import build_schedule
 from cnnlab.config.sections import as_mapping, as_spec
+from cnnlab.data.mixing import Mixing
+from cnnlab.data.per_image import Augmentation
 from cnnlab.data.settings import DataSettings
 from cnnlab.data.source import DataSpec
 from cnnlab.engine import optimization
@@ -195,6 +197,31 @@ def rejects_one_image(network: NetworkPlan) -> str | None:
         except Exception:  # a block of the user's own that does without a meta device
             return None
     return None
+
+
+def check_features(
+    settings: TrainerSettings | None,
+    network: NetworkPlan | None,
+    data: DataSettings | None,
+    augment: Mapping[str, Augmentation | Mixing],
+    complaints: Complaints,
+) -> None:
+    """Stored views are for frozen layers, and of images that are augmented one by one, once an epoch."""
+    views = settings.views if settings else None
+    if views is None or network is None or data is None:
+        return
+    mixing = [name for name, step in augment.items() if isinstance(step, Mixing)]
+    own = [name for name, step in augment.items() if type(step).__module__.partition(".")[0] != "cnnlab"]
+    problems = {
+        "no layer is frozen: expected auto, or model.freeze": not network.freeze,
+        f"data.augment.{listing(mixing[:1])} joins images of a batch: expected auto": bool(mixing),
+        f"data.augment.{listing(own[:1])} is your own, and its changes would go unnoticed: expected auto": bool(own),
+        "an image may come twice in an epoch: expected auto, or data.sampling=shuffle": data.sampling != "shuffle",
+    }
+    for problem, holds in problems.items():
+        if holds:
+            complaints.add("trainer.features", f"{views} views cannot be stored, since {problem}")
+            return
 
 
 def check_execution(trainer: Any, complaints: Complaints) -> Execution | None:

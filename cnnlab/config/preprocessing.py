@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cnnlab.blocks.timm_networks import timm_config
-from cnnlab.blocks.torchvision_networks import pretrained_weights
+from cnnlab.blocks.torchvision_networks import pretrained_weights, starts_pretrained
 from cnnlab.data import SOURCES
 from cnnlab.data.normalization import of_channels
 from cnnlab.data.settings import PRETRAINED
@@ -49,10 +49,10 @@ def _networks(blocks: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _of_torchvision(key: str, spec: Mapping[str, Any]) -> tuple[list[float], list[float], dict[str, Any]]:
-    weights = spec.get("weights")
-    if not isinstance(weights, str):
-        raise ConfigError(f"{KEY}: {PRETRAINED} needs the weights' name: expected {key}.weights=DEFAULT beside it")
+    weights, pretrained = spec.get("weights"), spec.get("pretrained", False)
     try:
+        if not starts_pretrained(weights, pretrained):
+            raise ConfigError(f"{KEY}: {PRETRAINED} needs the weights: expected {key}.pretrained=true beside it")
         expects = pretrained_weights(spec["name"], weights).transforms()
     except (ArgumentError, ValueError) as error:  # the network's own complaint says it, too
         raise ConfigError(f"{key}.{error}") from error

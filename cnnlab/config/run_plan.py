@@ -54,6 +54,7 @@ class RunPlan:
     published: Published | None
     lr_is_auto: bool = False  # a placeholder stands in the optimizer, until a learning rate is found
     auto: Resolved = field(default_factory=Resolved)  # what auto became, for the run's config
+    features: bool = False  # stored, where the network and the machine allow it; decided when the run begins
     starting_weights: Mapping[str, Tensor] = field(default_factory=dict)  # read where a run begins
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnnlab.engine.evaluation import VIEWS
+from cnnlab.engine.execution import AUTO
 from cnnlab.engine.lookahead import LookaheadSettings
 from cnnlab.runtime.checks import integer, number, one_of
 from cnnlab.runtime.errors import ArgumentError, did_you_mean, listing
@@ -26,7 +27,8 @@ class TrainerSettings:
     first steps goes. A `Snapshot` is logged at the end of every `snapshot_every_epochs`-th epoch and of the run, and a
     `Descent` every `watch_every` steps, with the `watch_top` weights that contribute most. Several ranks average their
     gradients in one message, or in `parallel` ddp in buckets; with `sync_batch_norm` they normalise by the statistics
-    of all their images. A rank that does not answer within `collective_timeout` seconds is lost.
+    of all their images. A rank that does not answer within `collective_timeout` seconds is lost. `features` of frozen
+    first layers are stored where images are not augmented, for so many augmented views of each, or never (false).
     """
 
     epochs: float | None
@@ -56,6 +58,7 @@ class TrainerSettings:
     parallel: str = "average"
     sync_batch_norm: bool = False
     collective_timeout: float = 60.0
+    features: bool | str | int = AUTO
 
     def __post_init__(self) -> None:
         for name in (
@@ -93,9 +96,19 @@ class TrainerSettings:
         one_of("sync_batch_norm", self.sync_batch_norm, (False, True))
         number("collective_timeout", self.collective_timeout, 1)
         one_of("on_nonfinite", self.on_nonfinite, ("stop", "rollback"))
+        self._check_features()
         for name, chosen in (("patience", self.patience is not None), ("keep_best", self.keep_best > 1)):
             if chosen and self.monitor is None:
                 raise ArgumentError(name, "expected a monitor beside it, received monitor=null")
+
+    def _check_features(self) -> None:
+        given = self.features
+        if given is not False and given != AUTO and (type(given) is not int or given < 1):
+            raise ArgumentError(
+                "features",
+                f"expected auto, false, or how many augmented views of each image are stored, 1 or more, received "
+                f"{given!r}",
+            )
 
     def _check_lookahead(self) -> None:
         if self.lookahead is None:
@@ -106,6 +119,11 @@ class TrainerSettings:
         if self.lookahead.power and self.epochs is None and self.max_steps is None:
             message = "it needs the run's length: expected trainer.epochs or trainer.max_steps, received max_time alone"
             raise ArgumentError("lookahead.power", message)
+
+    @property
+    def views(self) -> int | None:
+        """How many augmented views of each image have their features stored; None where images are not augmented."""
+        return self.features if isinstance(self.features, int) and self.features else None
 
     def check_monitor(self, metrics: Sequence[str]) -> None:
         """Raises `ArgumentError` for a monitor that is none of loss, accuracy and `metrics` on a measured split."""

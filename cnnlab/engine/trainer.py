@@ -49,6 +49,22 @@ class Loader(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Served:
+    """What an epoch trains and validates on: images and the whole network, or stored features and what follows them.
+
+    `runs` gives the module that takes these batches, of the network or of its averaged copy.
+    """
+
+    train: Loader
+    held_out: Mapping[str, Loader]
+    runs: Callable[[nn.Module], nn.Module]
+
+
+class StoppedError(Exception):
+    """Something longer than a step was given up, since the run was asked to stop."""
+
+
 @dataclass
 class Progress:
     """The counters of a run, all of them in every checkpoint.
@@ -126,8 +142,9 @@ class Trainer:
     `stop` is polled after each step and each validation and returns None, or the status to end with: `completed`,
     which validates first, `interrupted` or `pruned`. A checkpoint is written before the loop ends. `log` takes the
     records. `meter` measures the held-out splits beside loss and accuracy, and what `examine` makes watches validation
-    where a snapshot is due. `profiler` watches the first steps. Among several ranks, each of which calls the same
-    methods, any of them stops all, and the first alone writes.
+    where a snapshot is due. `profiler` watches the first steps. `features` returns what serves an epoch (from 0) in place
+    of images, or None; it may raise `StoppedError`. Among several ranks, each of which calls the same methods,
+    any of them stops all, and the first alone writes.
     """
 
     def __init__(
@@ -144,10 +161,12 @@ class Trainer:
         examine: Callable[[], Examiner] | None = None,
         profiler: torch.profiler.profile | None = None,
         stop: Callable[[], str | None] = lambda: None,
+        features: Callable[[int], Served | None] = lambda epoch: None,
     ) -> None:
         self.train_state = train_state
-        self.train = train
-        self.held_out = held_out
+        self.images = self.served = Served(train, held_out, lambda network: network)
+        self.network = train_state.network  # what runs
+        self.features = features
         self.settings = settings
         self.checkpoints = checkpoints
         self.log = log
@@ -175,19 +194,28 @@ class Trainer:
 
     def close(self) -> None:
         """Stops the loaders' worker processes."""
-        for loader in (self.train, *self.held_out.values()):
-            loader.close()
+        for served in (self.images, self.served):
+            for loader in (served.train, *served.held_out.values()):
+                loader.close()
+
+    @property
+    def train(self) -> Loader:
+        return self.served.train
 
     def _fit(self) -> str:
         self._clock = time.perf_counter()
         status = "completed" if self._is_complete() or self._is_over_time() else None
         while status is None:
-            self.train_state.begin_epoch(self.train.epoch)
+            try:
+                self._begin_epoch()
+            except StoppedError:
+                self._save()
+                return self.stop() or "interrupted"
             for batch in self.train:
                 if self.progress.step == 0 and self.takes_snapshots:
-                    first = sample(batch, TRAINING_IMAGES)
+                    first = sample(self._images_of(batch), TRAINING_IMAGES)
                     self.log(TrainingImages(0, first.x_NCHW, first.target))
-                images = sample(batch) if self._snapshot_is_due() else None
+                images = sample(self._images_of(batch)) if self._snapshot_is_due() else None
                 self._step(batch)
                 if self.profiler:
                     self.profiler.step()
@@ -200,6 +228,26 @@ class Trainer:
             # the steps after the last record; the tally keeps them for a run that is lengthened
             self._log("train", self._window(), final=True)
         return status
+
+    def _begin_epoch(self) -> None:
+        """Freezes what does not train in it, and changes between images and features where one of them is due."""
+        self.train_state.begin_epoch(self.train.epoch)
+        served = self.features(self.train.epoch) or self.images
+        if served is not self.served:
+            served.train.load_state_dict(self.train.state_dict())
+            self.train.close()
+            self.served, self.network = served, served.runs(self.train_state.network)
+            self.train_state.step = self.train_state.make_step()  # a graph is of what ran before
+
+    def _images_of(self, batch: Batch) -> Batch:
+        """The images of a batch that may be features, the latest of the loader."""
+        if self.served is self.images:
+            return batch
+        loader, place = self.images.train, self.train.state_dict()
+        loader.load_state_dict({**place, "position": place["position"] - 1})
+        images = next(iter(loader))
+        loader.close()
+        return images
 
     def _step(self, batch: Batch) -> None:
         train_state, progress = self.train_state, self.progress
@@ -214,7 +262,7 @@ class Trainer:
         take_step = train_step if probe else train_state.step  # a probe sees nothing of a graph
         with probe or nullcontext():
             result = take_step(
-                train_state.network,
+                self.network,
                 train_state.loss,
                 train_state.optimizer,
                 batch,
@@ -246,7 +294,7 @@ class Trainer:
     def _probe(self, batch: Batch) -> Probe:
         train_state, settings = self.train_state, self.settings
         return Probe(
-            train_state.network,
+            self.network,
             train_state.loss,
             train_state.optimizer,
             train_state.execution,
@@ -391,12 +439,21 @@ class Trainer:
     def _validate(self, *, examined: bool) -> None:
         """Records every held-out split, and whether it is the best so far."""
         values: dict[str, float] = {}
-        for split, loader in self.held_out.items():
+        train_state = self.train_state
+        network = self.served.runs(train_state.evaluated)
+        for split, loader in self.served.held_out.items():
             loader.set_epoch(0)
-            state = self.train_state
             examiner = self.examine() if self.examine and examined and split == "val" else None
-            batches = examiner.watch(loader) if examiner else loader
-            measured = evaluate(state.evaluated, state.loss, batches, state.execution, self.meter, collector=examiner)
+            images = self.images.held_out[split]
+            batches = examiner.watch(images) if examiner else loader
+            if examiner and loader is not images:  # which shows images: a pass of its own
+                images.set_epoch(0)
+                evaluate(train_state.evaluated, train_state.loss, batches, train_state.execution, collector=examiner)
+                measured = evaluate(network, train_state.loss, loader, train_state.execution, self.meter)
+            else:
+                measured = evaluate(
+                    network, train_state.loss, batches, train_state.execution, self.meter, collector=examiner
+                )
             self._log(split, measured)
             if examiner:
                 self._log_examined(examiner, split)

@@ -13,6 +13,7 @@ from cnnlab.runtime.checks import integer
 from cnnlab.runtime.errors import ArgumentError, Complaints, did_you_mean, listing
 
 SHOWN = 8
+BACKBONE = "backbone"  # a pattern that stands for all layers but the last with parameters
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def freeze_remark(path: str, network: nn.Module, freeze: Mapping[str, Frozen]) -
 
 
 def check_freeze(given: Any, network: nn.Module, key: str, complaints: Complaints) -> dict[str, Frozen]:
-    """The patterns and when they hold, by default in the whole run.
+    """The patterns and when they hold, by default in the whole run; `backbone` is all but the last layer.
 
     Complains of a pattern without a match, of other values, and of an epoch in which nothing is left to train.
     """
@@ -99,6 +100,11 @@ def check_freeze(given: Any, network: nn.Module, key: str, complaints: Complaint
         )
         return {}
     freeze = {str(pattern): _check_epochs(value, f"{key}.{pattern}", complaints) for pattern, value in given.items()}
+    if BACKBONE in freeze and not hasattr(network, BACKBONE):
+        when = freeze.pop(BACKBONE)
+        freeze = {**dict.fromkeys(_backbone(network), when), **freeze}
+        if not freeze:
+            complaints.add(key, f"{BACKBONE} stands for the layers before the last, and there is one layer alone")
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     names += [path for path, norm in _norms(network) if not [*norm.parameters(recurse=False)]]
     places = dict.fromkeys(place for name in names for place in _places(name))
@@ -114,6 +120,24 @@ def check_freeze(given: Any, network: nn.Module, key: str, complaints: Complaint
     if freeze and names:
         _check_something_trains(freeze, [name for name, _ in network.named_parameters()], key, complaints)
     return freeze
+
+
+def _backbone(network: nn.Module) -> list[str]:
+    """What names all parameters but those of the last layer: the largest layers without it, and single parameters."""
+    last = [path for path, module in network.named_modules() if [*module.parameters(recurse=False)]][-1:]
+    names: list[str] = []
+    for path, module in network.named_modules():
+        if last and path not in last and (not path or f"{last[0]}.".startswith(f"{path}.")):  # on the way to it
+            before = f"{path}." if path else ""
+            own = [f"{before}{name}" for name, _ in module.named_parameters(recurse=False)]
+            children = [(f"{before}{name}", child) for name, child in module.named_children()]
+            parts = [name for name, child in children if not f"{last[0]}.".startswith(f"{name}.") and _holds(child)]
+            names += [*own, *parts]
+    return names
+
+
+def _holds(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in _norms(module))
 
 
 def _check_epochs(given: Any, key: str, complaints: Complaints) -> Frozen:

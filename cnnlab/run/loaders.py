@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.augmentation import Augment
-from cnnlab.data.cache import cache_folder
+from cnnlab.data.cache_file import cache_folder
 from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
+from cnnlab.data.placement import Placement
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images, Labels
 from cnnlab.data.streaming import StreamingLoader
@@ -135,29 +136,49 @@ def describe_placement(plan: RunPlan) -> str:
     return plan.placement.describe(printable(cache_folder()) if in_files else "memory")
 
 
-def train_loader(plan: RunPlan, images: Images, normalization: Normalization) -> ImageLoader:
-    augment = Augment(plan.augment, plan.spec.classes, plan.seed) if plan.augment else None
+def train_loader(
+    plan: RunPlan, images: Images, normalization: Normalization | None, placement: Placement | None = None
+) -> ImageLoader:
+    """In a new order every epoch, augmented; without a normalization, `images` are features that come as they are."""
     return _loader(
         plan,
         images,
         normalization,
         plan.data.batch_size,
+        placement,
         shuffle=True,
         balanced=plan.data.sampling == "balanced",
         drop_last=plan.data.drop_last,
-        augment=augment,
+        augment=_augment(plan) if normalization else None,
         seed=plan.seed,
     )
 
 
-def held_out_loader(plan: RunPlan, images: Images, normalization: Normalization) -> ImageLoader:
-    return _loader(plan, images, normalization, plan.data.eval_batch_size, shuffle=False)
+def held_out_loader(
+    plan: RunPlan, images: Images, normalization: Normalization | None, placement: Placement | None = None
+) -> ImageLoader:
+    return _loader(plan, images, normalization, plan.data.eval_batch_size, placement, shuffle=False)
+
+
+def once_loader(plan: RunPlan, images: Images, normalization: Normalization, *, augmented: bool) -> ImageLoader:
+    """In their own order, as they are or as training augments them in the loader's epoch; all of them in each."""
+    augment = _augment(plan) if augmented else None
+    return _loader(plan, images, normalization, plan.data.batch_size, None, shuffle=False, augment=augment)
+
+
+def _augment(plan: RunPlan) -> Augment | None:
+    return Augment(plan.augment, plan.spec.classes, plan.seed) if plan.augment else None
 
 
 def _loader(
-    plan: RunPlan, images: Images, normalization: Normalization, batch_size: int, **options: Any
+    plan: RunPlan,
+    images: Images,
+    normalization: Normalization | None,
+    batch_size: int,
+    placement: Placement | None,
+    **options: Any,
 ) -> ImageLoader:
-    placement, device = plan.placement, plan.device
+    placement, device = placement or plan.placement, plan.device
     options |= {"rank": rank(), "world_size": world_size()}
     if placement.resident:
         return ResidentLoader(images, normalization, batch_size, device=device, **options)

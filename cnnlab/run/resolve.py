@@ -3,11 +3,13 @@
 Weights that are computed from the training images become starting weights.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.engine.autotune import Trial
 from cnnlab.engine.checkpoint import Checkpoint
+from cnnlab.run.features import may_store_features
 from cnnlab.run.loaders import TrainingData
 from cnnlab.run.train_state import resolve_execution
 from cnnlab.run.whitening import whiten
@@ -25,6 +27,7 @@ def resolve(plan: RunPlan, data: TrainingData, checkpoint: Checkpoint | None) ->
     if checkpoint is None:
         plan = whiten(plan, data)
     recorded = checkpoint.meta["environment"] if checkpoint else {}
+    plan = replace(plan, features=recorded.get("features", False) if checkpoint else may_store_features(plan))
     return resolve_execution(plan, data.normalization, recorded)
 
 
@@ -39,6 +42,7 @@ def describe_run(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
         "cuda_graph": plan.execution.cuda_graph,
         "deterministic": plan.deterministic,
         "ranks": world_size(),
+        "features": plan.features,
         "resident": plan.placement.resident,
         "workers": plan.placement.workers,
         "seed": plan.seed,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.blocks.timm_networks import timm_config, timm_network, timm_weights
-from cnnlab.blocks.torchvision_networks import pretrained_weights, torchvision_network
+from cnnlab.blocks.torchvision_networks import FILES, pretrained_weights, torchvision_network
 from cnnlab.config.init_from import InitFrom
 from cnnlab.data.normalization import IMAGENET_MEAN, IMAGENET_SD, given_statistics, of_channels
 from cnnlab.engine.checkpoint import EMA_WEIGHTS, WEIGHTS
@@ -27,7 +27,6 @@ from cnnlab.runtime.files import sha256_of
 from cnnlab.runtime.terminal import print_wrapped
 
 KEY = "model.init_from"
-STATE_DICTS = (".pth", ".pt")
 LONGEST = 10  # names in a line of the report
 COUNTER = "num_batches_tracked"  # older files have none, and torch does without
 IMAGENET_CLASSES = 1000
@@ -49,8 +48,8 @@ def read_starting_weights(plan: NetworkPlan, init_from: InitFrom | None, normali
         key, factory, arguments = layer.component.key, layer.component.factory, layer.component.arguments
         below = {name.removeprefix(f"{path}."): wanted[name] for name in wanted if name.startswith(f"{path}.")}
         found: dict[str, Tensor] = {}
-        if factory is torchvision_network and arguments.get("weights"):
-            found = _from_torchvision(f"{key}.weights", arguments, below, normalize)
+        if factory is torchvision_network and (arguments.get("weights") or arguments.get("pretrained")):
+            found = _from_torchvision(key, arguments, below, normalize)
         elif factory is timm_network and arguments.get("pretrained"):
             found = _from_timm(f"{key}.pretrained", {**arguments, **layer.inferred}, below, normalize)
         weights |= {f"{path}.{name}": tensor for name, tensor in found.items()}
@@ -101,15 +100,9 @@ def _from_elsewhere(init_from: InitFrom, wanted: Mapping[str, Tensor]) -> dict[s
 def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
     """The tensors and their origin; a configured hash is checked before they are read."""
     path = Path(init_from.path)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix in FILES and path.is_file():
         _check_hash(path, init_from.sha256)
-        try:
-            return safetensors.torch.load_file(path), str(path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ConfigError(f"{KEY}: {path} is no whole safetensors file: {first_line(error)}") from error
-    if path.suffix in STATE_DICTS and path.is_file():
-        _check_hash(path, init_from.sha256)
-        return _read_state_dict(path), str(path)
+        return _read_file(path, KEY), str(path)
     if not (path / CHECKPOINTS).is_dir():
         what = "a folder without checkpoints" if path.is_dir() else "another file" if path.exists() else "nothing there"
         raise ConfigError(
@@ -124,20 +117,30 @@ def _read(init_from: InitFrom) -> tuple[dict[str, Tensor], str]:
     return checkpoint.inference_weights, f"{path}, step {checkpoint.step}{', averaged' if averaged else ''}"
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """What `torch.save(network.state_dict(), path)` wrote; a pickle of anything else is not run, and refused."""
+def _read_file(path: Path, key: str) -> dict[str, Tensor]:
+    """A safetensors file, or what `torch.save(network.state_dict(), path)` wrote.
+
+    A pickle of anything else is not run. Raises `ConfigError`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{key}: expected a file of weights, received {str(path)!r}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ConfigError(f"{key}: {path} is no whole safetensors file: {first_line(error)}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"{KEY}: {path} is no pickle of plain weights, and was not run: expected what "
+            f"{key}: {path} is no pickle of plain weights, and was not run: expected what "
             f"torch.save(network.state_dict(), …) writes"
         ) from error
     except Exception as error:  # a damaged file makes it raise nearly anything
-        raise ConfigError(f"{KEY}: {path} is no whole file of torch.save: {first_line(error)}") from error
+        raise ConfigError(f"{key}: {path} is no whole file of torch.save: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         inside = f"a dict of {_names(map(str, state))}" if isinstance(state, dict) else type(state).__name__
-        raise ConfigError(f"{KEY}: {path} is no state dict: expected names → tensors, received {inside}")
+        raise ConfigError(f"{key}: {path} is no state dict: expected names → tensors, received {inside}")
     return {str(name): tensor for name, tensor in state.items()}
 
 
@@ -223,14 +226,18 @@ def _from_torchvision(
     key: str, arguments: Mapping[str, Any], wanted: Mapping[str, Tensor], normalize: Normalize
 ) -> dict[str, Tensor]:
     """Torchvision's weights of one network; a head for another number of classes keeps its fresh ones."""
-    entry = pretrained_weights(arguments["name"], arguments["weights"])
-    path = _weights_file(entry.url, key)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"{key}: {path} holds more than plain weights and was not read") from error
+    file = arguments.get("pretrained")
+    entry = pretrained_weights(arguments["name"], arguments.get("weights"))
+    key = f"{key}.pretrained" if file else f"{key}.weights"
+    path = Path(file) if isinstance(file, str) else _weights_file(entry.url, key)
+    state = _read_file(path, key)
     saved = {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
-    fresh = {name for name, tensor in saved.items() if _keeps_fresh(tensor, wanted.get(name))}
+    head = list(wanted)[-1].rpartition(".")[0]
+    fresh = {
+        name
+        for name, tensor in saved.items()
+        if _keeps_fresh(tensor, wanted.get(name), is_head=name.rpartition(".")[0] == head)
+    }
     expected = {name: tensor for name, tensor in wanted.items() if name not in fresh}
     fitting = {name: tensor for name, tensor in saved.items() if name not in fresh}
     differences = _differences(fitting, expected)
@@ -253,7 +260,8 @@ def _from_timm(
     except ArgumentError as error:
         raise ConfigError(f"{key.rpartition('.')[0]}.{error}") from error
     except Exception as error:  # of a download, a damaged file or another network's, timm and the hub raise nearly any
-        raise ConfigError(f"{key}: the weights cannot be read: {first_line(error)}") from error
+        mend = "" if isinstance(pretrained, str) else f"; expected a network, or {key}=FILE"
+        raise ConfigError(f"{key}: the weights cannot be read: {first_line(error)}{mend}") from error
     expected = {name: tensor for name, tensor in wanted.items() if name in saved}
     differences = _differences(saved, expected)
     if differences:
@@ -265,12 +273,12 @@ def _from_timm(
     return saved
 
 
-def _keeps_fresh(saved: Tensor, here: Tensor | None) -> bool:
-    """A head for other classes than ImageNet's, or what was never trained (VGG16's IMAGENET1K_FEATURES has NaN)."""
+def _keeps_fresh(saved: Tensor, here: Tensor | None, *, is_head: bool) -> bool:
+    """A head for other classes, or what was never trained (VGG16's IMAGENET1K_FEATURES has NaN)."""
     other_classes = (
         here is not None
         and saved.shape != here.shape
-        and saved.shape[:1] == (IMAGENET_CLASSES,)
+        and (is_head or saved.shape[:1] == (IMAGENET_CLASSES,))
         and saved.shape[1:] == here.shape[1:]
     )
     return other_classes or not bool(saved.isfinite().all())
@@ -288,7 +296,8 @@ def _weights_file(url: str, key: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix[1])
         except (OSError, RuntimeError, ValueError, HTTPException) as error:
             raise ConfigError(
-                f"{key}: {url} cannot be downloaded: {first_line(error)}; expected a network, or the file at {path}"
+                f"{key}: {url} cannot be downloaded: {first_line(error)}; expected a network, the file at {path}, or "
+                f"{key.rpartition('.')[0]}.pretrained=FILE"
             ) from error
     actual = sha256_of(path)
     if not actual.startswith(prefix[1]):

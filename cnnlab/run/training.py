@@ -21,6 +21,7 @@ from cnnlab.config.run_config import RunConfig
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.config.sections import is_quiet
+from cnnlab.data.source import Images
 from cnnlab.engine.autotune import Trial, one_line, table
 from cnnlab.engine.backends.cuda_graph import Captured
 from cnnlab.engine.checkpoint import Checkpoint
@@ -29,9 +30,10 @@ from cnnlab.engine.examination import Examiner, Judge
 from cnnlab.engine.execution import make_deterministic
 from cnnlab.engine.profiling import make_profiler
 from cnnlab.engine.records import Finished, Metrics, Notice, Started
-from cnnlab.engine.trainer import Trainer
+from cnnlab.engine.trainer import StoppedError, Trainer
 from cnnlab.losses import loss_of_each, probabilities
 from cnnlab.observers import Observers
+from cnnlab.run.features import FeatureCache
 from cnnlab.run.files import CONFIG, DIAGRAM, ENVIRONMENT, MODEL, OVERRIDES, SUMMARY, RunDirectory, found_by_first
 from cnnlab.run.inspection_files import folder_for_inspection, write_inspection
 from cnnlab.run.loaders import (
@@ -332,10 +334,11 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
     def notify(text: str) -> None:
         observers.log(Notice(text))
 
+    train_state, held_out = build_train_state(plan, shared=True), _held_out(plan, data)
     trainer = Trainer(
-        build_train_state(plan, shared=True),
+        train_state,
         train_loader(plan, data.train, data.normalization),
-        _held_out(plan, data),
+        {split: held_out_loader(plan, images, data.normalization) for split, images in held_out.items()},
         plan.settings,
         run.directory.checkpoints(keep_every=plan.settings.keep_every, keep_best=plan.settings.keep_best),
         observers.log,
@@ -353,6 +356,9 @@ def _build_trainer(run: _Run, environment: Mapping[str, Any], observers: Observe
         examine=(lambda: Examiner(_judge(plan))) if is_first() else None,
         profiler=make_profiler(run.directory.path, notify) if plan.settings.profile and is_first() else None,
         stop=lambda: "interrupted" if stopped_by else pruned(),
+        features=FeatureCache(
+            plan, run.config.values, data, held_out, train_state.network, notify, lambda: bool(stopped_by)
+        ),
     )
     pruned = _pruning(run.trial, trainer)
     return trainer
@@ -380,13 +386,13 @@ def _pruning(trial: SearchTrial | None, trainer: Trainer) -> Callable[[], str | 
     return pruned
 
 
-def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Any]:
+def _held_out(plan: RunPlan, data: TrainingData) -> dict[str, Images]:
     """The splits that validation measures: the test split is among them only with `monitor_test`."""
     splits = {}
     if len(data.val):
-        splits["val"] = held_out_loader(plan, data.val, data.normalization)
+        splits["val"] = data.val
     if plan.settings.monitor_test:
-        splits["test"] = held_out_loader(plan, read_split(plan, "test"), data.normalization)
+        splits["test"] = read_split(plan, "test")
     return splits
 
 
@@ -480,7 +486,13 @@ def _measure_test(run: _Run, trainer: Trainer, observers: Observers, stopped_by:
     network = load_network(plan, best)
     load_loss(plan.loss, best)
     views = VIEWS[plan.settings.tta]
-    with closing(held_out_loader(plan, images, normalization)) as loader:
+    loader = held_out_loader(plan, images, normalization)
+    if not views and isinstance(trainer.features, FeatureCache):
+        try:
+            loader, network = trainer.features.test_loader(images, network) or (loader, network)
+        except StoppedError:
+            raise Interrupted(stopped_by[0]) from None
+    with closing(loader):
         batches = _until_stopped(loader, stopped_by)
         values = evaluate(network, plan.loss, batches, plan.execution, plan.meter(), views=views)
     observers.log(Metrics(trainer.progress.step, trainer.epoch, "test", values, final=True))

@@ -11,6 +11,7 @@ from cnnlab.blocks.whitening import Whitening, describe_patch, patch_covariance,
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.normalization import normalized
 from cnnlab.data.source import Images
+from cnnlab.network.trunk import reaching
 from cnnlab.run.loaders import TrainingData
 from cnnlab.run.starting_weights import apply_weights
 from cnnlab.runtime.errors import ConfigError
@@ -48,7 +49,8 @@ def _whitened(plan: RunPlan, data: TrainingData, network: nn.Module, names: list
         conv: Any = network.get_submodule(name)
         images = _drawn(data.train, conv.whitening.images, plan.seed)
         _check_count(f"{keys.get(name, f'model.blocks.{name}')}.init", len(images), conv)
-        covariance_DD = patch_covariance(_inputs(network, conv, _batches(images, data)), conv)
+        inputs = (reaching(network, name, x_NCHW) for x_NCHW in _batches(images, data))
+        covariance_DD = patch_covariance(inputs, conv)
         conv.weight.copy_(conv.whitening.filters(covariance_DD, conv))
         if conv.bias is not None:
             conv.bias.zero_()
@@ -77,21 +79,3 @@ def _batches(images: Images, data: TrainingData) -> Iterator[Tensor]:
     for x_NCHW in images.chunks():
         for part_NCHW in x_NCHW.split(BATCH):
             yield normalized(part_NCHW, *tensors)
-
-
-class _ReachedError(Exception):
-    """The forward pass has come to the layer that was waited for."""
-
-
-def _inputs(network: nn.Module, layer: nn.Module, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """What reaches a layer, for each batch; nothing after it is computed."""
-
-    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        raise _ReachedError(inputs[0])
-
-    with layer.register_forward_pre_hook(stop):
-        for x_NCHW in batches:
-            try:
-                network(x_NCHW)
-            except _ReachedError as reached:
-                yield reached.args[0]

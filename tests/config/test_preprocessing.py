@@ -77,6 +77,13 @@ def test_images_are_those_that_timms_transforms_give(name: str, expected: dict[s
         torch.testing.assert_close(ours, transform(image), rtol=0, atol=1e-5)
 
 
+def test_weights_of_a_file_expect_what_the_default_ones_do() -> None:
+    by_name = resolve_preprocess(config(*FOLDER, *RESNET18))
+    experiment = ("experiment=images_pretrained", "data.root=nowhere")
+    assert resolve_preprocess(composed(*experiment)) == by_name
+    assert resolve_preprocess(composed(*experiment, "model.blocks.network.pretrained=mine.pth")) == by_name
+
+
 def test_grey_images_take_the_mean_of_the_three_channels_numbers() -> None:
     normalize = resolve_preprocess(config(*FOLDER, *RESNET18, "data.channels=1"))["normalize"]
     assert normalize["mean"] == [pytest.approx((0.485 + 0.456 + 0.406) / 3)]
@@ -91,7 +98,7 @@ def test_without_the_word_nothing_is_changed() -> None:
     ("overrides", "message"),
     [
         ((*FOLDER,), "pretrained is for one network of torchvision or timm, .* the model has none"),
-        ((*FOLDER, "model=resnet18"), "needs the weights' name: expected model.blocks.network.weights=DEFAULT"),
+        ((*FOLDER, "model=resnet18"), "needs the weights: expected model.blocks.network.pretrained=true"),
         ((*FOLDER, "model=resnet18", "model.blocks.network.weights=V9"), "blocks.network.weights: resnet18 has no wei"),
         (
             ("data=cifar10", FOLDER[2], *RESNET18),

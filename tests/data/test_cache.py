@@ -9,7 +9,8 @@ import pytest
 import torch
 from image_folders import write_folders
 
-from cnnlab.data.cache import HEADER, cache_folder, read_files
+from cnnlab.data.cache import read_files
+from cnnlab.data.cache_file import HEADER, cache_folder
 from cnnlab.data.image_files import ImageReader
 from cnnlab.data.resident import ResidentLoader
 from cnnlab.data.source import Images

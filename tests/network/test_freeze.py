@@ -56,6 +56,7 @@ def in_evaluation(network: nn.Module) -> list[str]:
         (["block1.blocks.*"], NAMES[4:6]),
         (["*.bias"], NAMES[1::2]),
         (["conv1", "norm1"], NAMES[:4]),
+        (["backbone"], NAMES[:6]),
     ],
 )
 def test_a_pattern_freezes_a_parameter_or_all_of_a_layer(patterns: list[str], expected: list[str]) -> None:
@@ -108,12 +109,24 @@ def test_a_layer_inside_torchvisions_network_goes_by_torchvisions_name() -> None
         (["conv9"], "'conv9' matches no parameter .* did you mean 'conv1'\\? there are conv1, norm1, block1, output"),
         (["pool"], "'pool' matches no parameter and no layer that has any"),
         (["*"], "\\* matches every parameter: there is nothing to train"),
+        (["backbon"], "'backbon' matches no parameter"),
         ([3], "expected a list of name patterns such as \\[conv1, norm\\*\\], or a mapping .*received \\[3\\]"),
     ],
 )
 def test_a_pattern_without_sense_is_reported(patterns: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"model.freeze: {message}"):
         planned(*patterns)
+
+
+def test_the_backbone_ends_within_a_block_where_the_last_layer_is_there() -> None:
+    inner = {"type": "sequential", "blocks": {**BLOCKS, "act": "relu"}}
+    (_, *others) = frozen(planned("backbone", blocks={"conv0": BLOCKS["conv1"], "inner": inner}).build())
+    assert others == ["conv0.bias", *(f"inner.{name}" for name in NAMES[:6])]
+    assert {"inner.norm1", "inner.block1.blocks.norm1"} <= {
+        *in_evaluation(planned("backbone", blocks={"inner": inner}).build())
+    }
+    with pytest.raises(ConfigError, match="backbone stands for the layers before the last, and there is one layer"):
+        planned("backbone", blocks={"pool": "global_avg_pool", "output": BLOCKS["output"]})
 
 
 def test_a_network_without_parameters_is_not_blamed_on_freeze() -> None:

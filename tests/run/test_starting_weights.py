@@ -324,6 +324,21 @@ def read_pretrained_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: d
     return read_pretrained()
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_torchvisions_weights_comes_with_a_fresh_head(tmp_path: Path, suffix: str) -> None:
+    file, state = tmp_path / f"mine{suffix}", models.shufflenet_v2_x0_5(num_classes=7).state_dict()
+    safetensors.torch.save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    named = {"type": "torchvision", "name": "shufflenet_v2_x0_5", "num_classes": 3, "pretrained": str(file)}
+    weights = read_starting_weights(planned({"network": named}, (3, 64, 64)), None, "imagenet")
+    assert {f"network.{name}" for name in state} - weights.keys() == {"network.fc.weight", "network.fc.bias"}
+    assert all(torch.equal(tensor, state[name.removeprefix("network.")]) for name, tensor in weights.items())
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"blocks.network.pretrained: expected a file of weights, received '.*mine"):
+        read_starting_weights(planned({"network": named}, (3, 64, 64)), None, "imagenet")
+    with pytest.raises(ConfigError, match=r"pretrained: expected one of weights and pretrained, received weights=DEF"):
+        planned({"network": named | {"weights": "DEFAULT"}}, (3, 64, 64))
+
+
 def test_what_was_never_trained_stays_fresh_and_auxiliary_heads_are_no_mismatch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,7 +405,7 @@ def test_a_failed_download_names_where_to_put_the_file(pretrained: dict[str, Ten
 
 def test_a_file_that_holds_code_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state: Any = {"conv1.weight": Path("/")}
-    with pytest.raises(ConfigError, match="holds more than plain weights and was not read"):
+    with pytest.raises(ConfigError, match="is no pickle of plain weights, and was not run"):
         read_pretrained_of(tmp_path, monkeypatch, state)
 
 
