@@ -42,6 +42,7 @@ EXIT_STATUSES = {
     128 + signal.SIGINT: "Ctrl-C: the run has saved and can be resumed",
     BROKEN_PIPE: "whoever read the output has left, as `| head` does",
     128 + signal.SIGTERM: "SIGTERM: the run has saved and can be resumed",
+    128 + getattr(signal, "SIGUSR1", 10): "SIGUSR1, as batch systems send it: the same",  # Windows has none
 }
 USER_MISTAKES = (ConfigError, HydraException, OmegaConfBaseException)
 

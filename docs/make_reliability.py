@@ -42,7 +42,7 @@ class Figure:
     what: str
     target: int
     unit: str = ""
-    alone: bool = False  # without a second test beside it: it measures time
+    alone: bool = False  # without a second test beside it: it measures time, or takes every core itself
 
 
 FIGURES = {
@@ -52,7 +52,9 @@ FIGURES = {
     "F4": Figure("A flipped byte or a truncation in any file of a checkpoint is noticed", 500, "damages"),
     "F5": Figure("Each part of the saved state, left out, is an error that names it", 1, "parts"),
     "F6": Figure("0, 1 and 2 loader workers: the same end", 3, "runs"),
-    "F7": Figure("Either of two ranks is killed, and the job continues by itself to the same end", 20, "kills"),
+    "F7": Figure(
+        "Either of two ranks is killed, and the job continues by itself to the same end", 20, "kills", alone=True
+    ),
     "sweeps": Figure(
         "A grid or a search is killed at random times: none of its trials is lost or doubled", 84, "kills"
     ),

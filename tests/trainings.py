@@ -19,7 +19,8 @@ from cnnlab.sweep.worker import Worker
 
 
 @cache
-def _start() -> Start:
+def start() -> Start:
+    """How a process is started."""
     if times(0, 1) or sys.platform != "linux":
         return start_fresh
     worker = Worker(os.environ)
@@ -35,7 +36,7 @@ class Training:
         os.close(number)
         self.log = Path(log)
         program = f"import os; os.chdir({os.getcwd()!r}); from cnnlab.cli import train; train()"
-        self.process: Process = _start()(Task([sys.executable, "-c", program, *overrides], self.log), os.environ)
+        self.process: Process = start()(Task([sys.executable, "-c", program, *overrides], self.log), os.environ)
 
     @property
     def output(self) -> str:

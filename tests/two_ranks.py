@@ -1,18 +1,22 @@
-"""Several ranks without torchrun: a script that runs trainings in each of them, and what a test needs to start it."""
+"""Two ranks without torchrun, each of which runs one training after the other, and what a test needs to start them."""
 
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import start
+
+from cnnlab.sweep.processes import Task
 
 REPOSITORY = Path(__file__).parents[1]
+SECONDS = 400  # at most, on a machine that does much else
 
 
 def has_loopback() -> bool:
@@ -30,44 +34,29 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def start_ranks(count: int, command: Sequence[str], **environment: str) -> "list[subprocess.Popen[str]]":
-    """The command as each rank of a job, with the environment that torchrun gives it."""
-    shared = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+def in_two_ranks(cases: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What `CASES` of these names returned on each rank, each called with its argument; they work in the folder."""
+    program = (
+        f"import sys; sys.path[:0] = {[str(REPOSITORY), str(REPOSITORY / 'tests')]}; import two_ranks; two_ranks.main()"
+    )
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        start()(
+            Task([sys.executable, "-c", program, str(folder), json.dumps(cases)], folder / f"rank{rank}.log"),
+            {**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in range(count)
+        for rank in range(2)
     ]
-
-
-def ended(processes: "Sequence[subprocess.Popen[str]]", seconds: float = 120) -> list[tuple[int, str]]:
-    """Exit status and output of each, once all have ended."""
+    deadline = time.monotonic() + SECONDS
     try:
-        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
-        return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for rank, process in enumerate(processes):
+            assert process.returncode == 0, (folder / f"rank{rank}.log").read_text(encoding="utf-8")
     finally:
         for process in processes:
             process.kill()
-
-
-def in_two_ranks(cases: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """What `CASES` of these names returned on each rank, each called with its argument; they work in the folder."""
-    command = [str(Path(__file__)), str(folder), json.dumps(cases)]
-    answers = ended(start_ranks(2, command))
-    for code, output in answers:
-        assert code == 0, output
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 def train_once(overrides: Sequence[str]) -> dict[str, Any]:
@@ -152,10 +141,5 @@ CASES: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
 def main() -> None:
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     os.chdir(folder)
-    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
     results = {name: CASES[name.partition(":")[0]](overrides) for name, overrides in cases.items()}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnlab.runtime.ranks import world_size
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MANTISSA = 24  # bits of a float32
@@ -76,9 +78,16 @@ def capture_generators() -> dict[str, Any]:
             "gauss": float(gauss),
         },
         "torch": torch.get_rng_state(),
-        "cuda": [state.cpu() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": _cuda_states() if torch.cuda.is_available() else [],
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
+
+
+def _cuda_states() -> list[Tensor]:
+    """Of every GPU; of a rank's own alone, where the others are other ranks'."""
+    if world_size() > 1:
+        return [torch.cuda.get_rng_state().cpu()]
+    return [state.cpu() for state in torch.cuda.get_rng_state_all()]
 
 
 def restore_generators(state: dict[str, Any]) -> None:
@@ -97,7 +106,10 @@ def restore_generators(state: dict[str, Any]) -> None:
     )
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        if world_size() > 1:
+            torch.cuda.set_rng_state(state["cuda"][0])
+        else:
+            torch.cuda.set_rng_state_all(state["cuda"])
     if state.get("mps") is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
 

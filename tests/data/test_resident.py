@@ -87,6 +87,15 @@ def test_the_epoch_after_a_resumed_one_is_whole() -> None:
     assert epoch_of(resumed, 5) == epoch_of(loader(), 5)
 
 
+def test_a_rank_knows_how_many_images_a_whole_batch_has_and_may_have_none_of_them() -> None:
+    images = Images.of(torch.zeros(9, 1, 2, 2, dtype=torch.uint8), torch.zeros(9))
+    batches = [
+        list(ResidentLoader(images, None, 4, device=CPU, shuffle=True, rank=rank, world_size=2)) for rank in range(2)
+    ]
+    assert [[batch.global_count for batch in of_rank] for of_rank in batches] == [[4, 4, 1]] * 2
+    assert [[len(batch) for batch in of_rank] for of_rank in batches] == [[2, 2, 1], [2, 2, 0]]
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_each_batch_of_the_single_rank_order(world_size: int) -> None:
     alone = epoch_of(loader(), 1)

@@ -60,6 +60,20 @@ def test_a_device_without_a_gpu_and_an_unknown_one_are_refused(monkeypatch: pyte
         select_device("cdua")
 
 
+def test_each_rank_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert select_device("auto") == torch.device("cuda", 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    message = "device: torchrun has started 4 ranks on this machine, which has 2 GPUs: expected --nproc-per-node=2"
+    with pytest.raises(ConfigError, match=message):
+        select_device("cuda")
+    assert select_device("cpu") == torch.device("cpu")
+
+
 def test_the_environment_holds_versions_threads_and_the_commit_of_the_working_directory(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """One run by two ranks: the same training as by one, agreed ends, one sentence for what goes wrong on any of them."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from commands import run
 from fast_run import read_json, train_fast
 from two_ranks import in_two_ranks, needs_loopback
 
-from cnnlab.cli import evaluate
+from cnnlab.cli import evaluate, train
 from cnnlab.engine.checkpoint import read_checkpoint
 
 pytestmark = needs_loopback
@@ -40,6 +41,11 @@ CASES = {
     "different": ["run_dir=different"],
 }
 LONG_CASES = {
+    "nan:rollback": [*DRAWN, "trainer.on_nonfinite=rollback", "run_dir=rollback"],
+    "train:compiled": [*ALIKE, "trainer.execution.compile=true", "run_dir=compiled"],
+    "train:lookahead": [*ALIKE, "trainer.ema=null", "trainer.lookahead={every: 2}", "run_dir=lookahead"],
+    "train:streaming": [*ALIKE, "data.memory_fraction=1e-9", "data.workers=1", "run_dir=streaming"],
+    "train:time": [*DRAWN, "trainer.max_time=1e-9", "trainer.profile=true", "run_dir=time"],
     "train:metrics": [*ALIKE, *METRICS, "run_dir=measured"],
     "evaluate": ["run=measured", "split=val"],
     "train:buckets": [*ALIKE, "data.limit=82", "trainer.parallel=ddp", "run_dir=buckets"],
@@ -90,6 +96,45 @@ def test_two_ranks_train_as_one(answers: list[dict[str, Any]], folder: Path) -> 
 def test_the_first_rank_alone_prints(answers: list[dict[str, Any]]) -> None:
     assert "completed: alike" in answers[0]["train:alike"]["out"]
     assert answers[1]["train:alike"] == {"code": 0, "out": "", "err": ""}
+
+
+def test_a_run_of_two_ranks_continues_on_one_and_says_so(
+    answers: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [rank["nan"]["code"] for rank in answers] == [1, 1]
+    monkeypatch.chdir(shutil.copytree(folder / "broken", folder / "continued").parent)
+    resumed = run(train, "resume=continued")
+    assert resumed.code == 0, resumed.err
+    assert "ranks was 2 and is 1: the run continues, but not to identical bits" in resumed.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("compiled", ()),
+        ("lookahead", ("trainer.ema=null", "trainer.lookahead={every: 2}")),
+        ("streaming", ()),
+    ],
+)
+def test_what_computes_or_averages_otherwise_trains_as_one(
+    long_answers: list[dict[str, Any]], folder: Path, name: str, overrides: tuple[str, ...]
+) -> None:
+    assert [rank[f"train:{name}"]["code"] for rank in long_answers] == [0, 0], long_answers
+    assert_as_one_rank(folder / name, *ALIKE, *overrides)
+
+
+@pytest.mark.slow
+def test_all_ranks_go_back_to_the_last_checkpoint(long_answers: list[dict[str, Any]], folder: Path) -> None:
+    assert [rank["nan:rollback"]["code"] for rank in long_answers] == [0, 0], long_answers
+    assert read_json(folder / "rollback/summary.json")["skipped"] == [4]
+
+
+@pytest.mark.slow
+def test_a_time_limit_ends_all_ranks_after_the_same_step(long_answers: list[dict[str, Any]], folder: Path) -> None:
+    assert [rank["train:time"]["code"] for rank in long_answers] == [0, 0], long_answers
+    assert read_json(folder / "time/summary.json")["status"] == "completed"
+    assert read_json(folder / "time/summary.json")["step"] < 6
 
 
 @pytest.mark.slow
