@@ -142,8 +142,8 @@ class Trainer:
     `stop` is polled after each step and each validation and returns None, or the status to end with: `completed`,
     which validates first, `interrupted` or `pruned`. A checkpoint is written before the loop ends. `log` takes the
     records. `meter` measures the held-out splits beside loss and accuracy, and what `examine` makes watches validation
-    where a snapshot is due. `profiler` watches the first steps. `features` returns what serves an epoch (from 0) in place
-    of images, or None; it may raise `StoppedError`. Among several ranks, each of which calls the same methods,
+    where a snapshot is due. `profiler` watches the first steps. `features` returns what serves an epoch (from 0) in
+    place of images, or None; it may raise `StoppedError`. Among several ranks, each of which calls the same methods,
     any of them stops all, and the first alone writes.
     """
 

@@ -71,9 +71,12 @@ def refused(answer: Answer, *fragments: str) -> bool:
 
 def test_a_run_directory_holds_what_is_promised(completed_run: Path) -> None:
     names = [path.name for path in completed_run.iterdir() if not path.name.startswith(".")]
-    files = "checkpoints config.yaml environment.json metrics.jsonl model.svg model.txt overrides.yaml summary.json"
-    assert sorted(name for name in names if not name.startswith("events.out.tfevents.")) == files.split()
-    assert len(names) == 9  # and one file of events
+    files = "checkpoints config.yaml environment.json metrics.jsonl model.svg model.txt overrides.yaml report.html"
+    assert sorted(name for name in names if not name.startswith("events.out.tfevents.")) == [
+        *files.split(),
+        "summary.json",
+    ]
+    assert len(names) == 10  # and one file of events
     assert "conv1" in (completed_run / "model.txt").read_text()
     overrides = yaml.safe_load((completed_run / "overrides.yaml").read_text())
     assert overrides == ["experiment=debug/fast", f"run_dir={completed_run}"]
