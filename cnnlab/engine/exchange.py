@@ -21,7 +21,7 @@ class Alone:
         self.wishes: Wishes = lambda: ()
 
     def __call__(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
-        return added_up(passes)
+        return added_up(passes, batch)
 
     def agreed(self) -> list[bool]:
         """What any rank wished in the last step."""
@@ -68,7 +68,7 @@ class AmongRanks(Alone):
         averages = [one * (len(batch) / batch.whole) for one in self.averages]
         if tensors:
             torch._foreach_copy_(tensors, own + averages)
-        for total, part in zip((loss, correct), added_up(passes) if passes else (0, 0), strict=True):
+        for total, part in zip((loss, correct), added_up(passes, batch) if passes else (0, 0), strict=True):
             total.fill_(part)
         flags_sum.copy_(flags)
         summed(message)

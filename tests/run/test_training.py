@@ -71,9 +71,10 @@ def refused(answer: Answer, *fragments: str) -> bool:
 
 def test_a_run_directory_holds_what_is_promised(completed_run: Path) -> None:
     names = [path.name for path in completed_run.iterdir() if not path.name.startswith(".")]
-    files = "checkpoints config.yaml environment.json metrics.jsonl model.svg model.txt overrides.yaml report.html"
+    files = "checkpoints config.yaml environment.json metrics.jsonl model.svg model.txt overrides.yaml"
     assert sorted(name for name in names if not name.startswith("events.out.tfevents.")) == [
         *files.split(),
+        "report.html",
         "summary.json",
     ]
     assert len(names) == 10  # and one file of events
