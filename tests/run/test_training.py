@@ -76,8 +76,9 @@ def test_a_run_directory_holds_what_is_promised(completed_run: Path) -> None:
         *files.split(),
         "report.html",
         "summary.json",
+        "val",
     ]
-    assert len(names) == 10  # and one file of events
+    assert len(names) == 11  # and one file of events
     assert "conv1" in (completed_run / "model.txt").read_text()
     overrides = yaml.safe_load((completed_run / "overrides.yaml").read_text())
     assert overrides == ["experiment=debug/fast", f"run_dir={completed_run}"]
