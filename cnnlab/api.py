@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnlab.config.from_python import Config, compose_config
+from cnnlab.config.from_python import Config, compose_config, evaluation_defaults
 from cnnlab.config.run_config import RunConfig
 from cnnlab.runtime.errors import ConfigError, Interrupted
 from cnnlab.runtime.terminal import silenced
@@ -57,13 +57,11 @@ def evaluate(
     from cnnlab.inference.evaluate_command import run_evaluation
 
     request = {
+        **evaluation_defaults(),
         "run": str(run),
         "split": split,
         "layers": list(layers),
         "index": index,
-        "images": None,
-        "export": [],
-        "opset": None,
         "data": {"root": None if data_root is None else str(data_root)},
         "checkpoint": checkpoint,
         "tta": tta,

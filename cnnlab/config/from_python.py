@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +16,12 @@ from cnnlab.config.explain import COMPOSITION_ERRORS, explain
 from cnnlab.runtime.errors import ConfigError
 
 Config: TypeAlias = DictConfig
+
+
+def evaluation_defaults() -> dict[str, Any]:
+    """The keys of `python evaluate.py` with their defaults."""
+    content = yaml.safe_load((CONFIGS / "evaluate.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
 
 
 def compose_config(overrides: Sequence[str], config_dir: str | Path | None) -> Config:

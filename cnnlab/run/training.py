@@ -126,7 +126,7 @@ def _start(config: RunConfig, trial: SearchTrial | None) -> Path | None:
     config = _preprocess_resolved(config)
     for key, value in plan.auto.values.items():
         config = config.with_value(key, value)
-    inspection = folder_for_inspection(plan.data.inspect, config.values["data"].get("root"))
+    inspection = everywhere(lambda: folder_for_inspection(plan.data.inspect, config.values["data"].get("root")))
     print_plan(plan)
     if inspection:
         everywhere(plan.source.check)
