@@ -51,7 +51,7 @@ def near_duplicates(grey_NHW: Tensor, seed: int = 0) -> Tensor:
 
     Two images are nearly the same if they correlate by `LEAST_CORRELATION` where they overlap, once one of them is
     scaled and shifted along both axes. Images almost without contrast have no near duplicates. The search is not
-    exhaustive: of crops by 5 %, about one in two hundred is missed.
+    exhaustive: of crops by 5 %, a few in a hundred are missed.
     """
     contrast_N = torch.cat([part_NHW.float().flatten(1).std(1) for part_NHW in grey_NHW.split(CHUNK)])
     rows = (contrast_N >= LEAST_CONTRAST).nonzero().flatten()
