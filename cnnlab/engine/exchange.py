@@ -1,17 +1,35 @@
 """What the ranks exchange in a step: gradients and all else that they have to agree on, in one message."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from cnnlab.engine.step import Passes, added_up
 from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.device import Transfer
 from cnnlab.runtime.distributed import summed
 
-Wishes = Callable[[], Sequence[bool]]
+Passes = Sequence[tuple[Tensor, Tensor]]  # of each microbatch: its weighted loss, and its correct predictions
+Wishes = Callable[[], Sequence[bool]]  # what this rank wants of all: a step's message carries it
+
+
+class Exchange(Protocol):
+    """Between the last backward pass and the update: returns the whole batch's loss and correct predictions.
+
+    Where several ranks have parts of the batch, it adds up their gradients, too.
+    """
+
+    def __call__(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+
+def added_up(passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss and the correct predictions of all microbatches: the exchange of one rank alone."""
+    losses, correct = zip(*passes, strict=True)
+    return reduce(add, losses), reduce(add, correct)
 
 
 class Alone:
