@@ -97,7 +97,7 @@ def train_step(
         backend(network, loss, microbatch, execution=execution, scaler=scaler)  # 1. to 3.
         for microbatch in batch.chunks(accumulate)
     ]
-    loss_of_batch, correct = exchange(passes, batch)
+    loss_of_batch, correct = exchange(passes, batch.weight)
     scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer, clip_norm) if measure_norm or clip_norm is not None else None
     scaler.step(optimizer)  # 4. parameter update
