@@ -1,17 +1,34 @@
 """What the ranks exchange in a step: gradients and all else that they have to agree on, in one message."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from cnnlab.engine.step import Passes, added_up
-from cnnlab.runtime.batch import Batch
 from cnnlab.runtime.device import Transfer
 from cnnlab.runtime.distributed import summed
 
-Wishes = Callable[[], Sequence[bool]]
+Passes = Sequence[tuple[Tensor, Tensor]]  # of each microbatch: its weighted loss, and its correct predictions
+Wishes = Callable[[], Sequence[bool]]  # what this rank wants of all: a step's message carries it
+
+
+class Exchange(Protocol):
+    """Between the last backward pass and the update: returns the whole batch's loss and correct predictions.
+
+    Where several ranks have parts of the batch, this one a `fraction` of its images, it adds up their gradients, too.
+    """
+
+    def __call__(self, passes: Passes, fraction: float) -> tuple[Tensor, Tensor]: ...
+
+
+def added_up(passes: Passes, fraction: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The loss and the correct predictions of all microbatches: the exchange of one rank alone."""
+    losses, correct = zip(*passes, strict=True)
+    return reduce(add, losses), reduce(add, correct)
 
 
 class Alone:
@@ -20,8 +37,8 @@ class Alone:
     def __init__(self) -> None:
         self.wishes: Wishes = lambda: ()
 
-    def __call__(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
-        return added_up(passes, batch)
+    def __call__(self, passes: Passes, fraction: float) -> tuple[Tensor, Tensor]:
+        return added_up(passes)
 
     def agreed(self) -> list[bool]:
         """What any rank wished in the last step."""
@@ -55,7 +72,7 @@ class AmongRanks(Alone):
         self._wished: list[Transfer] = []
 
     @torch.no_grad()
-    def __call__(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, passes: Passes, fraction: float) -> tuple[Tensor, Tensor]:
         mask = [parameter.requires_grad and self.gradients for parameter in self.parameters]
         trained = [parameter for parameter, wanted in zip(self.parameters, mask, strict=True) if wanted]
         computed = [parameter.grad is not None for parameter in trained]
@@ -65,10 +82,10 @@ class AmongRanks(Alone):
             self._lay_out([*trained, *self.averages], len(flags))
         message, tensors, (loss, correct), flags_sum = self._layout
         own = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
-        averages = [one * (len(batch) / batch.whole) for one in self.averages]
+        averages = [one * fraction for one in self.averages]
         if tensors:
             torch._foreach_copy_(tensors, own + averages)
-        for total, part in zip((loss, correct), added_up(passes, batch) if passes else (0, 0), strict=True):
+        for total, part in zip((loss, correct), added_up(passes) if passes else (0, 0), strict=True):
             total.fill_(part)
         flags_sum.copy_(flags)
         summed(message)

@@ -1,14 +1,13 @@
 """One optimizer update: the four steps of training, in the order in which the notes explain them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cnnlab.engine.exchange import Exchange, added_up
 from cnnlab.engine.execution import Execution
 from cnnlab.runtime.batch import Batch
 
@@ -37,18 +36,6 @@ class Backend(Protocol):
         execution: Execution,
         scaler: torch.amp.GradScaler,
     ) -> tuple[Tensor, Tensor]: ...
-
-
-Passes = Sequence[tuple[Tensor, Tensor]]  # of each microbatch: its weighted loss, and its correct predictions
-
-
-class Exchange(Protocol):
-    """Between the last backward pass and the update: returns the whole batch's loss and correct predictions.
-
-    Where several ranks have parts of the batch, it adds up their gradients, too.
-    """
-
-    def __call__(self, passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]: ...
 
 
 class Step(Protocol):
@@ -86,12 +73,6 @@ def forward_backward(
     return value.detach(), count_correct(output_NK.detach(), microbatch.target)
 
 
-def added_up(passes: Passes, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss and the correct predictions of all microbatches: the exchange of one rank alone."""
-    losses, correct = zip(*passes, strict=True)
-    return reduce(add, losses), reduce(add, correct)
-
-
 def train_step(
     network: Network,
     loss: LossFunction,
@@ -116,7 +97,7 @@ def train_step(
         backend(network, loss, microbatch, execution=execution, scaler=scaler)  # 1. to 3.
         for microbatch in batch.chunks(accumulate)
     ]
-    loss_of_batch, correct = exchange(passes, batch)
+    loss_of_batch, correct = exchange(passes, batch.weight)
     scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer, clip_norm) if measure_norm or clip_norm is not None else None
     scaler.step(optimizer)  # 4. parameter update

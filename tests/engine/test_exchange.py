@@ -137,7 +137,7 @@ def test_running_averages_are_the_mean_over_the_images(among: Callable[..., list
         model = nn.Sequential(nn.BatchNorm1d(1, momentum=1.0), nn.Linear(1, 2))
         model[0].running_mean.fill_([1.0, 4.0][rank])
         mine = share(images, rank, 2)
-        AmongRanks(model)([(torch.tensor(0.0), torch.tensor(0))], mine)
+        AmongRanks(model)([(torch.tensor(0.0), torch.tensor(0))], mine.weight)
         return model[0].running_mean.tolist()
 
     # two images of the first rank, one of the second
