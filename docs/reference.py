@@ -65,6 +65,8 @@ RUN_FILES = {
     "evaluation-*.json": "all figures of an evaluation, by split and step",
     "predictions-*.csv": "a line an image: label, prediction, probabilities, loss, rank of the label",
     "confusion-*.csv": "a line a label, a column a prediction",
+    "figures/explain/*.png": "of `explain=true`: what the network looks at, what its channels do, where it fails",
+    "projector_config.pbtxt": "of `explain=true`, with `projector-*`: images as points in TensorBoard's projector",
     "figures/*.png": "confusion matrices; filters, maps and maximising images of `layers=[…]`",
     "exports/step-*/*": "of `export=[…]`: the network for other programs, and a model card",
     ".lock": "held by the process that works in the run",

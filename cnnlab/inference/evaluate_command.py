@@ -13,6 +13,7 @@ from cnnlab.config.saved_config import trusted_names
 from cnnlab.engine.evaluation import VIEWS, Collector, Outputs, evaluate
 from cnnlab.engine.execution import allow_tf32, make_deterministic
 from cnnlab.inference.compare_command import compare_runs
+from cnnlab.inference.explain_command import Explanation, check_explain, explain
 from cnnlab.inference.export_command import Export, export_run
 from cnnlab.inference.layer_figures import Drawing, Study, Wanted, check_layers
 from cnnlab.inference.predict_command import predict_images
@@ -40,6 +41,7 @@ KEYS = (
     "images",
     "export",
     "compare",
+    "explain",
     "opset",
     "data",
     "checkpoint",
@@ -69,14 +71,15 @@ def _run_evaluation(request: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{key}: it is missing; expected all of {listing(KEYS)}")
     one_of("split", request["split"], SPLITS)
     one_of("tta", request["tta"], tuple(VIEWS))
+    explained = check_explain(request)
     if request["compare"]:
         _check_one_process("compare")
         compare_runs(_alone(request))
         return {}
-    return _evaluate_run(request)
+    return _evaluate_run(request, explained)
 
 
-def _evaluate_run(request: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluate_run(request: Mapping[str, Any], explained: bool) -> dict[str, Any]:
     wanted = Wanted.of(request)
     export = Export.of(request)
     path = Path(str(request["run"]))
@@ -86,7 +89,7 @@ def _evaluate_run(request: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"run: expected a directory to write the evaluation to; {path.absolute()} is read-only")
     top_k = _top_k(request["top_k"], run.plan.spec.classes)
     if world_size() > 1:
-        for key in ("export", "images", "layers"):
+        for key in ("export", "images", "layers", "explain"):
             if request[key]:
                 _check_one_process(key)
         start_training(run.plan.device, PATIENCE.total_seconds())
@@ -98,7 +101,7 @@ def _evaluate_run(request: Mapping[str, Any]) -> dict[str, Any]:
         elif request["images"] is not None:
             predict_images(run, Path(str(request["images"])), request["tta"])
         else:
-            return _evaluate_split(run, request["split"], request["tta"], top_k, wanted)
+            return _evaluate_split(run, request["split"], request["tta"], top_k, wanted, explained)
     return {}
 
 
@@ -133,7 +136,7 @@ def _top_k(given: Any, classes: int) -> int:
     return integer("top_k", given, 1, classes)
 
 
-def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted) -> dict[str, Any]:
+def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wanted, explained: bool) -> dict[str, Any]:
     plan = run.plan
     predictor = Predictor.of(run)
     check_layers(predictor.network, [row.path for row in plan.network.rows], wanted)
@@ -171,14 +174,18 @@ def _evaluate_split(run: SavedRun, split: str, tta: str, top_k: int, wanted: Wan
     figure = confusion_figure(confusion_KK, class_names, title)
     with waiting("drawing"):
         drawings = [Drawing(f"confusion-{name}.png", f"confusion/{split}{suffix}", figure), *study.draw()]
+    paths = _paths(run, split)
     written = [
         run.directory.write_json(f"evaluation-{name}.json", result),
-        write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, _paths(run, split)),
+        write_predictions(run.directory, f"predictions-{name}.csv", predictions, class_names, paths),
         write_confusion(run.directory, f"confusion-{name}.csv", confusion_KK, class_names),
         *_save(run, drawings),
     ]
-    written += _report(run)
     print_report(result, run.checkpoint.step)
+    if explained:
+        explanation = Explanation(run, predictor, images, split, predictions, paths, wanted.layers)
+        written += _save(run, list(explain(explanation)))
+    written += _report(run)
     print_written(run.directory.path, written)
     return result
 

@@ -26,6 +26,7 @@ class LayerRow:
     receptive_field: str
     remark: str = ""
     frozen: int = 0  # of the parameters, those that do not train
+    field: Field = None  # what `receptive_field` prints; None is unknown
 
 
 def make_row(
@@ -56,6 +57,7 @@ def make_row(
         str(field or "–"),
         ", ".join(filter(None, (note, _frozen_note(module, own), facts.remark))),
         frozen,
+        field,
     )
 
 

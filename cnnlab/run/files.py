@@ -186,17 +186,18 @@ class RunDirectory:
         return content
 
     def write_figure(self, name: str, image_HWC: "np.ndarray") -> Path:
-        """A PNG under `figures/`. Raises `TrainingError` where the disk refuses."""
-        folder = self.path / FIGURES
+        """A PNG under `figures/`, or in a folder there. Raises `TrainingError` where the disk refuses."""
+        path = self.path / FIGURES / name
         if not is_first():
-            return folder / name
+            return path
         try:
-            if folder.is_symlink():
-                raise OSError("expected a folder, not a link")
-            folder.mkdir(exist_ok=True)
-            return replace_file(folder / name, png(image_HWC))
+            for folder in dict.fromkeys((self.path / FIGURES, path.parent)):
+                if folder.is_symlink():
+                    raise OSError("expected a folder, not a link")
+                folder.mkdir(exist_ok=True)
+            return replace_file(path, png(image_HWC))
         except OSError as error:
-            raise TrainingError(f"{folder / name} cannot be written: {first_line(error)}") from error
+            raise TrainingError(f"{path} cannot be written: {first_line(error)}") from error
 
     def write_image(self, name: str, image_HWC: "np.ndarray") -> Path:
         """A PNG beside the config. Raises `TrainingError` where the disk refuses."""
