@@ -40,9 +40,10 @@ test-all: $(READY) ## run the long tests too: whole trainings, every network of 
 torture: $(READY) ## repeat kills, damage and attacks to their full figures into docs/reliability.md (ARGS='F1 F4' for some)
 	$(BIN)/python docs/make_reliability.py $(ARGS)
 
-verify: $(READY) ## run the tests where Linux gives them no network, and a job of two machines that are namespaces
+verify: $(READY) ## run the tests where Linux gives them no network, a job of two namespaces, and look at pages in chromium
 	CNNLAB_DATA= unshare --map-current-user --net $(BIN)/python -m pytest -m 'not slow' $(ARGS)
 	$(BIN)/python -m pytest -n 0 tests/test_two_nodes.py
+	$(BIN)/python -m pytest -n 0 -m browser
 
 check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -19,19 +20,22 @@ PATIENCE = 60.0  # seconds
 
 
 class Browser:
-    """One page, of any size."""
+    """One page at a time, of any size."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
         self._pending = b""
         self._count = 0
         self._session: str | None = None
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Page.enable")
+        self._target: str | None = None
 
     def open(self, address: str, width: int, height: int = 900) -> None:
-        """Goes to an address in a window of that size and waits until the page has loaded."""
+        """Goes to an address in a new window of that size and waits until the page has loaded."""
+        old, self._session = self._target, None
+        self._target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        if old:
+            self._call("Target.closeTarget", targetId=old)
+        self._session = self._call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete'")
@@ -81,6 +85,8 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._pending:
+            ready, _, _ = select.select([self._from], [], [], 2 * PATIENCE)
+            assert ready, "the browser does not answer"
             part = os.read(self._from, 1 << 20)
             assert part, "the browser has ended"
             self._pending += part
@@ -96,8 +102,9 @@ def browser() -> Iterator[Browser]:
     its_input, our_output = os.pipe()
     our_input, its_output = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        shell = f"exec '{PROGRAM}' --headless --no-sandbox --disable-gpu --hide-scrollbars --remote-debugging-pipe "
-        shell += f"--user-data-dir='{profile}' --no-first-run about:blank 3<&{its_input} 4>&{its_output}"
+        shell = f"exec '{PROGRAM}' --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars "
+        shell += f"--remote-debugging-pipe --user-data-dir='{profile}' --no-first-run about:blank "
+        shell += f"3<&{its_input} 4>&{its_output}"
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(["bash", "-c", shell], pass_fds=(its_input, its_output), stdout=quiet, stderr=quiet)
         os.close(its_input)
