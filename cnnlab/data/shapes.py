@@ -57,15 +57,23 @@ class Shapes(Source):
         chunks = index_N.split(max(1, CHUNK // math.prod(self.size)))
         return Images.of(torch.cat([self._images(chunk_N, key) for chunk_N in chunks]), _labels(index_N))
 
+    def cover(self, split: str, index_N: Tensor) -> Tensor:
+        """(N, height, width) in [0, 1]: how much of each pixel an image's shape covers; of an edge, its bright side."""
+        return self._cover(index_N, uniforms(derive(self.drawing_seed, "shapes", split), index_N, DRAWS))
+
+    def _cover(self, index_N: Tensor, draws_ND: Tensor) -> Tensor:
+        cover_NHW = torch.empty(len(index_N), *self.size)
+        for label, draw in enumerate(SHAPES.values()):
+            rows = _labels(index_N) == label
+            cover_NHW[rows] = draw(_Draws(draws_ND[rows], self.size, self.thickness))
+        return cover_NHW
+
     def _images(self, index_N: Tensor, key: int) -> Tensor:
         """(N, 1, height, width) uint8."""
         height, width = self.size
         draws_ND = uniforms(key, index_N, DRAWS + height * width)
         shape_draws_ND, noise_draws_ND = draws_ND.split((DRAWS, height * width), dim=1)
-        cover_NHW = torch.empty(len(index_N), height, width)
-        for label, draw in enumerate(SHAPES.values()):
-            rows = _labels(index_N) == label
-            cover_NHW[rows] = draw(_Draws(shape_draws_ND[rows], self.size, self.thickness))
+        cover_NHW = self._cover(index_N, shape_draws_ND)
         contrast_N11 = _between(draws_ND[:, :1], 0.5, 1)[:, :, None]
         noise_NHW = self.noise * _normal(noise_draws_ND).reshape(-1, height, width)
         return ((contrast_N11 * cover_NHW + noise_NHW) * 255).round().clamp(0, 255).to(torch.uint8)[:, None]

@@ -175,12 +175,14 @@ class Explanation:
         path = self.paths[index]
         return path if len(path) <= PATH_LETTERS else f"…{path[1 - PATH_LETTERS :]}"
 
+    def predicted(self, row: int) -> str:
+        """The prediction and its probability."""
+        predicted = int(self.predictions.predicted[row])
+        return f"{self.name(predicted)} ({100 * float(self.predictions.probability_NK[row, predicted]):.0f} %)"
+
     def verdict(self, row: int) -> str:
-        """Label, and prediction with its probability."""
-        label, predicted = (int(of[row]) for of in (self.predictions.target_N, self.predictions.predicted))
-        probability = float(self.predictions.probability_NK[row, predicted])
-        said = f"{self.name(predicted)} ({100 * probability:.0f} %)"
-        return f"{self.name(label)} → {said}" if predicted != label else f"{said}"
+        """Label → prediction, in two lines."""
+        return f"{self.name(int(self.predictions.target_N[row]))} →\n{self.predicted(row)}"
 
 
 Part = Callable[[Explanation], Iterator[tuple[str, "Figure", str]]]  # name of the figure, figure, line of the terminal
@@ -220,17 +222,13 @@ def _mistakes(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     if not len(e.mistakes):
         raise NotApplicableError(f"no mistakes on {len(e.images):,} images")
     rows = e.mistakes[:MOST_MISTAKES].tolist()
-    captions = [
-        f"{e.name(int(e.predictions.target_N[row]))} →\n{e.name(int(e.predictions.predicted[row]))}"
-        f" {100 * float(e.predictions.probability_NK[row].max()):.0f} %\n{e.where(row)}"
-        for row in rows
-    ]
+    captions = [f"{e.verdict(row)}\n{e.where(row)}" for row in rows]
     title = (
         f"The {len(rows)} of {len(e.mistakes):,} mistakes with the largest loss, {e.split} split\n"
         "label → prediction with its probability"
     )
     figure = images_figure(e.images.select(torch.tensor(rows)).x_NCHW, title, captions)
-    worst = f"{e.where(rows[0])} ({e.verdict(rows[0])})"
+    worst = f"{e.where(rows[0])}: {e.verdict(rows[0])}".replace("\n", " ")
     yield "worst-mistakes", figure, f"{len(e.mistakes):,} of {len(e.images):,} images, the worst {worst}"
 
 
@@ -249,22 +247,26 @@ def _attributions(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
         rows = [
             Row(
                 e.images.select(wrong[i : i + 1]).x_NCHW[0],
-                f"{e.where(row)}\n{e.name(int(label[i]))} →\n{e.verdict(row).rpartition('→ ')[2]}",
+                f"{e.where(row)}\n{e.verdict(row)}",
                 [*(m[i] for m in for_predicted), *(m[i] for m in for_label)],
             )
             for i, row in enumerate(wrong.tolist())
         ]
-        columns = [f"{name}:\n{what}".replace("\ngrad", " grad") for what in ("prediction", "label") for name in names]
+        columns = [f"{name}:\n{what}" for what in ("prediction", "label") for name in names]
         title = f"What speaks for the wrong prediction, and what for the label ({e.split} split)\n{'; '.join(notes)}"
         yield "why-mistakes", attribution_figure(rows, columns, title), f"{len(rows)} mistakes"
     chosen = _one_of_each_class(correct, e.predictions.target_N, count)
     if len(chosen):
         maps = _maps(e, layer, chosen, e.predictions.predicted[chosen], window)
         rows = [
-            Row(e.images.select(chosen[i : i + 1]).x_NCHW[0], f"{e.where(row)}\n{e.verdict(row)}", [m[i] for m in maps])
+            Row(
+                e.images.select(chosen[i : i + 1]).x_NCHW[0],
+                f"{e.where(row)}\n{e.predicted(row)}",
+                [m[i] for m in maps],
+            )
             for i, row in enumerate(chosen.tolist())
         ]
-        title = f"What speaks for the correct prediction\n({e.split} split)\n" + "\n".join(notes)
+        title = f"What speaks for the correct prediction ({e.split} split)\n" + "\n".join(notes)
         yield (
             "why-correct",
             attribution_figure(rows, names, title),
@@ -307,13 +309,13 @@ def _exciting(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
             boxes = [_box(e, layer, field, int(place)) for place in found.place_CM[channel]]
             labels = [e.name(int(e.predictions.target_N[row])) for row in chosen.tolist()]
             values = found.value_CM[channel].tolist()
-            below = [f"{value:.2g}  {label}" for value, label in zip(values, labels, strict=True)]
+            below = [f"{value:.2g} ({label})" for value, label in zip(values, labels, strict=True)]
             drawn.append((f"channel\n{channel}", list(e.images.select(chosen).x_NCHW), boxes, below))
         what = "channel" if len(layer.shape) == 3 else "unit"
         boxed = f"; box: the {field} pixels that the {what} sees there" if field and field != WHOLE else ""
         title = (
-            f"{layer.name}: the images that excite each {what} most (of {len(rows):,}, {e.split} split)\n"
-            f"below each: its largest activation and the image's label{boxed}"
+            f"{layer.name}: the images that excite a {what} most (of {len(rows):,}, {e.split} split)\n"
+            f"below each: its largest activation (and the image's label){boxed}"
         )
         yield f"exciting-{layer.name}", boxes_figure(drawn, title), layer.name
 
@@ -417,8 +419,11 @@ def _reliability(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     confidence_N = e.predictions.probability_NK.amax(1)
     correct_N = e.predictions.predicted == e.predictions.target_N
     error = calibration_error(confidence_N, correct_N)
-    title = f"Is the network as sure as it is right? {len(e.images):,} images, {e.split} split"
-    figure = reliability_figure(calibration_bins(confidence_N, correct_N), BINS, error, title)
+    title = (
+        f"Is the network as sure as it is right? {len(e.images):,} images, {e.split} split\n"
+        f"expected calibration error {100 * error:.2f} %"
+    )
+    figure = reliability_figure(calibration_bins(confidence_N, correct_N), BINS, title)
     yield "reliability", figure, f"expected calibration error {error:.4f}"
 
 
@@ -441,8 +446,8 @@ def _maximised(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
         )
         captions = [f"channel {channel}\n{value:.3g}" for channel, value in zip(channels, found.value_U, strict=False)]
         title = (
-            f"{layer.name}: images made to excite each channel\n"
-            "below its number: its mean activation; drawn with jitter and blur"
+            f"{layer.name}: images made to excite the channels that matter most\n"
+            "above each: the channel and its mean activation, reached by ascent with jitter and blur"
         )
         yield f"made-for-{layer.name}", images_figure(found.x_UCHW, title, captions), layer.name
 

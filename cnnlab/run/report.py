@@ -38,6 +38,22 @@ FIGURE_TITLES = (
     (r"maps-(?P<a>.+)-(?P<b>train|val|test)-(?P<c>\d+)", "What {a} responds to in image {c} of the {b} split"),
     (r"maximised-(?P<a>.+)", "Images that maximise the units of {a}"),
     (r"lr-?find.*", "Loss while the learning rate rises"),
+    (r"explain/worst-mistakes-(?P<a>train|val|test)", "The mistakes with the largest loss, {a} split"),
+    (r"explain/why-mistakes-(?P<a>train|val|test)", "What speaks for the wrong predictions and the labels, {a} split"),
+    (r"explain/why-correct-(?P<a>train|val|test)", "What speaks for the correct predictions, {a} split"),
+    (r"explain/ablation-(?P<a>.+)-(?P<b>train|val|test)", "What classes lose without a channel of {a}, {b} split"),
+    (
+        r"explain/exciting-(?P<a>.+)-(?P<b>train|val|test)",
+        "Images that excite the channels of {a} most, {b} split",
+    ),
+    (
+        r"explain/embedding-pca-(?P<a>train|val|test)",
+        "Images as the network sees them: principal components, {a} split",
+    ),
+    (r"explain/embedding-tsne-(?P<a>train|val|test)", "Images as the network sees them: t-SNE, {a} split"),
+    (r"explain/reliability-(?P<a>train|val|test)", "Whether the network is as sure as it is right, {a} split"),
+    (r"explain/made-for-(?P<a>.+)-(?P<b>train|val|test)", "Images made to excite the channels of {a}"),
+    (r"explain/boundary-(?P<a>train|val|test)", "The predicted class for each pair of pixels, {a} split"),
 )
 _STEP = re.compile(r"-step-0*(\d+)(?:-([a-z_]+))?$")
 
@@ -243,7 +259,7 @@ def figure_title(path: Path) -> str:
         views = f", test-time augmentation {found[2]}" if found[2] else ""
         stem, after = stem[: found.start()], f" (step {int(found[1]):,}{views})"
     for pattern, title in FIGURE_TITLES:
-        if path.parent == Path() and (match := re.fullmatch(pattern, stem)):
+        if match := re.fullmatch(pattern, (path.parent / stem).as_posix()):
             return title.format(**match.groupdict()) + after
     words = " ".join(re.split(r"[-_]+", stem))
     return ": ".join([*path.parent.parts, words]).strip() + after

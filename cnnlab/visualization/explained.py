@@ -147,7 +147,9 @@ def boxes_figure(
                 top, leftmost, bottom, rightmost = box
                 corner, size = (leftmost - 0.5, top - 0.5), (rightmost - leftmost + 1, bottom - top + 1)
                 for colour, wide in (("white", 3.2), (COLOURS[5], 1.6)):
-                    axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=wide))
+                    axis.add_patch(
+                        Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=wide, clip_on=False)
+                    )
         axes_of_row[0].set_ylabel(
             caption, rotation=0, ha="right", va="center", fontsize=SMALL, parse_math=False, labelpad=6
         )
@@ -180,7 +182,13 @@ def ablation_figure(change_CK: np.ndarray, channels: Sequence[str], class_names:
         value = change_CK[row, column]
         dark = abs(value) > 0.6 * most
         axes.text(
-            column, row, f"{value:+.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+            column,
+            row,
+            f"{value:+.0f}".replace("-", "−"),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if dark else "black",
         )
     return figure
 
@@ -230,7 +238,7 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def reliability_figure(bins: Sequence[Mapping[str, float]], count: int, error: float, title: str) -> "Figure":
+def reliability_figure(bins: Sequence[Mapping[str, float]], count: int, title: str) -> "Figure":
     """Accuracy over confidence in `count` equal bins, against the diagonal, and the images of each bin."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -250,7 +258,6 @@ def reliability_figure(bins: Sequence[Mapping[str, float]], count: int, error: f
     upper.set(ylim=(0, 1), xlim=(0, 1))
     upper.set_ylabel("accuracy", fontsize=NORMAL)
     upper.legend(loc="upper left", fontsize=SMALL)
-    upper.text(0.97, 0.04, f"expected calibration error {100 * error:.2f} %", ha="right", fontsize=NORMAL)
     lower.bar(middles, [one["images"] for one in bins], wide, color="0.45")
     lower.set_ylabel("images", fontsize=NORMAL)
     lower.set_xlabel("confidence: the probability of the predicted class", fontsize=NORMAL)
