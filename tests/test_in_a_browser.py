@@ -25,7 +25,7 @@ pytestmark = [
 HOSTILE = "<img src=x onerror=document.title='run'>"
 # what stands in each tab of TensorBoard, and text that is there once it is drawn
 TABS = {
-    "timeseries": ["accuracy/train", "accuracy/val", "first/val"],
+    "timeseries": ["Pinned", "first/val", "second"],
     "scalars": ["accuracy", "descent|gradient_norm|lr"],
     "custom_scalars": ["curves", "loss", "first/val"],
     "images": ["filters/conv1.weight", "first"],
