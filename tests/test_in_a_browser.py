@@ -25,10 +25,10 @@ pytestmark = [
 HOSTILE = "<img src=x onerror=document.title='run'>"
 # what stands in each tab of TensorBoard, and text that is there once it is drawn
 TABS = {
-    "timeseries": ["loss/train", "loss/val", "first/val"],
+    "timeseries": ["Pinned", "first/val", "second"],
     "scalars": ["accuracy", "descent|gradient_norm|lr"],
     "custom_scalars": ["curves", "loss", "first/val"],
-    "images": ["filters/conv1.weight", "images/training"],
+    "images": ["filters/conv1.weight", "first"],
     "histograms": ["activations/conv1"],
     "hparams": ["optimizer.lr", "best/accuracy/test"],
     "text": ["1_command", "2_what_the_tags_mean", "the learning rate of the optimizer's first group"],

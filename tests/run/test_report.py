@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from commands import ok, run
 from fast_run import read_json
 
 from cnnlab.cli import evaluate
+from cnnlab.components import Trust
+from cnnlab.inference.saved_run import SavedRun
 from cnnlab.run.files import RunDirectory
-from cnnlab.run.report import History, figure_title, panels
+from cnnlab.run.report import History, figure_title, panels, write_report
 from cnnlab.visualization.page import page, text
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202e"
@@ -96,6 +99,32 @@ def test_names_from_elsewhere_are_text() -> None:
     assert "\x1b" not in content
 
 
+def rewrite(path: Path, class_names: tuple[str, ...] | None = None) -> Page:
+    """The page of a run written anew; with other names of classes, as if its data had those."""
+    saved = SavedRun.open(path, "best", "cpu", Trust(), {})
+    plan = (
+        saved.plan
+        if class_names is None
+        else replace(saved.plan, spec=replace(saved.plan.spec, class_names=class_names))
+    )
+    counts = list(range(1, 1 + len(plan.spec.class_names)))
+    return Page(write_report(RunDirectory(path), plan, counts).read_text(encoding="utf-8"))
+
+
+def test_of_a_thousand_classes_a_part_is_shown_with_a_note(finished: Path) -> None:
+    ok(run(evaluate, f"run={finished}"))
+    (evaluation,) = finished.glob("evaluation-*.json")
+    result = read_json(evaluation)
+    row = result["per_class"][0]
+    result["per_class"] = [row | {"class": f"class{number}", "f1": number / 1000} for number in range(1000)]
+    evaluation.write_text(json.dumps(result), encoding="utf-8")
+    shown = rewrite(finished, tuple(f"class{number}" for number in range(1000))).shown
+    assert "The 30 of 1,000 classes with the lowest F1." in shown
+    assert "Of 1,000 classes the 25 with most images and the 5 with fewest." in shown
+    assert "class29" in shown
+    assert "class500" not in shown
+
+
 def test_a_planted_figure_or_evaluation_does_no_harm(finished: Path) -> None:
     ok(run(evaluate, f"run={finished}"))
     (evaluation,) = finished.glob("evaluation-*.json")
@@ -104,12 +133,7 @@ def test_a_planted_figure_or_evaluation_does_no_harm(finished: Path) -> None:
     (finished / "evaluation-odd.json").write_text(json.dumps(result), encoding="utf-8")
     (finished / "evaluation-other.json").write_text('{"split": 3}', encoding="utf-8")
     shutil.copy(next((finished / "figures").iterdir()), finished / "figures" / "<b onclick=x>.png")
-    from cnnlab.components import Trust
-    from cnnlab.inference.saved_run import SavedRun
-    from cnnlab.run.report import write_report
-
-    saved = SavedRun.open(finished, "best", "cpu", Trust(), {})
-    content = Page(write_report(RunDirectory(finished), saved.plan, [1] * 10).read_text(encoding="utf-8"))
+    content = rewrite(finished)
     assert "b" not in {tag for tag, given in content.elements if given}
     assert "<b onclick=x>" in content.shown
     assert "onerror=alert(1)>\\x1b[31m" in content.shown
@@ -143,6 +167,10 @@ def test_a_line_cut_short_and_values_that_are_not_finite_leave_gaps(tmp_path: Pa
             "augmentation flip)",
         ),
         ("maps-relu2-test-7-step-00000003.png", "What relu2 responds to in image 7 of the test split (step 3)"),
+        (
+            "explain/exciting-relu2-test-step-00000003.png",
+            "Images that excite the channels of relu2 most, test split (step 3)",
+        ),
         ("explain/grad_cam-conv1.png", "explain: grad cam conv1"),
     ],
 )
