@@ -67,6 +67,8 @@ MOST_SEARCHED = 10_000  # images, for the most exciting
 # MACs of one part, about 20 s of two CPU cores: a bound that chooses the same images on each machine
 BUDGET = 400_000_000_000
 FEWEST = 32  # images, whatever the network costs
+PASSES = 300  # of an image that is attributed: about 120 windows, and 50 forward and backward passes
+BACKWARD = 3  # passes: forward, and backward twice as long
 STEPS = 192  # of the ascent to an image that maximises a channel
 GRID = 128  # values of each pixel where a boundary is drawn
 LETTERS = 16  # of a class's name
@@ -114,13 +116,17 @@ class Explanation:
         plan = self.run.plan
         found = {}
         for layer in self.studied:
-            channels = min(layer.shape[0], MOST_SILENCED)
-            rows = self.some(self.affordable(MOST_ABLATED, channels * len(self.studied)))
+            channels = min(layer.shape[0], self.within(MOST_SILENCED, FEWEST * len(self.studied), 4))
+            rows = self.ablated(channels)
             target_N = self.predictions.target_N[rows]
             x_NCHW = self.shown(rows)
             whole_K, without_CK = ablation(self.model, layer.module, channels, x_NCHW, target_N, plan.spec.classes)
             found[layer.name] = without_CK - whole_K
         return found
+
+    def ablated(self, channels: int) -> Tensor:
+        """Rows of the images that are predicted without each of so many channels."""
+        return self.some(self.within(MOST_ABLATED, channels * len(self.studied), FEWEST))
 
     @cached_property
     def mistakes(self) -> Tensor:
@@ -146,9 +152,9 @@ class Explanation:
         _, height, width = self.run.plan.spec.input_shape
         return height, width
 
-    def affordable(self, most: int, passes: int = 1) -> int:
-        """The images of a part that calls the network so many times for each."""
-        return min(most, max(FEWEST, BUDGET // (self.macs * passes)))
+    def within(self, most: int, passes: int, fewest: int) -> int:
+        """How many of what takes so many passes of an image each: what the budget allows, between fewest and most."""
+        return min(most, max(fewest, BUDGET // (self.macs * passes)))
 
     def some(self, count: int) -> Tensor:
         """Rows of so many images, evenly over the split."""
@@ -235,7 +241,7 @@ def _mistakes(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
 def _attributions(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     layer = cam_layer(e.layers)
     correct = (e.predictions.predicted == e.predictions.target_N).nonzero()[:, 0]
-    count = min(MOST_EXPLAINED, e.affordable(MOST_EXPLAINED, 400) if e.macs * 400 * FEWEST < BUDGET else 2)
+    count = e.within(MOST_EXPLAINED, 3 * PASSES, 1)  # mistakes are explained for two classes
     window = _window(e.size)
     notes = [f"Grad-CAM of {layer.name}" if layer else "no Grad-CAM: the network has no convolution with places left"]
     notes.append(f"occlusion by {window[0]}×{window[1]} pixels")
@@ -299,7 +305,7 @@ def _one_of_each_class(rows: Tensor, target_N: Tensor, count: int) -> Tensor:
 
 def _exciting(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     _expect_studied(e)
-    rows = e.some(e.affordable(MOST_SEARCHED, len(e.studied)))
+    rows = e.some(e.within(MOST_SEARCHED, len(e.studied), FEWEST))
     for layer in e.studied:
         found = exciting(e.model, layer.module, e.batches(rows), MOST_EXCITING)
         field = _field(e, layer)
@@ -353,7 +359,7 @@ def _ablations(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
         if len(names) > MOST_CLASSES:
             damage_K = change_CK.nan_to_num(nan=0).abs().amax(0)
             shown_K = damage_K.argsort(descending=True, stable=True)[:MOST_CLASSES].sort().values
-        images = len(e.some(e.affordable(MOST_ABLATED, min(layer.shape[0], MOST_SILENCED) * len(e.studied))))
+        images = len(e.ablated(len(change_CK)))
         notes = [f"{images:,} images of the {e.split} split"]
         if len(order) < layer.shape[0]:
             tried = f"the first {len(change_CK)}" if len(change_CK) < layer.shape[0] else f"{layer.shape[0]}"
@@ -373,7 +379,7 @@ def _ablations(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
 
 
 def _embedding(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
-    rows = e.some(e.affordable(MOST_POINTS))
+    rows = e.some(e.within(MOST_POINTS, 1, FEWEST))
     last = _last_linear(e)
     feature_NF = features(e.model, last.module if last else None, e.batches(rows))
     if len(rows) < 4 or not feature_NF.isfinite().all():
@@ -393,7 +399,11 @@ def _embedding(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     yield "embedding-pca", scatter_figure(place_N2, target_N, named, (axes[0], axes[1]), f"PCA of {of}"), "PCA"
     place_N2 = neighbours(feature_NF)
     title = f"t-SNE of {of}; near points are alike to the network"
-    yield "embedding-tsne", scatter_figure(place_N2, target_N, named, ("t-SNE 1", "t-SNE 2"), title), "t-SNE"
+    yield (
+        "embedding-tsne",
+        scatter_figure(place_N2, target_N, named, ("t-SNE 1", "t-SNE 2"), title),
+        "t-SNE; TensorBoard's projector",
+    )
     predicted = [names[int(k)] for k in e.predictions.predicted[rows]]
     columns = {
         "label": [names[int(k)] for k in target_N],
@@ -432,19 +442,20 @@ def _maximised(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     shorter = min(e.size)
     start_CHW = grey_noise(e.run.plan.spec.input_shape).to(e.device)
     for layer in e.studied:
-        channels = _important(e, layer)
-        fitting = max(1, BUDGET // (3 * STEPS * e.macs * len(e.studied)))
+        passes = BACKWARD * len(e.studied)
+        channels = _important(e, layer)[: e.within(MOST_CHANNELS, STEPS * passes, 1)]
+        steps = e.within(STEPS, len(channels) * passes, FEWEST)
         found = maximise(
             e.model,
             layer.module,
             start_CHW,
             len(channels),
-            steps=STEPS,
+            steps=steps,
             jitter=max(1, round(shorter / 16)) if shorter > 4 else 0,
             blur=shorter / 28 if shorter > 4 else 0.0,
-            chosen=channels[:fitting],
+            chosen=channels,
         )
-        captions = [f"channel {channel}\n{value:.3g}" for channel, value in zip(channels, found.value_U, strict=False)]
+        captions = [f"channel {channel}\n{value:.3g}" for channel, value in zip(channels, found.value_U, strict=True)]
         title = (
             f"{layer.name}: images made to excite the channels that matter most\n"
             "above each: the channel and its mean activation, reached by ascent with jitter and blur"

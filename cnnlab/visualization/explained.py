@@ -85,7 +85,7 @@ def _relative_scale(figure: "Figure", x0: float, width: float, first: "Axes", la
 def _over(axis: "Axes", image_CHW: Tensor, map_HW: Tensor) -> None:
     from matplotlib import colormaps
 
-    values_HW = map_HW.detach().float().cpu().numpy()
+    values_HW = map_HW.detach().float().cpu().nan_to_num().numpy()
     values_HW = values_HW / (abs(values_HW).max() or 1.0)
     grey_HW1 = image_CHW.detach().float().cpu().numpy().mean(0)[:, :, None].clip(0, 255) / 255
     under_HW3 = np.broadcast_to(0.72 + 0.28 * grey_HW1, (*values_HW.shape, 3))
@@ -234,8 +234,8 @@ def scatter_figure(
 
 
 def literal(name: str) -> str:
-    """A name for a legend, which has no switch for formulas."""
-    return name.replace("$", r"\$")
+    """A name for a legend, which takes dollar signs for a formula, and leaves out what begins with an underscore."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def reliability_figure(bins: Sequence[Mapping[str, float]], count: int, title: str) -> "Figure":
