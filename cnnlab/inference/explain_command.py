@@ -71,8 +71,8 @@ PASSES = 300  # of an image that is attributed: about 120 windows, and 50 forwar
 BACKWARD = 3  # passes: forward, and backward twice as long
 STEPS = 192  # of the ascent to an image that maximises a channel
 GRID = 128  # values of each pixel where a boundary is drawn
-LETTERS = 16  # of a class's name
-PATH_LETTERS = 20  # of the end of a path
+LETTERS = 15  # of a class's name
+PATH_LETTERS = 16  # of the end of a path
 
 
 class NotApplicableError(Exception):
@@ -182,9 +182,10 @@ class Explanation:
         return path if len(path) <= PATH_LETTERS else f"…{path[1 - PATH_LETTERS :]}"
 
     def predicted(self, row: int) -> str:
-        """The prediction and its probability."""
+        """The prediction, as long as its probability leaves room, and that."""
         predicted = int(self.predictions.predicted[row])
-        return f"{self.name(predicted)} ({100 * float(self.predictions.probability_NK[row, predicted]):.0f} %)"
+        name = _short(self.run.plan.spec.class_names[predicted], LETTERS - 5)
+        return f"{name} ({100 * float(self.predictions.probability_NK[row, predicted]):.0f} %)"
 
     def verdict(self, row: int) -> str:
         """Label → prediction, in two lines."""
@@ -315,13 +316,13 @@ def _exciting(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
             boxes = [_box(e, layer, field, int(place)) for place in found.place_CM[channel]]
             labels = [e.name(int(e.predictions.target_N[row])) for row in chosen.tolist()]
             values = found.value_CM[channel].tolist()
-            below = [f"{value:.2g} ({label})" for value, label in zip(values, labels, strict=True)]
+            below = [f"{value:.2g}\n{label}" for value, label in zip(values, labels, strict=True)]
             drawn.append((f"channel\n{channel}", list(e.images.select(chosen).x_NCHW), boxes, below))
         what = "channel" if len(layer.shape) == 3 else "unit"
         boxed = f"; box: the {field} pixels that the {what} sees there" if field and field != WHOLE else ""
         title = (
             f"{layer.name}: the images that excite a {what} most (of {len(rows):,}, {e.split} split)\n"
-            f"below each: its largest activation (and the image's label){boxed}"
+            f"below each: its largest activation, and the image's label{boxed}"
         )
         yield f"exciting-{layer.name}", boxes_figure(drawn, title), layer.name
 

@@ -39,7 +39,8 @@ def attribution_figure(rows: Sequence[Row], columns: Sequence[str], title: str) 
     count = 1 + len(columns)
     left = 0.1 + 0.085 * max(len(line) for row in rows for line in row.caption.split("\n"))
     right = 0.95
-    above = 0.42 + 0.19 * (1 + title.count("\n"))
+    heading = max(1 + name.count("\n") for name in columns)
+    above = 0.2 + 0.19 * (1 + title.count("\n")) + 0.17 * heading
     width, height = left + count * TILE + right, above + len(rows) * TILE + 0.1
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, fontsize=LARGE, parse_math=False, y=1 - 0.08 / height, va="top")
@@ -121,7 +122,7 @@ def boxes_figure(
 
     count = max(len(images) for _, images, _, _ in rows)
     left = 0.15 + 0.085 * max(len(line) for caption, *_ in rows for line in caption.split("\n"))
-    above, below = 0.2 + 0.19 * (1 + title.count("\n")), 0.22
+    above, below = 0.2 + 0.19 * (1 + title.count("\n")), 0.36
     width = max(left + count * TILE + 0.1, 0.085 * max(map(len, title.split("\n"))))
     height = above + len(rows) * (TILE + below)
     figure = Figure(figsize=(width, height))
