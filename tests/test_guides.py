@@ -168,6 +168,8 @@ def test_every_training_of_a_guide_passes_the_checks(
 def test_every_command_of_a_page_works(page: Path, reader: Path, run_of_digits: Path) -> None:
     if page.stem == "export":
         pytest.importorskip("onnxscript")
+    if page.stem == "see":
+        pytest.importorskip("captum")
     write_files_of(page, reader)
     made = reader / "RUN"
     if page.stem == "own-images":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from commands import ok, run
 from fast_run import train_fast
+from few import explain_few
 from omegaconf import OmegaConf
 from reference import (
     COMPONENTS,
@@ -90,13 +91,14 @@ def test_every_choice_is_among_the_presets() -> None:
             assert f"`{group}={name.relative_to(group).as_posix()}`" in page
 
 
-def test_every_file_of_a_run_is_described(in_tmp_path: Path) -> None:
+def test_every_file_of_a_run_is_described(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explain_few(monkeypatch)
     ok(
         train_fast(
             "run_dir=run", "trainer.watch_every=2", "trainer.ema=0.9", "trainer.profile=true", "trainer.max_steps=21"
         )
     )
-    ok(run(evaluate, "run=run", "layers=[conv1]"))
+    ok(run(evaluate, "run=run", "layers=[conv1]", "explain=true"))
     ok(run(evaluate, "run=run", "export=safetensors"))
     files = [path.relative_to("run").as_posix() for path in Path("run").rglob("*") if path.is_file()]
     assert [file for file in files if not any(fnmatch(file, pattern) for pattern in RUN_FILES)] == []

@@ -67,10 +67,12 @@ MOST_SEARCHED = 10_000  # images, for the most exciting
 # MACs of one part, about 20 s of two CPU cores: a bound that chooses the same images on each machine
 BUDGET = 400_000_000_000
 FEWEST = 32  # images, whatever the network costs
+PASSES = 300  # of an image that is attributed: about 120 windows, and 50 forward and backward passes
+BACKWARD = 3  # passes: forward, and backward twice as long
 STEPS = 192  # of the ascent to an image that maximises a channel
 GRID = 128  # values of each pixel where a boundary is drawn
-LETTERS = 16  # of a class's name
-PATH_LETTERS = 20  # of the end of a path
+LETTERS = 15  # of a class's name
+PATH_LETTERS = 16  # of the end of a path
 
 
 class NotApplicableError(Exception):
@@ -114,13 +116,17 @@ class Explanation:
         plan = self.run.plan
         found = {}
         for layer in self.studied:
-            channels = min(layer.shape[0], MOST_SILENCED)
-            rows = self.some(self.affordable(MOST_ABLATED, channels * len(self.studied)))
+            channels = min(layer.shape[0], self.within(MOST_SILENCED, FEWEST * len(self.studied), 4))
+            rows = self.ablated(channels)
             target_N = self.predictions.target_N[rows]
             x_NCHW = self.shown(rows)
             whole_K, without_CK = ablation(self.model, layer.module, channels, x_NCHW, target_N, plan.spec.classes)
             found[layer.name] = without_CK - whole_K
         return found
+
+    def ablated(self, channels: int) -> Tensor:
+        """Rows of the images that are predicted without each of so many channels."""
+        return self.some(self.within(MOST_ABLATED, channels * len(self.studied), FEWEST))
 
     @cached_property
     def mistakes(self) -> Tensor:
@@ -146,9 +152,9 @@ class Explanation:
         _, height, width = self.run.plan.spec.input_shape
         return height, width
 
-    def affordable(self, most: int, passes: int = 1) -> int:
-        """The images of a part that calls the network so many times for each."""
-        return min(most, max(FEWEST, BUDGET // (self.macs * passes)))
+    def within(self, most: int, passes: int, fewest: int) -> int:
+        """How many of what takes so many passes of an image each: what the budget allows, between fewest and most."""
+        return min(most, max(fewest, BUDGET // (self.macs * passes)))
 
     def some(self, count: int) -> Tensor:
         """Rows of so many images, evenly over the split."""
@@ -176,9 +182,10 @@ class Explanation:
         return path if len(path) <= PATH_LETTERS else f"…{path[1 - PATH_LETTERS :]}"
 
     def predicted(self, row: int) -> str:
-        """The prediction and its probability."""
+        """The prediction, as long as its probability leaves room, and that."""
         predicted = int(self.predictions.predicted[row])
-        return f"{self.name(predicted)} ({100 * float(self.predictions.probability_NK[row, predicted]):.0f} %)"
+        name = _short(self.run.plan.spec.class_names[predicted], LETTERS - 5)
+        return f"{name} ({100 * float(self.predictions.probability_NK[row, predicted]):.0f} %)"
 
     def verdict(self, row: int) -> str:
         """Label → prediction, in two lines."""
@@ -235,7 +242,7 @@ def _mistakes(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
 def _attributions(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     layer = cam_layer(e.layers)
     correct = (e.predictions.predicted == e.predictions.target_N).nonzero()[:, 0]
-    count = min(MOST_EXPLAINED, e.affordable(MOST_EXPLAINED, 400) if e.macs * 400 * FEWEST < BUDGET else 2)
+    count = e.within(MOST_EXPLAINED, 3 * PASSES, 1)  # mistakes are explained for two classes
     window = _window(e.size)
     notes = [f"Grad-CAM of {layer.name}" if layer else "no Grad-CAM: the network has no convolution with places left"]
     notes.append(f"occlusion by {window[0]}×{window[1]} pixels")
@@ -299,7 +306,7 @@ def _one_of_each_class(rows: Tensor, target_N: Tensor, count: int) -> Tensor:
 
 def _exciting(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     _expect_studied(e)
-    rows = e.some(e.affordable(MOST_SEARCHED, len(e.studied)))
+    rows = e.some(e.within(MOST_SEARCHED, len(e.studied), FEWEST))
     for layer in e.studied:
         found = exciting(e.model, layer.module, e.batches(rows), MOST_EXCITING)
         field = _field(e, layer)
@@ -309,13 +316,13 @@ def _exciting(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
             boxes = [_box(e, layer, field, int(place)) for place in found.place_CM[channel]]
             labels = [e.name(int(e.predictions.target_N[row])) for row in chosen.tolist()]
             values = found.value_CM[channel].tolist()
-            below = [f"{value:.2g} ({label})" for value, label in zip(values, labels, strict=True)]
+            below = [f"{value:.2g}\n{label}" for value, label in zip(values, labels, strict=True)]
             drawn.append((f"channel\n{channel}", list(e.images.select(chosen).x_NCHW), boxes, below))
         what = "channel" if len(layer.shape) == 3 else "unit"
         boxed = f"; box: the {field} pixels that the {what} sees there" if field and field != WHOLE else ""
         title = (
             f"{layer.name}: the images that excite a {what} most (of {len(rows):,}, {e.split} split)\n"
-            f"below each: its largest activation (and the image's label){boxed}"
+            f"below each: its largest activation, and the image's label{boxed}"
         )
         yield f"exciting-{layer.name}", boxes_figure(drawn, title), layer.name
 
@@ -353,7 +360,7 @@ def _ablations(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
         if len(names) > MOST_CLASSES:
             damage_K = change_CK.nan_to_num(nan=0).abs().amax(0)
             shown_K = damage_K.argsort(descending=True, stable=True)[:MOST_CLASSES].sort().values
-        images = len(e.some(e.affordable(MOST_ABLATED, min(layer.shape[0], MOST_SILENCED) * len(e.studied))))
+        images = len(e.ablated(len(change_CK)))
         notes = [f"{images:,} images of the {e.split} split"]
         if len(order) < layer.shape[0]:
             tried = f"the first {len(change_CK)}" if len(change_CK) < layer.shape[0] else f"{layer.shape[0]}"
@@ -373,7 +380,7 @@ def _ablations(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
 
 
 def _embedding(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
-    rows = e.some(e.affordable(MOST_POINTS))
+    rows = e.some(e.within(MOST_POINTS, 1, FEWEST))
     last = _last_linear(e)
     feature_NF = features(e.model, last.module if last else None, e.batches(rows))
     if len(rows) < 4 or not feature_NF.isfinite().all():
@@ -393,7 +400,11 @@ def _embedding(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     yield "embedding-pca", scatter_figure(place_N2, target_N, named, (axes[0], axes[1]), f"PCA of {of}"), "PCA"
     place_N2 = neighbours(feature_NF)
     title = f"t-SNE of {of}; near points are alike to the network"
-    yield "embedding-tsne", scatter_figure(place_N2, target_N, named, ("t-SNE 1", "t-SNE 2"), title), "t-SNE"
+    yield (
+        "embedding-tsne",
+        scatter_figure(place_N2, target_N, named, ("t-SNE 1", "t-SNE 2"), title),
+        "t-SNE; TensorBoard's projector",
+    )
     predicted = [names[int(k)] for k in e.predictions.predicted[rows]]
     columns = {
         "label": [names[int(k)] for k in target_N],
@@ -432,19 +443,20 @@ def _maximised(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     shorter = min(e.size)
     start_CHW = grey_noise(e.run.plan.spec.input_shape).to(e.device)
     for layer in e.studied:
-        channels = _important(e, layer)
-        fitting = max(1, BUDGET // (3 * STEPS * e.macs * len(e.studied)))
+        passes = BACKWARD * len(e.studied)
+        channels = _important(e, layer)[: e.within(MOST_CHANNELS, STEPS * passes, 1)]
+        steps = e.within(STEPS, len(channels) * passes, FEWEST)
         found = maximise(
             e.model,
             layer.module,
             start_CHW,
             len(channels),
-            steps=STEPS,
+            steps=steps,
             jitter=max(1, round(shorter / 16)) if shorter > 4 else 0,
             blur=shorter / 28 if shorter > 4 else 0.0,
-            chosen=channels[:fitting],
+            chosen=channels,
         )
-        captions = [f"channel {channel}\n{value:.3g}" for channel, value in zip(channels, found.value_U, strict=False)]
+        captions = [f"channel {channel}\n{value:.3g}" for channel, value in zip(channels, found.value_U, strict=True)]
         title = (
             f"{layer.name}: images made to excite the channels that matter most\n"
             "above each: the channel and its mean activation, reached by ascent with jitter and blur"

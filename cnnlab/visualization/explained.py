@@ -39,7 +39,8 @@ def attribution_figure(rows: Sequence[Row], columns: Sequence[str], title: str) 
     count = 1 + len(columns)
     left = 0.1 + 0.085 * max(len(line) for row in rows for line in row.caption.split("\n"))
     right = 0.95
-    above = 0.42 + 0.19 * (1 + title.count("\n"))
+    heading = max(1 + name.count("\n") for name in columns)
+    above = 0.2 + 0.19 * (1 + title.count("\n")) + 0.17 * heading
     width, height = left + count * TILE + right, above + len(rows) * TILE + 0.1
     figure = Figure(figsize=(width, height))
     figure.suptitle(title, fontsize=LARGE, parse_math=False, y=1 - 0.08 / height, va="top")
@@ -85,7 +86,7 @@ def _relative_scale(figure: "Figure", x0: float, width: float, first: "Axes", la
 def _over(axis: "Axes", image_CHW: Tensor, map_HW: Tensor) -> None:
     from matplotlib import colormaps
 
-    values_HW = map_HW.detach().float().cpu().numpy()
+    values_HW = map_HW.detach().float().cpu().nan_to_num().numpy()
     values_HW = values_HW / (abs(values_HW).max() or 1.0)
     grey_HW1 = image_CHW.detach().float().cpu().numpy().mean(0)[:, :, None].clip(0, 255) / 255
     under_HW3 = np.broadcast_to(0.72 + 0.28 * grey_HW1, (*values_HW.shape, 3))
@@ -121,7 +122,7 @@ def boxes_figure(
 
     count = max(len(images) for _, images, _, _ in rows)
     left = 0.15 + 0.085 * max(len(line) for caption, *_ in rows for line in caption.split("\n"))
-    above, below = 0.2 + 0.19 * (1 + title.count("\n")), 0.22
+    above, below = 0.2 + 0.19 * (1 + title.count("\n")), 0.36
     width = max(left + count * TILE + 0.1, 0.085 * max(map(len, title.split("\n"))))
     height = above + len(rows) * (TILE + below)
     figure = Figure(figsize=(width, height))
@@ -234,8 +235,8 @@ def scatter_figure(
 
 
 def literal(name: str) -> str:
-    """A name for a legend, which has no switch for formulas."""
-    return name.replace("$", r"\$")
+    """A name for a legend, which takes dollar signs for a formula, and leaves out what begins with an underscore."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def reliability_figure(bins: Sequence[Mapping[str, float]], count: int, title: str) -> "Figure":

@@ -3,17 +3,16 @@
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from commands import Answer, ok, run
 from fast_run import train_fast
+from few import explain_few
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cnnlab.cli import evaluate, train
-from cnnlab.inference import explain_command
 from cnnlab.visualization.embedding import neighbours, principal_components
 
 pytest.importorskip("captum")
@@ -33,11 +32,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few images, channels and steps that every part is drawn in a moment."""
-    few: dict[str, Any] = {"MOST_EXPLAINED": 1, "MOST_EXCITING": 2, "MOST_CHANNELS": 2, "MOST_SILENCED": 3}
-    few |= {"MOST_POINTS": 40, "MOST_ABLATED": 40, "MOST_LAYERS": 1, "STEPS": 2, "GRID": 8, "MOST_MISTAKES": 3}
-    for name, value in few.items():
-        monkeypatch.setattr(explain_command, name, value)
+    explain_few(monkeypatch)
 
 
 @pytest.mark.usefixtures("little")
