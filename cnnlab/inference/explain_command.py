@@ -393,12 +393,12 @@ def _embedding(e: Explanation) -> Iterator[tuple[str, "Figure", str]]:
     cut = f", {len(named)} of {len(names):,} classes in colour" if len(labels) > len(named) else ""
     what = f"what reaches {last.name} ({feature_NF.shape[1]} features)" if last else "the network's outputs"
     of = f"{what}\n{len(rows):,} images of the {e.split} split{cut}"
-    place_N2, (first, second) = principal_components(feature_NF)
+    place_NR, (first, second) = principal_components(feature_NF)
     axes = tuple(
         f"principal component {i} ({100 * part:.0f} % of the variance)" for i, part in ((1, first), (2, second))
     )
-    yield "embedding-pca", scatter_figure(place_N2, target_N, named, (axes[0], axes[1]), f"PCA of {of}"), "PCA"
-    place_N2 = neighbours(feature_NF)
+    yield "embedding-pca", scatter_figure(place_NR[:, :2], target_N, named, (axes[0], axes[1]), f"PCA of {of}"), "PCA"
+    place_N2 = neighbours(place_NR)
     title = f"t-SNE of {of}; near points are alike to the network"
     yield (
         "embedding-tsne",

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 PERPLEXITY = 30.0  # of t-SNE: about as many neighbours count
 SEED = 0
+COMPONENTS = 50  # that t-SNE compares
+MOST_EXACT = 500  # features
 
 
 @torch.no_grad()
@@ -31,33 +33,31 @@ def features(model: nn.Module, layer: nn.Module | None, batches: Iterable[Tensor
 
 
 def principal_components(feature_NF: Tensor) -> tuple[np.ndarray, tuple[float, float]]:
-    """(N, 2) the first two principal components, and the fraction of the variance that each has.
+    """(N, R) up to 50 principal components, two at least, and the fractions of the variance of the first two.
 
-    Their sign, which is arbitrary, is that of the feature with the largest weight.
+    Of more than 500 features they are approximate, the same for the same features.
     """
-    values_NF = feature_NF.double().numpy()
-    centred_NF = values_NF - values_NF.mean(0)
-    _, singular, direction_RF = np.linalg.svd(centred_NF, full_matrices=False)
-    direction_2F = np.zeros((2, values_NF.shape[1]))
-    direction_2F[: len(direction_RF[:2])] = direction_RF[:2]
-    sign_2 = np.sign(direction_2F[np.arange(2), abs(direction_2F).argmax(1)])
-    total = max(float((singular**2).sum()), 1e-300)
-    first, second = (*(float(value**2) / total for value in singular[:2]), 0.0, 0.0)[:2]
-    return centred_NF @ (direction_2F * sign_2[:, None]).T, (first, second)
+    from sklearn.decomposition import PCA
+
+    count = min(COMPONENTS, *feature_NF.shape)
+    solver = "full" if feature_NF.shape[1] <= MOST_EXACT else "randomized"
+    pca = PCA(count, svd_solver=solver, random_state=SEED)
+    place_NR = pca.fit_transform(feature_NF.double().numpy())
+    fractions = [*np.nan_to_num(pca.explained_variance_ratio_).tolist(), 0.0]
+    return np.pad(place_NR, ((0, 0), (0, max(0, 2 - count)))), (fractions[0], fractions[1])
 
 
-def neighbours(feature_NF: Tensor) -> np.ndarray:
+def neighbours(place_NR: np.ndarray) -> np.ndarray:
     """(N, 2) by t-SNE (van der Maaten and Hinton 2008): near points are alike, distances between clusters mean little.
 
-    The same for the same features.
+    The same for the same principal components.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    start_N2, _ = principal_components(feature_NF)
-    start_N2 = 1e-4 * start_N2 / max(float(start_N2[:, 0].std()), 1e-12)
-    perplexity = min(PERPLEXITY, (len(feature_NF) - 1) / 3)
+    start_N2 = 1e-4 * place_NR[:, :2] / max(float(place_NR[:, 0].std()), 1e-12)
+    perplexity = min(PERPLEXITY, (len(place_NR) - 1) / 3)
     tsne = TSNE(init=start_N2.astype(np.float32), perplexity=perplexity, random_state=SEED)
     with threadpool_limits(1):  # sums in one order, and no thread waits for another's core
-        places_N2: np.ndarray = tsne.fit_transform(feature_NF.numpy())
+        places_N2: np.ndarray = tsne.fit_transform(place_NR.astype(np.float32))
     return places_N2
