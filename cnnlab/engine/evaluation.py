@@ -91,7 +91,7 @@ def evaluate(
                 meter.update(output_NK, batch.target)
             if collector:
                 collector.add(output_NK, batch)
-    tally.merge(next(network.parameters()).device)
+    tally.merge(next((parameter.device for parameter in network.parameters()), torch.device("cpu")))
     return tally.read() | (meter.read() if meter else {})
 
 

@@ -275,7 +275,7 @@ def test_named_metrics_stand_in_the_summary_and_in_the_curves(with_metrics: Path
     summary = read_json(with_metrics / "summary.json")
     assert summary["best"]["right/val"] == pytest.approx(summary["best"]["accuracy/val"], abs=1e-6)
     assert summary["test"]["right"] == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
-    events = EventAccumulator(str(with_metrics))
+    events = EventAccumulator(str(with_metrics / "val"))
     events.Reload()
     logged = [event.value for event in events.Scalars("wrong/val")]
     assert logged == pytest.approx([entry["wrong"] for entry in validations(with_metrics)])

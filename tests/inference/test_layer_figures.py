@@ -65,7 +65,7 @@ def test_each_layer_has_its_figures_in_the_folder_and_in_tensorboard(finished: P
     events.Reload()
     assert set(events.Tags()["images"]) == tags
     assert [event.step for event in events.Images("maps/conv1/test-3")] == [best]
-    assert "loss/val" in events.Tags()["scalars"]  # the curves of training are still there
+    assert "loss/train" in events.Tags()["scalars"]  # the curves of training are still there
 
 
 def test_the_maps_are_those_of_the_image_by_hand(completed_run: Path) -> None:
