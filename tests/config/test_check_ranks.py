@@ -7,7 +7,9 @@ from commands import composed
 
 from cnnlab.components import Trust
 from cnnlab.config.check import check_config
-from cnnlab.config.check_ranks import check_ranks
+from cnnlab.config.check_ranks import check_alike, check_ranks
+from cnnlab.config.from_python import compose_config
+from cnnlab.config.run_config import RunConfig
 from cnnlab.runtime.errors import ConfigError
 
 
@@ -67,3 +69,13 @@ def test_exchanges_within_the_passes_need_as_many_of_them_on_each_rank(
 
 def test_one_rank_is_refused_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     check_ranks(check_config(composed("device=cpu", "trainer.watch_every=5", "data.batch_size=1"), Trust()))
+
+
+def test_another_version_on_one_rank_is_named_with_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(own: tuple[dict[str, str], dict[str, Any], str]) -> list[Any]:
+        versions, values, _ = own
+        return [own, (versions | {"torch": "2.10.0"}, values, "node2")]
+
+    monkeypatch.setattr("cnnlab.config.check_ranks.gathered", gathered)
+    with pytest.raises(ConfigError, match=r"torch is '2.*' on rank 0 and '2.10.0' on rank 1 \(node2\): expected"):
+        check_alike(RunConfig(compose_config((), None)))
