@@ -49,6 +49,7 @@ def test_a_run_without_what_other_systems_lack_is_the_same(finished: Path) -> No
     assert (theirs["test"], theirs["best"], theirs["status"]) == (ours["test"], ours["best"], "completed")
 
 
+@pytest.mark.slow
 def test_own_images_are_cached_resumed_and_evaluated_without_them(in_tmp_path: Path) -> None:
     write_folders(in_tmp_path / "images", {"cat": 20, "dog": 20})
     images = ("data=image_folder", "data.root=images", "data.size=8", "data.batch_size=8")

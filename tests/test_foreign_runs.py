@@ -287,6 +287,7 @@ def test_a_signal_while_the_test_split_is_measured_leaves_a_run_that_resumes(
     assert "accuracy" in read_json(Path("run/summary.json"))["test"]
 
 
+@pytest.mark.slow
 def test_a_second_signal_of_the_other_kind_stops_at_once(in_tmp_path: Path) -> None:
     program = (
         "import time, cnnlab.engine.trainer as t\n"

@@ -25,7 +25,7 @@ from cnnlab.cli import evaluate, train
 from cnnlab.engine.checkpoint import MANIFEST, STATE, read_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
-PER_TEST = times(6, 15)
+PER_TEST = times(4, 15)
 SECONDS = 30  # in which each ends
 RESUME = ("resume=run", "trainer.max_steps=6")  # the length is given: an edited one is legal
 FINAL = Path("run/checkpoints/step-00000006")

@@ -134,6 +134,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert_same_end(run, uninterrupted_plain() if MODES[mode] is PLAIN else uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_restarted_schedule_is_killed_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     short, lengthened = ("trainer.epochs=3",), ("trainer.epochs=6", "schedule.restart=true")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -160,6 +161,7 @@ def uninterrupted_long_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.torture(figure="F3")
 @pytest.mark.parametrize("kills", range(3, 4) if times(0, 1) == 0 else range(1, 11))
 def test_several_kills_in_one_epoch_change_nothing(uninterrupted_long_epoch: Path, tmp_path: Path, kills: int) -> None:
@@ -318,6 +320,7 @@ def test_a_run_that_freezes_some_epochs_resumes_to_the_same_bits(
     assert not differences([ours.weights, ours.ema, ours.state()], [theirs.weights, theirs.ema, theirs.state()])
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Dropout between its layers draws from a generator that the checkpoint holds; permuted pixels need no state."""
     lstm = "model.blocks.lstm={type: lstm, hidden_size: 8, num_layers: 2, dropout: 0.3}"

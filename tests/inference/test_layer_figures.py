@@ -155,6 +155,7 @@ def test_many_layers_are_not_all_listed() -> None:
         check_layers(network.build(), [row.path for row in network.rows], Wanted(("block1.conv1",), 0))
 
 
+@pytest.mark.slow
 def test_layers_change_no_measurement_and_no_figure_of_another_layer(finished: Path) -> None:
     ask(finished, "split=train")
     (report,) = finished.glob("evaluation-*.json")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from commands import ok, run
@@ -17,6 +18,7 @@ FINAL = "checkpoints/step-00000006"
 SETTINGS = ("data.augment.move={type: shift, pixels: 1}", "trainer.ema=0.9")
 
 
+@pytest.mark.slow
 def test_a_run_whose_learning_rate_was_found_has_the_bits_of_one_that_was_given_it(in_tmp_path: Path) -> None:
     answer = ok(train_fast("run_dir=found", "optimizer.lr=auto", *SETTINGS))
     assert "learning rates from 1e-06 to " in answer.out

@@ -241,6 +241,7 @@ def test_a_run_that_has_no_checkpoint_yet_begins_from_its_source_again(finished:
     assert all(torch.equal(reference[name], tensor) for name, tensor in last(Path("new")).weights.items())
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_a_fresh_process_needs_no_source_and_trains_the_head_alone_to_the_bit(
     finished: Path,
 ) -> None:
