@@ -43,6 +43,7 @@ def run_without(command: str, *arguments: str) -> subprocess.CompletedProcess[st
     return answer
 
 
+@pytest.mark.slow
 def test_a_run_without_what_other_systems_lack_is_the_same(finished: Path) -> None:
     run_without("train", FAST, "run_dir=elsewhere")
     ours, theirs = (read_json(path / "summary.json") for path in (finished, Path("elsewhere")))

@@ -263,14 +263,20 @@ def test_a_resumed_run_has_no_doubled_points_in_tensorboard(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "settings",
     [
-        ("trainer.execution.compile=true", "model=mlp", "+model.blocks.norm={type: batch_norm, after: hidden1}"),
-        (
-            "model=none",
-            "model.blocks={first: {type: torch.nn.Dropout, p: 0.2, inplace: true}, flatten: flatten, "
-            "output: {type: linear, out_features: classes}}",
+        pytest.param(
+            ("trainer.execution.compile=true", "model=mlp", "+model.blocks.norm={type: batch_norm, after: hidden1}"),
+            marks=pytest.mark.slow,
+            id="compiled dropout and batch norm",
+        ),
+        pytest.param(
+            (
+                "model=none",
+                "model.blocks={first: {type: torch.nn.Dropout, p: 0.2, inplace: true}, flatten: flatten, "
+                "output: {type: linear, out_features: classes}}",
+            ),
+            id="a first layer that works in place",
         ),
     ],
-    ids=["compiled dropout and batch norm", "a first layer that works in place"],
 )
 def test_a_step_resumes_to_the_same_bits(tmp_path: Path, settings: tuple[str, ...]) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -410,6 +410,7 @@ def test_a_file_that_holds_code_is_not_read(tmp_path: Path, monkeypatch: pytest.
         read_pretrained_of(tmp_path, monkeypatch, state)
 
 
+@pytest.mark.slow
 def test_a_run_from_pretrained_weights_freezes_evaluates_and_resumes(
     pretrained: dict[str, Tensor], in_tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_another_launcher_can_be_chosen(in_tmp_path: Path) -> None:
     assert files == {"000_seed1", "001_seed2", "configs", "jobs.json", "sweep.csv", "sweep.yaml"}
 
 
+@pytest.mark.slow
 def test_with_another_launcher_too_a_job_that_fails_does_not_stop_the_others(in_tmp_path: Path) -> None:
     answer = grid(BASIC, "optimizer.lr=-1,1e30,0.05")
     assert answer.code == 1
@@ -127,6 +128,7 @@ def test_a_quiet_grid_prints_nothing_but_its_failures(in_tmp_path: Path) -> None
     assert [row["status"] for row in rows(sweep_of(in_tmp_path))] == ["failed", "completed"]
 
 
+@pytest.mark.slow
 def test_another_sweeper_can_use_our_processes(in_tmp_path: Path) -> None:
     answer = run(train, "-m", FAST, "hydra/sweeper=basic", "trainer.max_steps=0", "seed=1")
     assert answer.code == 0, answer.err
@@ -283,6 +285,7 @@ class Bomb(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_leaves_the_others_whole(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     axis = "optimizer.lr=0.01,0.05,0.1"
@@ -310,7 +313,9 @@ def test_a_job_that_is_killed_leaves_the_others_whole(tmp_path: Path) -> None:
     assert environment["threads"] == max(1, cpu_count() // 2)
 
 
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("number", "to_all"), [pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow), (signal.SIGINT, True)]
+)
 def test_a_signal_lets_the_running_job_save_and_starts_no_other(
     tmp_path: Path, number: signal.Signals, to_all: bool
 ) -> None:

@@ -218,6 +218,7 @@ def test_memory_is_a_budget_on_cuda_alone(pretended: Path) -> None:
     assert "sweep.budget.memory: it is measured on CUDA" in answer.err
 
 
+@pytest.mark.slow
 def test_several_objectives_have_a_front(pretended: Path) -> None:
     metric = "sweep.metric=[accuracy/val,parameters]"
     axes = ("model.blocks.hidden1.out_features=range(8,64)", LR)
@@ -234,6 +235,7 @@ def test_several_objectives_have_a_front(pretended: Path) -> None:
     assert tested == front
 
 
+@pytest.mark.slow
 def test_a_space_can_stand_in_yaml(pretended: Path) -> None:
     (pretended / "mine" / "experiment").mkdir(parents=True)
     (pretended / "mine" / "experiment" / "widths.yaml").write_text(
@@ -338,6 +340,7 @@ def wait_for(pattern: str, folder: Path, process: "subprocess.Popen[bytes]") -> 
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.torture(figure="sweeps")
 @pytest.mark.parametrize(("kind", "at_once"), [("tpe", 2), ("grid", 1), ("tpe", 1), ("grid", 2)][: times(1, 4)])
 def test_a_sweep_killed_at_any_time_is_resumed_whole(

@@ -77,6 +77,7 @@ def test_where_the_worker_was_killed_jobs_start_fresh(worker: Worker, tmp_path: 
     assert end(running) == KILLED  # how it ended, nobody knows
 
 
+@pytest.mark.slow
 def test_a_trained_copy_has_the_bits_of_a_fresh_process(in_tmp_path: Path) -> None:
     """With what draws and keeps state: dropout, batch norm, augmentation, averaged weights."""
     settings = (FAST, "model=resnet_small", "data.augment.move={type: shift, pixels: 1}", "trainer.ema=0.9")
