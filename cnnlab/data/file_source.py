@@ -133,7 +133,7 @@ class FileSource(Source):
         except ArgumentError as error:  # of a resize_size that is smaller
             raise ConfigError(f"data.{error}") from error
 
-    @property
+    @cached_property
     def sizes_looked_at(self) -> tuple[tuple[int, int], ...]:
         """(H, W) of the training images whose headers were read for a `size` of auto."""
         return _sizes(self.root, tuple(sample(self._found.splits["train"].paths, LOOKED_AT)))
