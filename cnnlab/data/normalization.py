@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnlab.data.level_counts import LEVELS, level_counts
 from cnnlab.data.source import Images
 from cnnlab.runtime.checks import number, one_of
 from cnnlab.runtime.errors import ArgumentError
@@ -39,12 +40,8 @@ class Normalization:
             mean, sd = (tuple(255 * value for value in statistics) for statistics in given)
             return cls(mean, sd)
         if method == "standardize":
-            # exact integer sums: neither the order of the images, their chunks nor the thread count moves a bit
-            counts_C256 = torch.zeros(channels, 256, dtype=torch.int64)
-            for x_NCHW in images.chunks() if isinstance(images, Images) else [images]:
-                for count_256, x_NHW in zip(counts_C256, x_NCHW.unbind(1), strict=True):
-                    count_256 += torch.bincount(x_NHW.flatten(), minlength=256)
-            levels = torch.arange(256, dtype=torch.float64)
+            counts_C256 = level_counts(images)
+            levels = torch.arange(LEVELS, dtype=torch.float64)
             total_C = counts_C256.sum(1)
             mean_C = (counts_C256 * levels).sum(1) / total_C
             var_C = (counts_C256 * (levels - mean_C[:, None]) ** 2).sum(1) / total_C
