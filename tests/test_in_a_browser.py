@@ -28,19 +28,21 @@ TABS = {
     "timeseries": ["Pinned", "first/val", "second"],
     "scalars": ["accuracy", "descent|gradient_norm|lr"],
     "custom_scalars": ["curves", "loss", "first/val"],
-    "images": ["filters/conv1.weight", "first"],
+    "images": ["filters", "explain/ablation", "first"],
     "histograms": ["activations/conv1"],
     "hparams": ["optimizer.lr", "best/accuracy/test"],
     "text": ["1_command", "2_what_the_tags_mean", "the learning rate of the optimizer's first group"],
     "graphs": ["Main Graph", "conv1"],
     "pr_curves": ["precision_recall_val/0"],
+    "projector": ["PCA", r"Points:\s*\d\d"],
 }
-# all text of a page, that within shadow roots too
+# all text of a page, that within shadow roots and frames, too
 TEXT = """(() => {
   const parts = [];
   const walk = node => {
     if (node.nodeType === 3) parts.push(node.data);
     if (node.shadowRoot) walk(node.shadowRoot);
+    if (node.contentDocument?.body) walk(node.contentDocument.body);
     if (!["SCRIPT", "STYLE", "TEMPLATE"].includes(node.nodeName)) node.childNodes.forEach(walk);
   };
   walk(document.body);
@@ -50,7 +52,7 @@ TEXT = """(() => {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short runs with images, one of them evaluated, and their comparison."""
+    """Two short runs with images, one of them evaluated, the other explained, and their comparison."""
     folder = tmp_path_factory.mktemp("runs")
     settings = ("trainer.max_steps=12", "data.limit=128", "trainer.validate_every_epochs=1")
     settings += ("trainer.snapshot_every_epochs=1", "trainer.validate_every_steps=null")
@@ -60,6 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figure = next((folder / "first" / "figures").iterdir())
     shutil.copy(figure, figure.with_name(f"{HOSTILE}.png"))
     ok(run(evaluate, f"run={folder / 'first'}"))
+    ok(run(evaluate, f"run={folder / 'second'}", "explain=true"))
     ok(run(evaluate, f"compare=[{folder / 'first'},{folder / 'second'}]"))
     return folder
 
