@@ -1,13 +1,14 @@
 """Metrics: those that YAML names, measured at every validation, and the report of an evaluation.
 
-Both are torchmetrics', which takes seconds to import: that happens only where they are used. Its metrics keep
+The former are torchmetrics', which takes seconds to import: that happens only where they are used. Its metrics keep
 sums and counts (those that need every prediction keep them), so that batches and ranks add.
 """
 
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,8 @@ class Meter:
         probability_NK = self.probabilities(output_NK)
         target_N = target if target.dim() == 1 else target.argmax(1)
         for _, metric in self.metrics:
-            metric.update(probability_NK, target_N)
+            with _counting(metric):
+                metric.update(probability_NK, target_N)
 
     def read(self) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -178,6 +180,25 @@ class Meter:
                 values |= dict(zip(names, metric.compute().reshape(-1).tolist(), strict=True))
             metric.reset()
         return values
+
+
+@contextmanager
+def _counting(metric: "Metric") -> Iterator[None]:
+    """Lets a metric that keeps whole numbers alone count without torch's deterministic algorithms.
+
+    Its counts are the same in any order, and with these algorithms torchmetrics compares each image with every cell of
+    a confusion matrix: 4 GB for 500 images of 1,000 classes.
+    """
+    is_on, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    states = metric.metric_state.values()
+    if not is_on or any(not isinstance(state, Tensor) or state.is_floating_point() for state in states):
+        yield
+        return
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_on, warn_only=warns)
 
 
 def _merge(metric: "Metric") -> None:
@@ -203,17 +224,15 @@ def report(
     of a class that is never predicted, or has no images, are 0; `macro` is their mean over the classes that occur
     among labels or predictions.
     """
-    from torchmetrics.functional import classification as functional
-
-    classes = len(class_names)
     prediction_N = output_NK.argmax(1)
-    per_class = {
-        "precision": functional.multiclass_precision(prediction_N, target_N, classes, average=None),
-        "recall": functional.multiclass_recall(prediction_N, target_N, classes, average=None),
-        "f1": functional.multiclass_f1_score(prediction_N, target_N, classes, average=None),
+    confusion_KK = confusion_matrix(prediction_N, target_N, len(class_names))
+    right_K, predicted_K, labelled_K = confusion_KK.diagonal(), confusion_KK.sum(0), confusion_KK.sum(1)
+    occurs_K = (predicted_K + labelled_K) > 0
+    per_class = {  # a count of 0 is that of nothing right: 0/1
+        "precision": right_K / predicted_K.clamp_min(1),
+        "recall": right_K / labelled_K.clamp_min(1),
+        "f1": 2 * right_K / (predicted_K + labelled_K).clamp_min(1),
     }
-    confusion_KK = confusion_matrix(prediction_N, target_N, classes)
-    occurs_K = (confusion_KK.sum(0) + confusion_KK.sum(1)) > 0
     ranks_N = rank_of_label(output_NK, target_N)
     return {
         "top_k": {str(top_k): float((ranks_N <= top_k).double().mean())},
@@ -223,7 +242,7 @@ def report(
         "per_class": [
             {
                 "class": name,
-                "images": int(confusion_KK[k].sum()),
+                "images": int(labelled_K[k]),
                 **{metric: float(values_K[k]) for metric, values_K in per_class.items()},
             }
             for k, name in enumerate(class_names)
@@ -262,10 +281,8 @@ def _sums(confidence_N: Tensor, values_N: Tensor) -> Tensor:
 
 def confusion_matrix(prediction_N: Tensor, target_N: Tensor, classes: int) -> Tensor:
     """(K, K) int64 counts: rows are labels, columns predictions."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    matrix: Tensor = multiclass_confusion_matrix(prediction_N, target_N, classes)
-    return matrix
+    pair_N = (target_N * classes + prediction_N).cpu()  # on CUDA torch counts in no fixed order, or refuses to
+    return torch.bincount(pair_N, minlength=classes**2).reshape(classes, classes)
 
 
 def rank_of_label(output_NK: Tensor, target_N: Tensor) -> Tensor:

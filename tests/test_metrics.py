@@ -185,6 +185,33 @@ def test_a_meter_measures_batches_as_the_whole() -> None:
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "uses_them"), [("f1_score", False), ("calibration_error", True)])
+def test_whole_numbers_are_counted_without_deterministic_algorithms(
+    kind: str, uses_them: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With them torchmetrics needs N · K² numbers for a confusion matrix; sums of fractions need them."""
+    measured = meter(one=kind)
+    ((_, metric),) = measured.metrics
+    update, seen = metric.update, []
+
+    def noted(*arguments: Tensor) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        update(*arguments)
+
+    monkeypatch.setattr(metric, "update", noted)
+    output_NK, _, target_N = predictions(labels=5)
+    measured.update(output_NK, target_N)
+    plain = measured.read()
+    torch.use_deterministic_algorithms(True)
+    try:
+        measured.update(output_NK, target_N)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [False, uses_them]
+    assert measured.read() == plain
+
+
 def test_a_meter_starts_anew_once_it_was_read_and_takes_class_probabilities() -> None:
     measured = meter(right={"type": "accuracy", "average": "micro"})
     measured.update(torch.eye(5), 0.6 * torch.eye(5) + 0.1)
