@@ -58,9 +58,10 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
 def _key(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> str:
     """32 hexadecimal digits for everything the images depend on. Raises `ConfigError` for a file that is missing."""
     files = []
+    folder = os.path.join(root, "")
     for path in paths:
         try:
-            status = os.stat(os.path.join(root, path))  # a fraction of the time of a Path's own
+            status = os.stat(folder + path)  # a fraction of the time of a Path's own
         except OSError as error:
             raise ConfigError(f"data.root: {printable(root / path)}: {first_line(error)}") from error
         files.append((path, status.st_size, status.st_mtime_ns))

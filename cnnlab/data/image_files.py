@@ -345,7 +345,7 @@ def list_images(folder: Path, root: Path) -> Listing:
                 _check_circle(folder / below / name, linked)
             waiting.append(f"{below}{name}/")
         for name in entries.files:
-            is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+            is_image = name[name.rfind(".") :].lower() in EXTENSIONS
             (images if is_image else others).append(f"{below}{name}")
     return Listing(sorted(images), sorted(others))
 

@@ -1,6 +1,7 @@
 """The resident loader: the whole split is on the device as uint8, a batch is a few tensor operations."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.source import Images
+from cnnlab.runtime.device import cpu_count
+
+MOST_THREADS = 4  # each holds one chunk of images
 
 
 class ResidentLoader(ImageLoader):
@@ -38,8 +42,11 @@ class ResidentLoader(ImageLoader):
 def _loaded(images: Images, device: torch.device) -> Tensor:
     """(N, …) on the device, chunk by chunk: the images are in main memory once at most."""
     x_NCHW = torch.empty((len(images), *images.shape), dtype=images.stored_NCHW.dtype, device=device)
-    start = 0
-    for chunk_NCHW in images.chunks():
-        x_NCHW[start : start + len(chunk_NCHW)] = chunk_NCHW
-        start += len(chunk_NCHW)
+
+    def load(rows: slice) -> None:
+        x_NCHW[rows] = images.chunk(rows)
+
+    with ThreadPoolExecutor(min(MOST_THREADS, cpu_count())) as pool:  # most of the time goes into digests
+        for _ in pool.map(load, images.chunk_slices()):
+            pass
     return x_NCHW

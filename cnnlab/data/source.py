@@ -134,15 +134,21 @@ class Images:
 
     def chunks(self) -> Iterator[Tensor]:
         """The images in their order, (n, C, H, W) at a time: no more than `CHUNK` bytes, or one image."""
+        return map(self.chunk, self.chunk_slices())
+
+    def chunk_slices(self) -> list[slice]:
+        """The parts that `chunks` goes by; `chunk` may be called for several in threads."""
         count = max(1, CHUNK // self.stored_NCHW[0].nbytes)
-        for start in range(0, len(self), count):
-            if self.rows_N is None and self.file is None:
-                yield self.stored_NCHW[start : start + count]
-            else:
-                x_NCHW = self.gather(self._stored_rows[start : start + count])
-                if self.file:
-                    self.file.forget()  # else all of the file would be in memory beside a copy of it
-                yield x_NCHW
+        return [slice(start, min(start + count, len(self))) for start in range(0, len(self), count)]
+
+    def chunk(self, part: slice) -> Tensor:
+        """The images of a slice of this split. Raises `TrainingError` where a file was changed."""
+        if self.rows_N is None and self.file is None:
+            return self.stored_NCHW[part]
+        x_NCHW = self.gather(torch.arange(part.start, part.stop) if self.rows_N is None else self.rows_N[part])
+        if self.file:
+            self.file.forget()  # else all of the file would be in memory beside a copy of it
+        return x_NCHW
 
     @property
     def _stored_rows(self) -> Tensor:

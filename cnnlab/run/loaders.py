@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cnnlab.config.run_plan import RunPlan
 from cnnlab.data.augmentation import Augment
 from cnnlab.data.cache_file import cache_folder
+from cnnlab.data.file_source import FileSource
 from cnnlab.data.loader import ImageLoader
 from cnnlab.data.normalization import Normalization
 from cnnlab.data.placement import Placement
@@ -132,7 +133,7 @@ def read_split(plan: RunPlan, split: str) -> Images:
 
 def describe_placement(plan: RunPlan) -> str:
     """One line: whether the images are on the device, or where they are read from."""
-    in_files = plan.source.paths("train") is not None
+    in_files = isinstance(plan.source, FileSource)
     return plan.placement.describe(printable(cache_folder()) if in_files else "memory")
 
 

@@ -51,6 +51,13 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return decoded
 
 
+def test_a_file_is_loaded_in_parts_by_several_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlab.data.source.CHUNK", 2 * 3 * 6 * 8)  # two images
+    images = read(root).select(torch.tensor([4, 0, 3, 1, 2]))
+    loader = ResidentLoader(images, None, 2, device=torch.device("cpu"), shuffle=False)
+    assert torch.equal(loader.x_NCHW, images.x_NCHW)
+
+
 def test_a_second_run_decodes_nothing_and_reads_the_same(root: Path, decoding: list[Path]) -> None:
     first = read(root)
     assert len(decoding) == 5
