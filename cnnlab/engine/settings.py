@@ -57,7 +57,7 @@ class TrainerSettings:
     tta: str = "none"
     parallel: str = "average"
     sync_batch_norm: bool = False
-    collective_timeout: float = 60.0
+    collective_timeout: float = 50.0  # torchrun waits 30 more for a process that is stopped
     features: bool | str | int = AUTO
 
     def __post_init__(self) -> None:
