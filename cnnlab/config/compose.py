@@ -156,7 +156,17 @@ def _compose_auto(composed: DictConfig, overrides: Sequence[str], load: Load) ->
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes a folder that a batch system made, or in which a run was killed before it wrote anything."""
+    """Removes a folder that a batch system made, or in which a run was killed before it wrote anything.
+
+    One that a run holds is left: another job has just made it.
+    """
+    from filelock import FileLock, Timeout  # few commands need it
+
+    try:
+        with FileLock(folder / ".lock").acquire(blocking=False):
+            pass
+    except (Timeout, OSError, NotImplementedError):  # the last: a file system without locks
+        return
     for name in (".lock", ".lock-holder", "..lock-holder.tmp", ".config.yaml.tmp"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it has something in it: that it exists is reported later

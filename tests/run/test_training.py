@@ -102,6 +102,23 @@ def test_the_config_keeps_interpolations_and_nothing_of_one_command(
     assert not [path for path in files if "hunter2" in path.read_text()]
 
 
+def test_of_two_jobs_that_continue_or_start_a_run_the_second_is_refused(in_tmp_path: Path) -> None:
+    """Whether the first has just made its directory, or has begun to train."""
+    job = ("run_dir=run", "resume=auto")
+    first = RunDirectory.create("fast", Path("run"))
+    refused = train_fast(*job)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "run_dir: " in refused.err and "exists" in refused.err
+    first.release()
+    ok(train_fast(*job))
+    again = RunDirectory.open(Path("run"), "resume")
+    again.lock()
+    refused = train_fast(*job)
+    again.release()
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "resume: run is in use by process" in refused.err
+
+
 def test_every_record_is_a_line(completed_run: Path) -> None:
     assert steps(completed_run, "train") == [2, 4, 6]
     assert steps(completed_run, "val") == [3, 6]
