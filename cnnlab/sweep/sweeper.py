@@ -6,7 +6,7 @@ jobs. Ours gives each a fresh process; Hydra's own (`hydra/launcher=basic`) can 
 
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from cnnlab.config.compose import CONFIGS
 from cnnlab.config.explain import explain
 from cnnlab.config.hydra_internals import parse_overrides, returned_error
 from cnnlab.config.programs import command, given
+from cnnlab.config.run_config import differences
 from cnnlab.config.saved_config import trusted_names
 from cnnlab.config.sections import is_quiet
 from cnnlab.run.files import make_sweep_directory
@@ -266,23 +267,22 @@ def _without_sweep(arguments: Sequence[str]) -> list[str]:
 
 def _check_same(saved: SavedSweep, new: SavedSweep, folder: Path) -> None:
     """Raises `ConfigError` where YAML has changed since: the rest of the sweep would be another."""
-    for name, then, now in (("space", saved.space, new.space), *_differences(saved, new)):
-        if then != now:
-            raise ConfigError(
-                f"resume: {folder} was started with another {name}: expected {then}, received {now}; a new sweep "
-                "starts without resume"
-            )
+    for name, (then, now) in _differences(saved, new).items():
+        raise ConfigError(
+            f"resume: {folder} was started with another {name}: expected {then}, received {now}; a new sweep "
+            "starts without resume"
+        )
 
 
-def _differences(saved: SavedSweep, new: SavedSweep) -> list[tuple[str, Any, Any]]:
-    """Keys of the config and of the sweep with their values then and now, where they differ."""
+def _differences(saved: SavedSweep, new: SavedSweep) -> dict[str, tuple[Any, Any]]:
+    """Keys of the sweep and of the config with their values then and now, where they differ."""
     kept = ("sampler", "seed", "metric", "direction", "pruner", "study")
-    sweeps = [(f"sweep.{key}", _listed(saved.sweep.get(key)), _listed(new.sweep.get(key))) for key in kept]
+    sweeps = {f"sweep.{key}": (_listed(saved.sweep.get(key)), _listed(new.sweep.get(key))) for key in kept}
     then, now = (OmegaConf.to_container(OmegaConf.create(one.config), resolve=False) for one in (saved, new))
-    assert isinstance(then, Mapping)
-    assert isinstance(now, Mapping)
-    sections = [(str(key), then.get(key), now.get(key)) for key in {**then, **now}]
-    return [*sweeps, *sections]
+    assert isinstance(then, dict)
+    assert isinstance(now, dict)
+    pairs = {"space": (saved.space, new.space), **sweeps}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]} | differences(then, now)
 
 
 def _listed(value: Any) -> Any:

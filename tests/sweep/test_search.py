@@ -154,7 +154,7 @@ def test_a_search_is_resumed_as_it_was(pretended: Path) -> None:
     (sweep / "sweep.yaml").write_text(saved.replace("momentum: 0.9", "momentum: 0.8"))
     answer = run(train, f"resume={sweep}", BASIC)
     assert answer.code == 2
-    assert "was started with another optimizer" in answer.err
+    assert "was started with another optimizer.momentum: expected 0.8, received 0.9; a new sweep" in answer.err
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_continues(pretended: Path) -> None:
