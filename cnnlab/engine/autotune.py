@@ -176,7 +176,8 @@ def one_line(trials: Sequence[Trial]) -> str:
         return "trainer.execution: no step could be timed, so the defaults stay"
     if chosen.execution == default.execution:
         tried = len([trial for trial in trials if trial.times])
-        return f"trainer.execution: the defaults, {chosen.milliseconds:,.2f} ms a step ({tried} ways were timed)"
+        timed = "1 way was timed" if tried == 1 else f"{tried} ways were timed"
+        return f"trainer.execution: the defaults, {chosen.milliseconds:,.2f} ms a step ({timed})"
     fields = zip(asdict(chosen.execution).items(), asdict(default.execution).values(), strict=True)
     changed = " ".join(f"{name}={str(value).lower()}" for (name, value), before in fields if value != before)
     instead = f" instead of {default.milliseconds:,.2f} ms" if default.times else ""

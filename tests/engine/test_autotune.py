@@ -226,4 +226,5 @@ def test_one_line_says_what_was_chosen_beside_the_defaults() -> None:
     )
     default.verdict, other.verdict = "chosen", ""
     assert one_line([default, other]) == "trainer.execution: the defaults, 2.00 ms a step (2 ways were timed)"
+    assert one_line([default]) == "trainer.execution: the defaults, 2.00 ms a step (1 way was timed)"
     assert "no step could be timed" in one_line([Trial(Execution(), [], verdict="chosen (out of memory)")])
