@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -278,9 +278,7 @@ def _differences(saved: SavedSweep, new: SavedSweep) -> dict[str, tuple[Any, Any
     """Keys of the sweep and of the config with their values then and now, where they differ."""
     kept = ("sampler", "seed", "metric", "direction", "pruner", "study")
     sweeps = {f"sweep.{key}": (_listed(saved.sweep.get(key)), _listed(new.sweep.get(key))) for key in kept}
-    then, now = (OmegaConf.to_container(OmegaConf.create(one.config), resolve=False) for one in (saved, new))
-    assert isinstance(then, dict)
-    assert isinstance(now, dict)
+    then, now = (cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(one.config))) for one in (saved, new))
     pairs = {"space": (saved.space, new.space), **sweeps}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]} | differences(then, now)
 
