@@ -108,7 +108,8 @@ def test_of_two_jobs_that_continue_or_start_a_run_the_second_is_refused(in_tmp_p
     first = RunDirectory.create("fast", Path("run"))
     refused = train_fast(*job)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "run_dir: " in refused.err and "exists" in refused.err
+    assert "run_dir: " in refused.err
+    assert "exists" in refused.err
     first.release()
     ok(train_fast(*job))
     again = RunDirectory.open(Path("run"), "resume")
