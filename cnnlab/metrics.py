@@ -228,7 +228,7 @@ def report(
     confusion_KK = confusion_matrix(prediction_N, target_N, len(class_names))
     right_K, predicted_K, labelled_K = confusion_KK.diagonal(), confusion_KK.sum(0), confusion_KK.sum(1)
     occurs_K = (predicted_K + labelled_K) > 0
-    per_class = {  # a count of 0 is that of nothing right: 0/1
+    per_class = {  # 0/1 and not 0/0 for a class without predictions or images
         "precision": right_K / predicted_K.clamp_min(1),
         "recall": right_K / labelled_K.clamp_min(1),
         "f1": 2 * right_K / (predicted_K + labelled_K).clamp_min(1),

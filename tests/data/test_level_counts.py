@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_those_of_other_images_of_the_file_are_kept_beside_them(images: Images) 
 
 
 @pytest.mark.parametrize("damage", [lambda text: text.replace("[[", "[[1", 1), lambda text: text[:-9], lambda _: "[]"])
-def test_a_damaged_file_of_counts_is_written_again(images: Images, damage) -> None:
+def test_a_damaged_file_of_counts_is_written_again(images: Images, damage: Callable[[str], str]) -> None:
     counts_C256 = level_counts(images)
     (kept,) = kept_files()
     before = kept.read_text()
