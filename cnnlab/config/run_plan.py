@@ -14,6 +14,7 @@ from cnnlab.config.auto import Resolved
 from cnnlab.config.init_from import InitFrom
 from cnnlab.config.published import Published
 from cnnlab.data.augmentation import Augmentation
+from cnnlab.data.file_source import FileSource
 from cnnlab.data.mixing import Mixing
 from cnnlab.data.placement import Placement, place
 from cnnlab.data.settings import DataSettings
@@ -68,7 +69,7 @@ class RunPlan:
     @cached_property
     def placement(self) -> Placement:
         """Where the images lie, decided by the memory that is free when this is first asked for."""
-        return place(self.data, self.spec, self.device)
+        return place(self.data, self.spec, self.device, mapped=isinstance(self.source, FileSource))
 
     def meter(self) -> Meter | None:
         """Measures the named metrics, where there are any."""

@@ -183,7 +183,8 @@ def _loader(
     options |= {"rank": rank(), "world_size": world_size()}
     if placement.resident:
         return ResidentLoader(images, normalization, batch_size, device=device, **options)
-    return StreamingLoader(images, normalization, batch_size, device=device, workers=placement.workers, **options)
+    options |= {"workers": placement.workers, "kept_there": placement.fits}
+    return StreamingLoader(images, normalization, batch_size, device=device, **options)
 
 
 def load_network(plan: RunPlan, checkpoint: Checkpoint) -> nn.Module:

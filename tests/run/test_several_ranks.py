@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from commands import run
 from fast_run import read_json, train_fast
+from image_folders import write_folders
 from two_ranks import in_two_ranks, needs_loopback
 
 from cnnlab.cli import evaluate, train
@@ -28,6 +29,7 @@ ALIKE = (
     "loss.weight=balanced",
     "trainer.log_every=1",
 )
+IMAGES = ("data=image_folder", "data.root=images", "data.size=8", "data.validation.count=8")
 METRICS = ("metrics={f1: {type: f1_score, average: macro}, area: auroc}",)
 DRAWN = ("model=cnn", "trainer.log_every=1", "trainer.checkpoint_every=1")
 PLAIN_CNN = ("model=cnn", "~model.blocks.dropout1")
@@ -45,6 +47,7 @@ LONG_CASES = {
     "train:compiled": [*ALIKE, "trainer.execution.compile=true", "run_dir=compiled"],
     "train:lookahead": [*ALIKE, "trainer.ema=null", "trainer.lookahead={every: 2}", "run_dir=lookahead"],
     "train:streaming": [*ALIKE, "data.memory_fraction=1e-9", "data.workers=1", "run_dir=streaming"],
+    "train:shared": [*ALIKE, *IMAGES, "data.limit=null", "run_dir=shared"],
     "train:time": [*DRAWN, "trainer.max_time=1e-9", "trainer.profile=true", "run_dir=time"],
     "train:metrics": [*ALIKE, *METRICS, "run_dir=measured"],
     "evaluate": ["run=measured", "split=val"],
@@ -66,6 +69,7 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def long_answers(folder: Path) -> list[dict[str, Any]]:
+    write_folders(folder / "images", {"train/cat": 40, "train/dog": 51, "test/cat": 5, "test/dog": 5})
     return in_two_ranks(LONG_CASES, folder)
 
 
@@ -122,6 +126,16 @@ def test_what_computes_or_averages_otherwise_trains_as_one(
 ) -> None:
     assert [rank[f"train:{name}"]["code"] for rank in long_answers] == [0, 0], long_answers
     assert_as_one_rank(folder / name, *ALIKE, *overrides)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_one_copy_of_the_images_train_as_one(
+    long_answers: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [rank["train:shared"]["code"] for rank in long_answers] == [0, 0], long_answers
+    assert "data: one copy for the 2 ranks of this machine, from " in long_answers[0]["train:shared"]["out"]
+    monkeypatch.chdir(folder)
+    assert_as_one_rank(folder / "shared", *ALIKE, *IMAGES, "data.limit=null")
 
 
 @pytest.mark.slow
