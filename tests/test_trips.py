@@ -129,7 +129,9 @@ def holds_images(value: Any, batch: Batch) -> bool:
     )
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    "execution", [pytest.param(name, marks=[pytest.mark.slow] if name == "compiled" else []) for name in EXECUTIONS]
+)
 def test_a_batch_enters_at_most_six_files_downward(
     in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: str
 ) -> None:

@@ -120,9 +120,10 @@ def _compose(composed: DictConfig, overrides: Sequence[str], load: Load) -> Dict
     if not values and not experiment:
         return composed
     config = load([str(override.input_line) for override in groups])
-    if isinstance(experiment, str):
+    given = internals.load_file(f"experiment/{experiment}") if isinstance(experiment, str) else {}
+    if _names_types(given):
         chosen = [f"{group}={choice}" for group, choice in choices.items() if not group.startswith("hydra/")]
-        _replace_components(config, load(chosen), internals.load_file(f"experiment/{experiment}"))
+        _replace_components(config, load(chosen), given)
     apply_overrides(config, values)
     _check_validation_beside_folds(config, values)
     return config
@@ -182,6 +183,12 @@ def _latest(name: str) -> Path:
             f"resume: latest finds no run with a checkpoint in {folder.absolute()}: expected name=NAME of one"
         )
     return runs[-1]
+
+
+def _names_types(mapping: Any) -> bool:
+    """True if a component in it could replace another."""
+    mappings = [node for name in mapping if internals.is_mapping(node := internals.raw_node(mapping, name))]
+    return any("type" in node or _names_types(node) for node in mappings)
 
 
 def _replace_components(config: DictConfig, without: DictConfig, experiment: Any) -> None:

@@ -57,7 +57,7 @@ def groups() -> list[str]:
 
 def choices(group: str) -> list[str]:
     """The configs of a group; empty where there is no such group."""
-    return sorted(config_loader().get_group_options(group))
+    return sorted(config_loader().repository.get_group_options(group))  # the loader's own copies all of it first
 
 
 def load(config_name: str, overrides: list[str]) -> DictConfig:

@@ -173,6 +173,7 @@ def test_a_killed_worker_is_named(monkeypatch: pytest.MonkeyPatch, streaming: Ca
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_where_the_workers_were_asked_to_end_the_run_gets_its_batches_all_the_same(
     monkeypatch: pytest.MonkeyPatch, streaming: Callable[..., ImageLoader]
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_run_that_streams_reports_it_and_learns_the_same_to_the_bit(
     assert losses(own / "a") == losses(own / "b") == losses(own / "c")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_larger_machine_is_evaluated_here_and_resumed_with_other_workers(own: Path) -> None:
     assert train_on(own / "images", *STREAMING, path="streaming").code == 0
     config = own / "streaming" / "config.yaml"
@@ -185,6 +186,7 @@ def test_a_cache_that_cannot_be_kept_leaves_no_run(in_tmp_path: Path, monkeypatc
     assert [path.name for path in in_tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run_with_its_name(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.data.streaming._Stored.__getitem__", lambda stored, rows: os._exit(7))
     answer = train_on(own / "images", *STREAMING, path="dying")

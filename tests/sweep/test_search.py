@@ -200,6 +200,7 @@ def test_trials_whose_step_takes_too_long_are_refused(pretended: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_is_a_metric_that_is_measured_once(pretended: Path) -> None:
     ok(search("model.blocks.hidden1.out_features=8,64", LR, "sweep.metric=[accuracy/val, ms]", "sweep.n_trials=4"))
     sweep = sweep_of(pretended)
