@@ -6,7 +6,7 @@ from statistics import median
 
 LOOKED_AT = 500  # images at most
 SMALLEST = 16
-LARGEST = 64
+LARGEST = 128
 LONG = 2.0  # ratio of the sides from which the middle alone would leave most of an image out
 LONGEST_RATIO = 4
 STEP = 8
@@ -22,8 +22,9 @@ def sample(paths: Sequence[str], count: int) -> list[str]:
 def auto_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """(H, W) for images of these sizes: a square by the median of the shorter sides.
 
-    It is at least 16 and at most 64: more detail costs time, and on some hundred images it adds little. Where the usual
-    image is at least twice as long as it is wide, or the reverse, the longer side is as much longer, up to four times.
+    It is at least 16 and at most 128: more detail costs memory and time, and adds the less, the more there is. Where
+    the usual image is at least twice as long as it is wide, or the reverse, the longer side is as much longer, up to
+    four times.
     """
     shorter = median(min(size) for size in sizes)
     side = round(min(max(shorter, SMALLEST), LARGEST))
