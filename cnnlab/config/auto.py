@@ -18,9 +18,9 @@ from cnnlab.runtime.errors import ArgumentError, Complaints
 KEYS = ("data.size", "data.batch_size", "trainer.epochs", "trainer.ema", "trainer.monitor")
 UNKNOWN = {"epochs": 1, "ema": None, "monitor": "accuracy/val"}  # while the data are not known: nothing is trained
 
-STEPS_PER_EPOCH = 64  # that a batch aims at
+STEPS_PER_EPOCH = 128  # that a batch aims at
 SMALLEST_BATCH, LARGEST_BATCH = 16, 128
-EPOCHS_OF_ONE, POWER = 400, -0.35  # epochs by images: 54 for 300, 29 for 1,800, 20 for 5,000, 9 for 50,000
+EPOCHS_OF_ONE, POWER = 300, -0.25  # epochs by images: 72 for 300, 46 for 1,800, 36 for 5,000, 20 for 50,000
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 100
 AVERAGED = 0.05  # fraction of the steps that an average of the weights spans
 LARGEST_DECAY = 0.999
@@ -133,7 +133,7 @@ def _validation_images(data: DataSettings, spec: DataSpec) -> int:
 
 
 def auto_batch_size(images: int) -> int:
-    """The power of two nearest to 64 steps an epoch, 16 to 128, and no more than there are images."""
+    """The power of two nearest to 128 steps an epoch, 16 to 128, and no more than there are images."""
     nearest = 2 ** round(math.log2(max(1, images / STEPS_PER_EPOCH)))
     return min(max(nearest, SMALLEST_BATCH), LARGEST_BATCH, images)
 

@@ -26,7 +26,7 @@ def plan(*overrides: str, **data: Any) -> RunPlan:
 
 
 @pytest.mark.parametrize(
-    ("images", "size"), [(1, 1), (5, 5), (300, 16), (1800, 32), (5000, 64), (10_000, 128), (10**6, 128)]
+    ("images", "size"), [(1, 1), (5, 5), (300, 16), (1800, 16), (5000, 32), (10_000, 64), (20_000, 128), (10**6, 128)]
 )
 def test_a_batch_is_a_power_of_two_within_the_set(images: int, size: int) -> None:
     assert auto_batch_size(images) == size
@@ -55,22 +55,22 @@ def test_every_auto_becomes_a_value_that_trains_and_is_explained() -> None:
     found = plan(*AUTO)
     assert found.auto.values == {
         "data.batch_size": 16,
-        "trainer.epochs": 33,
-        "trainer.ema": 0.992,
+        "trainer.epochs": 50,
+        "trainer.ema": 0.995,
         "trainer.monitor": None,
     }
     assert found.auto.lines == [
-        "auto: data.batch_size=16, trainer.epochs=33, trainer.ema=0.992; for 1,257 training images",
+        "auto: data.batch_size=16, trainer.epochs=50, trainer.ema=0.995; for 1,257 training images",
         "auto: trainer.monitor=null, the last weights count; for 180 validation images",
     ]
     assert found.data.batch_size == 16
-    assert (found.settings.epochs, found.settings.ema, found.settings.monitor) == (33, 0.992, None)
-    assert found.total_steps == 33 * (1257 // 16)
+    assert (found.settings.epochs, found.settings.ema, found.settings.monitor) == (50, 0.995, None)
+    assert found.total_steps == 50 * (1257 // 16)
 
 
 def test_a_value_that_is_given_wins_and_the_others_follow_it() -> None:
     found = plan(*AUTO, "data.batch_size=100", "trainer.max_steps=40")
-    assert found.auto.values == {"trainer.epochs": 33, "trainer.ema": 0.5, "trainer.monitor": None}
+    assert found.auto.values == {"trainer.epochs": 50, "trainer.ema": 0.5, "trainer.monitor": None}
     assert plan().auto.values == {}
     assert plan(*AUTO, "trainer.lookahead={every: 5}").settings.ema is None
 
