@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -18,6 +19,7 @@ from cnnlab.runtime.terminal import print_wrapped, printable
 
 FORMAT = "cnnlab images 2"
 LOCK = ".lock"  # of all decoding into a folder
+KEPT = 7 * 24 * 3600  # seconds for which a decoding that was stopped can be continued
 
 
 def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReader) -> Images:
@@ -25,7 +27,8 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
 
     They are in a file that is mapped into memory, keyed by the images' relative paths, sizes and modification times,
     the labels, the reader's settings and the decoder's version; a file whose content changes while its size and
-    modification time stay is not noticed. A decoding that was stopped continues with the images that are missing.
+    modification time stay is not noticed. A decoding that was stopped continues with the images that are missing; it is
+    kept for a week.
     Raises `ConfigError` for images that cannot be read, or a cache that cannot be written.
     """
     folder = cache_folder()
@@ -48,7 +51,9 @@ def read_files(root: Path, paths: Sequence[str], y_N: Tensor, reader: ImageReade
 
     def make() -> Images:
         for left in folder.glob("*.part"):
-            if left != temporary or left.stat().st_size != cached.file_size:
+            begun = left.stat()
+            is_old = begun.st_mtime < time.time() - KEPT
+            if is_old or (left == temporary and begun.st_size != cached.file_size):
                 left.unlink()
         return cached.make(y_N, temporary, decode)
 

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,24 @@ def test_whatever_the_images_follow_from_makes_another_file(root: Path, change: 
     assert len(files()) == 2
 
 
-def test_another_version_of_the_decoder_decodes_anew_and_clears_what_was_left(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_of_the_decoder_decodes_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(root)
-    left = cache_folder() / "0123.part"  # by a killed process
-    left.write_bytes(b"half")
     monkeypatch.setattr("PIL.__version__", "0.0.1")
     read(root)
-    assert not left.exists()
     assert len(files()) == 2
+
+
+@pytest.mark.parametrize(("days", "is_kept"), [(6.9, True), (7.1, False)])
+def test_what_a_killed_decoding_of_other_images_has_begun_is_kept_for_a_week(
+    root: Path, days: float, is_kept: bool
+) -> None:
+    cache_folder().mkdir(parents=True)
+    left = cache_folder() / "0123.part"
+    left.write_bytes(b"half")
+    then = time.time() - days * 24 * 3600
+    os.utime(left, (then, then))
+    read(root)
+    assert left.exists() == is_kept
 
 
 def cut(content: bytearray) -> bytes:
