@@ -4,6 +4,7 @@ The files may come from a stranger. An image's format is detected from its conte
 its header before a pixel is decoded; a link is followed only where it stays inside the folder of the data.
 """
 
+import contextlib
 import os
 import stat
 import sys
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -39,6 +41,8 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 CHUNK = 64  # files a task: a future for each would cost as much as a small image
 MOST_THREADS = 8  # each may hold one large image
+TINY = 2048  # bytes of a file, such as one of 32×32 pixels, that one thread decodes sooner than two that share Python
+LOOKED_AT = 64  # files, for how large they are
 PATIENCE = 2.0  # seconds before a progress bar appears
 MOST_LISTED = 5
 TURNED = (5, 6, 7, 8)  # orientations whose sides are swapped
@@ -116,7 +120,7 @@ class ImageReader:
                     keep(row, x_CHW)
             return refused
 
-        pool = ThreadPoolExecutor(min(MOST_THREADS, cpu_count()))
+        pool = ThreadPoolExecutor(_threads(paths))
         try:
             with _large_images_unannounced():
                 chunks = pool.map(read_chunk, range(0, len(paths), CHUNK))
@@ -161,6 +165,15 @@ class ImageReader:
             image = _resized(image, width, height, self.resize, resample)
         pixels_HWC = np.asarray(image).reshape(height, width, self.channels)
         return torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
+
+
+def _threads(paths: Sequence[Path]) -> int:
+    """One for tiny files, of which Python's own work is most; one for each processor for others."""
+    sizes = []
+    for path in paths[:: len(paths) // LOOKED_AT + 1]:
+        with contextlib.suppress(OSError):  # a missing file is reported when it is read
+            sizes.append(path.stat().st_size)
+    return 1 if sizes and median(sizes) < TINY else min(MOST_THREADS, cpu_count())
 
 
 def read_sizes(paths: Sequence[Path]) -> tuple[list[tuple[int, int]], list[str]]:

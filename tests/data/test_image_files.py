@@ -1,6 +1,7 @@
 import io
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,23 @@ def test_many_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
     assert x_NCHW.shape == (150, 3, 8, 8)
     assert x_NCHW.is_contiguous()
     assert all(np.array_equal(hwc(x_NCHW[number]), noise(8, 8, seed=number)) for number in range(150))
+
+
+@pytest.mark.parametrize(("side", "threads"), [(8, 1), (64, 3)])  # files of 0.3 and 12 kB
+def test_tiny_files_are_read_by_one_thread_and_others_by_as_many_as_there_are_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, threads: int
+) -> None:
+    started: list[int] = []
+
+    def pool(workers: int) -> ThreadPoolExecutor:
+        started.append(workers)
+        return ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr("cnnlab.data.image_files.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("cnnlab.data.image_files.cpu_count", lambda: 3)
+    paths = [write_image(tmp_path / f"{number}.png", noise(side, side, seed=number)) for number in range(3)]
+    ImageReader((8, 8), 3).read_all(paths)
+    assert started == [threads]
 
 
 def test_all_that_cannot_be_read_come_in_one_message(tmp_path: Path) -> None:
