@@ -4,7 +4,6 @@ The files may come from a stranger. An image's format is detected from its conte
 its header before a pixel is decoded; a link is followed only where it stays inside the folder of the data.
 """
 
-import contextlib
 import os
 import stat
 import sys
@@ -12,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -171,7 +170,7 @@ def _threads(paths: Sequence[Path]) -> int:
     """One for tiny files, of which Python's own work is most; one for each processor for others."""
     sizes = []
     for path in paths[:: len(paths) // LOOKED_AT + 1]:
-        with contextlib.suppress(OSError):  # a missing file is reported when it is read
+        with suppress(OSError):  # a missing file is reported when it is read
             sizes.append(path.stat().st_size)
     return 1 if sizes and median(sizes) < TINY else min(MOST_THREADS, cpu_count())
 

@@ -27,8 +27,8 @@ class StreamingLoader(ImageLoader):
     """Gathers from images in a mapped file, or in main memory where the device's is too small.
 
     A worker returns the stored images of a block of rows; all else happens on the device, as in any loader. Workers
-    live until `close`; with `workers=0` this process gathers. A file that fits into main memory may be `kept_there`:
-    the system is asked to read all of it. Raises `TrainingError` where a worker dies.
+    live until `close`; with `workers=0` this process gathers. Where a file `fits` into main
+    memory, the system is asked to read all of it ahead. Raises `TrainingError` where a worker dies.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class StreamingLoader(ImageLoader):
         *,
         device: torch.device,
         workers: int,
-        kept_there: bool = False,
+        fits: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(images, normalization, batch_size, device=device, **options)
         self.stored = _Stored(images)
         self.rows_N = images.rows_N
         if images.file is not None:
-            # images are read in random order: reading ahead after each would take a hundred times as long
+            # images are read in random order: reading on after each would take a hundred times as long
             with contextlib.suppress(AttributeError):  # on Windows
-                images.file.mapping.madvise(mmap.MADV_WILLNEED if kept_there else mmap.MADV_RANDOM)
+                images.file.mapping.madvise(mmap.MADV_WILLNEED if fits else mmap.MADV_RANDOM)
         self.workers = workers
         self._requests: list[np.ndarray] = []  # the rows of each block to come; the workers' DataLoader reads it
         self._reader: DataLoader[Tensor | str] | None = None

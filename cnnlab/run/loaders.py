@@ -183,7 +183,7 @@ def _loader(
     options |= {"rank": rank(), "world_size": world_size()}
     if placement.resident:
         return ResidentLoader(images, normalization, batch_size, device=device, **options)
-    options |= {"workers": placement.workers, "kept_there": placement.fits}
+    options |= {"workers": placement.workers, "fits": placement.fits}
     return StreamingLoader(images, normalization, batch_size, device=device, **options)
 
 
